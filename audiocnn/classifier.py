@@ -1,0 +1,158 @@
+"""Audio files in, results out: what the handler, the command line, evaluation and the batch job call.
+
+    bytes -> decode (per clip, may fail) -> windows -> one stack of log-mels -> engine -> softmax -> pool
+
+A clip that cannot be answered becomes an `AudioError` in its place; the others are not touched, and
+their answers do not depend on what is beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from audiocnn import audio, windows
+from audiocnn.config import AudioLimits, Config
+from audiocnn.engine import Engine
+from audiocnn.errors import AudioError
+from audiocnn.options import Options
+
+FloatArray = npt.NDArray[np.float32]
+
+SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: below it there is nothing to name
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What pictures are drawn from: one window, the one that is surest of the clip's top class."""
+
+    start: float  # seconds
+    end: float
+    log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
+    outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one clip; `audiocnn.answer` turns it into JSON."""
+
+    config: Config
+    options: Options
+    probs: FloatArray  # (num_classes,), sums to 1
+    window_probs: FloatArray  # (num_windows, num_classes)
+    spans: list[tuple[float, float]]  # start and end of every window, seconds
+    clip: audio.Clip
+    shown: Shown
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the whole clip is digital silence or close to it."""
+        return bool(np.abs(self.clip.waveform).max() < SILENCE_PEAK)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the model is too unsure to name the sound."""
+        threshold = self.config.unknown_threshold
+        return threshold is not None and float(self.probs.max()) < threshold
+
+    def top(self) -> list[tuple[str, float]]:
+        """The classes and confidences to report, surest first, as the options wish."""
+        allowed = self.options.classes or self.config.class_names
+        ranked = [
+            (self.config.class_names[i], float(self.probs[i])) for i in np.argsort(-self.probs, kind="stable")
+        ]
+        wanted = [(c, p) for c, p in ranked if c in allowed and p >= self.options.min_confidence]
+        return wanted[: self.options.top_k]
+
+
+class Classifier:
+    """A loaded model and the bounds on what it accepts."""
+
+    def __init__(self, engine: Engine, *, limits: AudioLimits | None = None) -> None:
+        self.engine = engine
+        self.config = engine.config
+        self.limits = limits or AudioLimits()
+
+    @classmethod
+    def load(
+        cls, path: Path, *, device: str = "cpu", threads: int | None = None, limits: AudioLimits | None = None
+    ) -> Classifier:
+        """From an exported file or a checkpoint folder, see `audiocnn.engine.Engine`."""
+        return cls(Engine(path, device=device, threads=threads), limits=limits)
+
+    def classify(
+        self, clips: Sequence[bytes], options: Sequence[Options | AudioError] | None = None
+    ) -> list[Result | AudioError]:
+        """Answer every clip; an `AudioError` among the options is handed through as that clip's answer."""
+        wishes = options if options is not None else [Options.parse({}, self.config)] * len(clips)
+        answers: list[Result | AudioError | None] = [None] * len(clips)
+        decoded: dict[int, audio.Clip] = {}
+        for number, (data, wish) in enumerate(zip(clips, wishes, strict=True)):
+            try:
+                if isinstance(wish, AudioError):
+                    raise wish
+                decoded[number] = audio.decode(
+                    data, sample_rate=self.config.frontend.sample_rate, limits=self.limits
+                )
+            except AudioError as error:
+                answers[number] = error
+        for outputs in {wish.graph_outputs for wish in wishes if isinstance(wish, Options)}:
+            group = {n: c for n, c in decoded.items() if wishes[n].graph_outputs == outputs}  # type: ignore[union-attr]
+            if group:
+                for number, result in self._run(group, wishes, outputs):
+                    answers[number] = result
+        assert all(answer is not None for answer in answers)
+        return answers  # type: ignore[return-value]
+
+    def _run(
+        self, clips: dict[int, audio.Clip], wishes: Sequence[Options | AudioError], outputs: tuple[str, ...]
+    ) -> list[tuple[int, Result]]:
+        """All windows of all clips of one group through the engine together."""
+        stacks = [self._log_mels(clip.waveform) for clip in clips.values()]
+        raw = self.engine.run(np.concatenate(stacks), outputs)
+        results = []
+        first = 0
+        for (number, clip), stack in zip(clips.items(), stacks, strict=True):
+            own = {name: array[first : first + len(stack)] for name, array in raw.items()}
+            first += len(stack)
+            options = wishes[number]
+            assert isinstance(options, Options)
+            results.append((number, self._result(clip, options, stack, own)))
+        return results
+
+    def _log_mels(self, waveform: FloatArray) -> FloatArray:
+        """`(num_windows, 1, n_mels, num_frames)`, one window at a time: a matrix product's rounding
+        depends on the shape of its operands, and no answer may depend on a neighbour."""
+        device = self.engine.device
+        with torch.inference_mode():
+            stack = [
+                self.engine.log_mel(torch.from_numpy(window[None]).to(device)).cpu()
+                for window in windows.cut(waveform, self.config.frontend)
+            ]
+        return torch.cat(stack).numpy()
+
+    def _result(
+        self, clip: audio.Clip, options: Options, log_mels: FloatArray, outputs: dict[str, FloatArray]
+    ) -> Result:
+        window_probs = softmax(outputs["logits"] / self.config.temperature)
+        probs = windows.pool(window_probs)
+        spans = windows.spans(len(clip.waveform), self.config.frontend)
+        surest = int(window_probs[:, probs.argmax()].argmax())
+        maps = {name: array[surest] for name, array in outputs.items() if name != "logits"}
+        shown = Shown(*spans[surest], log_mel=log_mels[surest, 0], outputs=maps)
+        return Result(self.config, options, probs, window_probs, spans, clip, shown)
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Probabilities along the last axis, float32, from logits that are finite.
+
+    A model that returns NaN is broken: better an error than a confident guess.
+    """
+    assert np.isfinite(logits).all(), "the network returned logits that are not finite"
+    exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)

@@ -1,0 +1,131 @@
+"""The one configuration: what the front end, the network and the decoder do, as frozen dataclasses.
+
+It is written by training into `config.json`, travels inside every exported file, and is read by all
+that runs the model; nothing re-declares a value of it. Imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from audiocnn.errors import ModelFileError
+
+FORMAT_VERSION = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioLimits:
+    """Bounds on one clip, checked on the header and again while decoding."""
+
+    max_seconds: float = 600.0
+    max_channels: int = 8
+    min_sample_rate: int = 1_000  # Hz
+    max_sample_rate: int = 384_000  # Hz
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontendConfig:
+    """Waveform -> log-mel. Lengths are in samples at `sample_rate`, frequencies in Hz."""
+
+    sample_rate: int = 44_100
+    clip_seconds: float = 5.0  # the length of the window that the network sees
+    n_fft: int = 2048
+    win_length: int = 2048
+    hop_length: int = 882  # 20 ms: 251 frames in 5 s
+    n_mels: int = 128
+    f_min: float = 0.0
+    f_max: float = 22_050.0
+    log_eps: float = 1e-10  # -100 dB below a full-scale sine: under the noise of 16-bit audio
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
+            raise ModelFileError(
+                f"f_min={self.f_min} and f_max={self.f_max} must satisfy 0 <= f_min < f_max <= "
+                f"sample_rate / 2 = {self.sample_rate / 2}"
+            )
+        if not 0 < self.hop_length <= self.win_length <= self.n_fft:
+            raise ModelFileError(
+                f"hop_length={self.hop_length}, win_length={self.win_length}, n_fft={self.n_fft} "
+                "must satisfy 0 < hop_length <= win_length <= n_fft"
+            )
+
+    @property
+    def window_samples(self) -> int:
+        """Samples in one window of `clip_seconds`."""
+        return round(self.clip_seconds * self.sample_rate)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the log-mel of one window (centred frames, as in `torch.stft(center=True)`)."""
+        return 1 + self.window_samples // self.hop_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network: a ResNet of basic blocks, `width` channels in its first stage."""
+
+    width: int = 64
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    dropout: float = 0.5
+
+    @property
+    def channels(self) -> tuple[int, int, int, int]:
+        """Channels of the four stages."""
+        return (self.width, 2 * self.width, 4 * self.width, 8 * self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that a model file says about itself; `to_json` and `from_json` are exact inverses."""
+
+    class_names: tuple[str, ...]
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    name: str = "audiocnn"
+    version: str = "1.0"
+    temperature: float = 1.0  # logits are divided by it before the softmax
+    unknown_threshold: float | None = None  # below this confidence: "I don't know"; None: never
+    fingerprint: str = ""  # SHA-256 of the stored front end, see audiocnn.frontend
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """A JSON document, two spaces of indent, keys in the order of the fields."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The config that `to_json` wrote.
+
+        Raises `ModelFileError` for what is not such a document or comes from a newer version of us.
+        """
+        try:
+            raw = json.loads(text)
+            version = raw["format_version"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ModelFileError(f"config.json is not a model configuration: {error!r}") from error
+        if version > FORMAT_VERSION:
+            raise ModelFileError(
+                f"this model has format_version {version}, this program reads up to {FORMAT_VERSION}: "
+                "upgrade AudioCNN Serve, or export the model again with this version"
+            )
+        try:
+            raw["frontend"] = _build(FrontendConfig, raw["frontend"])
+            raw["model"]["blocks"] = tuple(raw["model"]["blocks"])
+            raw["model"] = _build(ModelConfig, raw["model"])
+            raw["class_names"] = tuple(raw["class_names"])
+            return _build(cls, raw)
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"config.json lacks or mistypes a value: {error}") from error
+
+
+def _build(cls: type[T], raw: dict[str, Any]) -> T:
+    """`cls(**raw)`, with every key that `cls` does not have named in the error."""
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(raw) - known):
+        raise ModelFileError(f"config.json has unknown keys for {cls.__name__}: {', '.join(unknown)}")
+    return cls(**raw)

@@ -1,0 +1,98 @@
+"""Everything that can be wrong with a request or a model, in one table.
+
+    ValueError
+    ├── AudioError                  one clip cannot be answered; its neighbours are not touched
+    │   ├── EmptyAudio              400 empty_audio
+    │   ├── UndecodableAudio        400 undecodable_audio
+    │   ├── NotFiniteAudio          400 not_finite_audio
+    │   ├── BadOption               400 bad_option
+    │   ├── BadBase64               400 bad_base64
+    │   ├── AudioTooLong            413 audio_too_long
+    │   ├── TooManyChannels         413 too_many_channels
+    │   ├── SampleRateOutOfRange    413 sample_rate_out_of_range
+    │   └── UnsupportedFormat       415 unsupported_format
+    ├── ModelFileError              a checkpoint or an exported file cannot be used
+    └── DatasetError                a folder of labelled clips cannot be used
+
+An `AudioError` knows its code and its HTTP status, so the handler, the gateway, the command line and
+the batch job report the same thing in the same words.
+"""
+
+from __future__ import annotations
+
+
+class AudioError(ValueError):
+    """One clip, or the options sent with it, cannot be answered."""
+
+    code = "bad_audio"
+    status = 400
+
+    def to_dict(self) -> dict[str, dict[str, str]]:
+        """The JSON body of the error: `{"error": {"code": ..., "message": ...}}`."""
+        return {"error": {"code": self.code, "message": str(self)}}
+
+
+class EmptyAudio(AudioError):
+    """No bytes, or a valid file with no samples."""
+
+    code = "empty_audio"
+
+
+class UndecodableAudio(AudioError):
+    """A known container in which not one frame can be decoded."""
+
+    code = "undecodable_audio"
+
+
+class NotFiniteAudio(AudioError):
+    """Samples that are NaN or infinite."""
+
+    code = "not_finite_audio"
+
+
+class BadOption(AudioError):
+    """An option that does not exist, or a value it cannot take."""
+
+    code = "bad_option"
+
+
+class BadBase64(AudioError):
+    """JSON audio that is not base64."""
+
+    code = "bad_base64"
+
+
+class AudioTooLong(AudioError):
+    """More seconds than one request may carry."""
+
+    code = "audio_too_long"
+    status = 413
+
+
+class TooManyChannels(AudioError):
+    """More channels than any microphone array we answer for."""
+
+    code = "too_many_channels"
+    status = 413
+
+
+class SampleRateOutOfRange(AudioError):
+    """A sample rate that no sound card has: a broken header."""
+
+    code = "sample_rate_out_of_range"
+    status = 413
+
+
+class UnsupportedFormat(AudioError):
+    """Bytes that are in no container we know."""
+
+    code = "unsupported_format"
+    status = 415
+
+
+class ModelFileError(ValueError):
+    """A checkpoint or an exported model that is damaged, too new, or does not match its front end."""
+
+
+class DatasetError(ValueError):
+    """A dataset folder that is missing, empty or laid out in a way we do not read."""

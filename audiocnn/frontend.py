@@ -1,0 +1,112 @@
+"""Waveform -> log-mel spectrogram, as one module that training, export and serving share.
+
+Formula, per frame of a Hann window `w` of `win_length` samples, centred (zeros beyond the ends):
+
+    power   = |STFT|^2 / (sum w)^2        1/4 for a full-scale sine in the middle of a bin
+    mel     = filter_bank @ power         triangles on the Slaney mel scale, peak 1
+    log_mel = (ln(mel + log_eps) - mean[band]) / std[band]
+
+Nothing depends on a neighbour in the batch nor on the loudest sample of the clip (no `top_db`).
+The mel scale is that of Slaney's Auditory Toolbox (1998), the default of librosa; the tests compare
+with `torchaudio`. The arrays are stored in the checkpoint, not rebuilt by whoever loads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audiocnn.config import FrontendConfig
+from audiocnn.errors import ModelFileError
+
+_LINEAR_HZ = 200.0 / 3  # Hz per mel below 1 kHz
+_LOG_STEP = math.log(6.4) / 27.0  # ln(frequency ratio) per mel above it
+
+
+def hz_to_mel(hz: float) -> float:
+    """Slaney mel of a frequency in Hz: linear below 1 kHz, logarithmic above."""
+    if hz < 1000.0:
+        return hz / _LINEAR_HZ
+    return 1000.0 / _LINEAR_HZ + math.log(hz / 1000.0) / _LOG_STEP
+
+
+def mel_to_hz(mel: float) -> float:
+    """Inverse of `hz_to_mel`."""
+    if mel < 1000.0 / _LINEAR_HZ:
+        return mel * _LINEAR_HZ
+    return 1000.0 * math.exp(_LOG_STEP * (mel - 1000.0 / _LINEAR_HZ))
+
+
+def mel_points(config: FrontendConfig) -> list[float]:
+    """The `n_mels + 2` corners in Hz: band `i` rises from corner `i` to `i + 1` and falls to `i + 2`."""
+    mels = np.linspace(hz_to_mel(config.f_min), hz_to_mel(config.f_max), config.n_mels + 2)
+    return [mel_to_hz(float(mel)) for mel in mels]
+
+
+def filter_bank(config: FrontendConfig) -> Tensor:
+    """Triangular filters with peak 1: float32 `(n_mels, n_fft // 2 + 1)`.
+
+    Raises `ModelFileError` if a band is narrower than a bin and would always be empty.
+    """
+    corners = np.array(mel_points(config))[:, None]
+    bins = np.linspace(0.0, config.sample_rate / 2, config.n_fft // 2 + 1)
+    rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
+    bank = np.maximum(0.0, np.minimum(rising, falling))
+    if empty := int((bank.sum(axis=1) == 0).sum()):
+        raise ModelFileError(
+            f"{empty} of {config.n_mels} mel bands are empty at n_fft={config.n_fft}: raise n_fft, or "
+            "lower n_mels or sample_rate"
+        )
+    return torch.from_numpy(bank.astype(np.float32))
+
+
+class LogMel(nn.Module):
+    """`(batch, window_samples)` float32 in [-1, 1] -> `(batch, 1, n_mels, num_frames)` float32."""
+
+    window: Tensor
+    bank: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: FrontendConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("window", torch.hann_window(config.win_length, periodic=True))
+        self.register_buffer("bank", filter_bank(config))
+        self.register_buffer("mean", torch.zeros(config.n_mels, 1))
+        self.register_buffer("std", torch.ones(config.n_mels, 1))
+
+    def power_mel(self, waveform: Tensor) -> Tensor:
+        """Mel power before the logarithm: `(batch, n_mels, num_frames)`, 0 or more."""
+        spectrum = torch.stft(
+            waveform,
+            n_fft=self.config.n_fft,
+            hop_length=self.config.hop_length,
+            win_length=self.config.win_length,
+            window=self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        power = (spectrum.real.square() + spectrum.imag.square()) / self.window.sum().square()
+        return self.bank @ power
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """See the class: the normalised log-mel."""
+        log_mel = torch.log(self.power_mel(waveform) + self.config.log_eps)
+        return ((log_mel - self.mean) / self.std).unsqueeze(1)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the parameters and the stored arrays: equal front ends, equal fingerprints."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, array in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(array.cpu().contiguous().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,52 @@
+"""Long audio -> windows of one length -> one answer.
+
+The rule, shared by training, evaluation, serving and batch: a clip is zero-padded to one window of
+`clip_seconds`; a longer one is cut with 50 % overlap. What is left after the last whole window is
+dropped if it is shorter than 0.25 s, else a last window is aligned to the clip's end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from audiocnn.config import FrontendConfig
+
+MIN_TAIL_SECONDS = 0.25
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def starts(num_samples: int, config: FrontendConfig) -> list[int]:
+    """First sample of every window over a clip of `num_samples` at `config.sample_rate`."""
+    window = config.window_samples
+    if num_samples <= window:
+        return [0]
+    result = list(range(0, num_samples - window + 1, window // 2))
+    if num_samples - (result[-1] + window) >= MIN_TAIL_SECONDS * config.sample_rate:
+        result.append(num_samples - window)
+    return result
+
+
+def cut(waveform: FloatArray, config: FrontendConfig) -> FloatArray:
+    """The windows of a waveform `(num_samples,)`: float32 `(num_windows, window_samples)`."""
+    window = config.window_samples
+    if len(waveform) < window:
+        waveform = np.pad(waveform, (0, window - len(waveform)))
+    return np.stack([waveform[start : start + window] for start in starts(len(waveform), config)])
+
+
+def spans(num_samples: int, config: FrontendConfig) -> list[tuple[float, float]]:
+    """Start and end in seconds of the real audio in every window."""
+    last = num_samples / config.sample_rate
+    begins = [start / config.sample_rate for start in starts(num_samples, config)]
+    return [(begin, min(begin + config.clip_seconds, last)) for begin in begins]
+
+
+def pool(probs: FloatArray) -> FloatArray:
+    """Probabilities of the windows `(num_windows, num_classes)` -> those of the clip `(num_classes,)`.
+
+    The mean weighted by seconds of real audio. Only a clip of one window is ever padded, so within a
+    clip all weights are equal.
+    """
+    return np.asarray(probs.mean(axis=0), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Checkpoint -> TorchScript, ONNX and the TorchServe archive. Build time only: no server imports it."""

@@ -1,0 +1,99 @@
+"""Exported files -> `model_store/audiocnn.mar`, ready for TorchServe: `python -m export.archive`.
+
+The archive holds all that a worker needs: the handler, the core package `audiocnn/`, the graphs with
+weights, configuration and front end inside, and the class names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from audiocnn.engine import Engine
+from audiocnn.errors import ModelFileError
+from export.common import NAME
+
+ROOT = Path(__file__).resolve().parent.parent
+SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
+_MODEL_LINE = "model: audiocnn.onnx"
+
+
+def stage(store: Path, suffix: str, folder: Path) -> Engine:
+    """Copy what goes into the archive, as it will lie there; returns the engine over the staged files."""
+    shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (NAME + suffix, f"{NAME}-maps{suffix}"):
+        if not (store / name).is_file():
+            raise ModelFileError(f"{store / name} is missing: run `make export`")
+        shutil.copy(store / name, folder / name)
+    engine = Engine(folder / (NAME + suffix))
+    (folder / "config.json").write_text(engine.config.to_json(), encoding="utf-8")
+    settings = (ROOT / "handler" / "model-config.yaml").read_text(encoding="utf-8")
+    assert _MODEL_LINE in settings
+    chosen = settings.replace(_MODEL_LINE, f"model: {NAME}{suffix}")
+    (folder / "model-config.yaml").write_text(chosen, encoding="utf-8")
+    names = {str(number): name for number, name in enumerate(engine.config.class_names)}
+    (folder / "index_to_name.json").write_text(json.dumps(names, indent=1), encoding="utf-8")
+    return engine
+
+
+def build(store: Path, engine_name: str) -> Path:
+    """Stage, archive, unpack elsewhere and predict with it; only then does the file get its name."""
+    suffix = SUFFIXES[engine_name]
+    with tempfile.TemporaryDirectory() as temporary:
+        staged, built = Path(temporary, "mar"), Path(temporary, "built")
+        built.mkdir()
+        engine = stage(store, suffix, staged)
+        archiver = Path(sys.executable).with_name("torch-model-archiver")
+        command = [str(archiver), "--model-name", NAME, "--version", engine.config.version]
+        command += ["--handler", str(ROOT / "handler" / "audio_handler.py"), "--extra-files", str(staged)]
+        command += ["--export-path", str(built)]
+        subprocess.run(command, check=True)
+        smoke_test(built / f"{NAME}.mar", Path(temporary, "unpacked"))
+        part = store / f"{NAME}.mar.part"
+        shutil.copy(built / f"{NAME}.mar", part)
+        os.replace(part, store / f"{NAME}.mar")
+    return store / f"{NAME}.mar"
+
+
+def smoke_test(archive: Path, folder: Path) -> None:
+    """Load the handler from the unpacked archive, in a process that sees nothing of this checkout."""
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder)
+    program = (
+        "import audio_handler, audiocnn.samples as s, types\n"
+        "context = types.SimpleNamespace(system_properties={'model_dir': '.', 'gpu_id': None})\n"
+        "handler = audio_handler.AudioHandler()\n"
+        "handler.initialize(context)\n"
+        "(result,) = handler.classifier.classify([s.wav('rain')])\n"
+        "print('archive answers:', result.top()[0])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=False)
+    if run.returncode:
+        raise ModelFileError("the archive does not load in a clean process, see above: not written")
+
+
+def main() -> int:
+    """Build the archive."""
+    parser = argparse.ArgumentParser(prog="python -m export.archive", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
+    parser.add_argument("--engine", choices=SUFFIXES, default="onnxruntime", help="(%(default)s)")
+    args = parser.parse_args()
+    try:
+        archive = build(args.store, args.engine)
+    except (ModelFileError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{archive}  {archive.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

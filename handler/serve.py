@@ -1,0 +1,216 @@
+"""Start TorchServe and keep it: `python -m handler.serve`.
+
+It prepares the environment, starts TorchServe, waits until a real prediction comes back, and stops
+everything cleanly on Ctrl-C or SIGTERM. (TorchServe's own launcher dies of SIGTERM alone and leaves
+Java and the workers behind; the signal has to go to Java.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+import psutil
+import requests
+
+from audiocnn import samples
+
+MODEL = "audiocnn"
+_LOG_TAIL_LINES = 25
+
+
+class ServeError(ValueError):
+    """The server cannot start, with what to do about it."""
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """The `key=value` lines of a TorchServe configuration."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ServeError(f"cannot read the configuration: {error}") from error
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+class TorchServe:
+    """One TorchServe: the launcher, the Java front end and its workers, in a private folder for
+    sockets and unpacked models, so that two servers on one machine do not meet."""
+
+    def __init__(self, properties: Mapping[str, str], *, log_folder: Path) -> None:
+        self.properties = dict(properties)
+        self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
+        self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
+        self._log_folder = log_folder.resolve()
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def start(self) -> None:
+        """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand."""
+        self._check()
+        self._folder = Path(tempfile.mkdtemp(prefix="audiocnn-"))
+        config = self._folder / "config.properties"
+        config.write_text("".join(f"{k}={v}\n" for k, v in self.properties.items()), encoding="utf-8")
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
+        command += ["--ts-config", str(config), "--no-config-snapshots"]
+        with self.log_file.open("wb") as log:
+            self._launcher = subprocess.Popen(
+                command, env=self._environment(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _check(self) -> None:
+        archive = Path(self.properties.get("model_store", "."), f"{MODEL}.mar")
+        if not archive.is_file():
+            raise ServeError(f"{archive} is missing: build it with `make archive`")
+        if not shutil.which("java", path=self._environment()["PATH"]):
+            raise ServeError("there is no Java: `make setup` puts one into .venv/bin")
+        for name in ("inference_address", "management_address", "metrics_address"):
+            address = urlsplit(self.properties.get(name, ""))
+            if address.hostname and address.port and not _is_free(address.hostname, address.port):
+                raise ServeError(
+                    f"port {address.port} is taken: stop what listens there (torchserve --stop?), or "
+                    f"choose another: --set {name}=http://{address.hostname}:{address.port + 1000}"
+                )
+
+    def _environment(self) -> dict[str, str]:
+        assert sys.executable
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+        environment["LOG_LOCATION"] = environment["METRICS_LOCATION"] = str(self._log_folder)
+        if self._folder:
+            environment["TMPDIR"] = environment["TEMP"] = str(self._folder)
+        return environment
+
+    @property
+    def log_file(self) -> Path:
+        """Where everything that TorchServe prints goes."""
+        return self._log_folder / "torchserve.log"
+
+    def is_alive(self) -> bool:
+        """Whether the launcher, and with it Java, still runs."""
+        return self._launcher is not None and self._launcher.poll() is None
+
+    def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
+        """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.
+
+        `/ping` would not do: it says Healthy with no model loaded.
+        """
+        sound = samples.wav("rain")
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
+            try:
+                reply = requests.post(f"{self.inference}/predictions/{MODEL}", data=sound, timeout=10)
+                if reply.status_code == 200:
+                    return
+            except requests.RequestException:
+                pass  # not listening yet
+            time.sleep(0.2)
+        if stop and stop.is_set():
+            return
+        reason = "did not answer in time" if self.is_alive() else "stopped"
+        lines = self.log_file.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        raise ServeError(f"TorchServe {reason}. The end of {self.log_file}:\n" + "\n".join(lines))
+
+    def stop(self, *, grace_seconds: float = 10.0) -> None:
+        """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed."""
+        if self._launcher is not None:
+            processes = _family(self._launcher.pid)
+            for process in processes:
+                if process.name() == "java":
+                    process.terminate()
+            _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+            for process in alive:
+                process.kill()
+            self._launcher.wait()
+            self._launcher = None
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def run(server: TorchServe, *, timeout_seconds: float, grace_seconds: float) -> int:
+    """Serve until a signal; 0 after a clean stop, 1 if TorchServe ended by itself."""
+    stopping = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        server.start()
+        print(f"starting TorchServe, log in {server.log_file} ...", flush=True)
+        server.wait_ready(timeout_seconds, stopping)
+        if not stopping.is_set():
+            print(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}", flush=True)
+        while not stopping.wait(0.2):
+            if not server.is_alive():
+                raise ServeError(f"TorchServe ended by itself, see {server.log_file}")
+    finally:
+        server.stop(grace_seconds=grace_seconds)
+    print("stopped", flush=True)
+    return 0
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m handler.serve", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", type=Path, default=Path("config.properties"), help="(%(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a line of the configuration"
+    )
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder for logs (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds to become ready (%(default)s)")
+    parser.add_argument("--grace", type=float, default=10.0, help="seconds to stop in (%(default)s)")
+    args = parser.parse_args(arguments)
+    if wrong := [pair for pair in args.set if "=" not in pair]:
+        parser.error(f"--set {wrong[0]}: expected KEY=VALUE")
+    return args
+
+
+def main() -> int:
+    """Entry point."""
+    args = parse_arguments()
+    try:
+        properties = read_properties(args.config)
+        properties |= dict(pair.split("=", 1) for pair in args.set)
+        server = TorchServe(properties, log_folder=args.logs)
+        return run(server, timeout_seconds=args.timeout, grace_seconds=args.grace)
+    except ServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training and evaluation: `python -m training.train`, `python -m training.evaluate`."""
