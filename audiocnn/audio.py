@@ -34,6 +34,7 @@ FloatArray = npt.NDArray[np.float32]
 
 FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3 and AIFF"
 _BLOCK_FRAMES = 1 << 16
+_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
 _LOUD = 2.0  # lossy codecs overshoot full scale a little; beyond twice of it the scale is wrong
 
 
@@ -111,7 +112,7 @@ def _check_header(file: soundfile.SoundFile, limits: AudioLimits) -> None:
             f"A sample rate of {file.samplerate} Hz; it must be between {limits.min_sample_rate} and "
             f"{limits.max_sample_rate} Hz."
         )
-    if file.frames > limits.max_seconds * file.samplerate:
+    if _UNKNOWN_FRAMES != file.frames > limits.max_seconds * file.samplerate:
         raise _too_long(file.frames / file.samplerate, limits)
 
 
@@ -149,17 +150,21 @@ def _read(
 
 
 def _blocks(file: soundfile.SoundFile, warnings: list[str]) -> Iterator[FloatArray]:
-    """Blocks `(frames, channels)` until the file ends or breaks off."""
-    expected = file.frames
-    got = 0
-    while True:
+    """Blocks `(frames, channels)` until the file ends or breaks off.
+
+    Where a file breaks off, libsndfile has written the last good frames into the buffer, and soundfile
+    raises without saying how many: the NaNs that are left in the buffer do.
+    """
+    expected, got, goes_on = file.frames, 0, True
+    while goes_on:
+        block = np.full((_BLOCK_FRAMES, file.channels), np.nan, np.float32)
         try:
-            block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+            frames = len(file.read(out=block))
         except soundfile.LibsndfileError:
-            block = np.zeros((0, file.channels), np.float32)
-        if len(block) == 0:
-            break
-        got += len(block)
-        yield block
-    if 0 < got < expected:
+            frames = int(np.append(np.isnan(block[:, 0]), True).argmax())
+            goes_on = False
+        goes_on &= frames > 0
+        got += frames
+        yield block[:frames]
+    if 0 < got < expected != _UNKNOWN_FRAMES:
         warnings.append("The file is truncated; what could be decoded was used.")

@@ -45,6 +45,11 @@ def load_waveforms(clips: Sequence[LabelledClip], config: FrontendConfig, *, qui
     return torch.from_numpy(np.stack([waveform for waveform in loaded if waveform is not None]))
 
 
+def parse_folds(text: str) -> list[int]:
+    """`1,2,3` -> [1, 2, 3]; for argparse."""
+    return [int(fold) for fold in text.split(",")]
+
+
 def targets(clips: Sequence[LabelledClip], class_names: Sequence[str]) -> Tensor:
     """Class indices: int64 `(num_clips,)`."""
     index = {name: number for number, name in enumerate(class_names)}

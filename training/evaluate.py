@@ -21,6 +21,7 @@ from tqdm import tqdm
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import AudioError, DatasetError, ModelFileError
+from training.data import parse_folds
 
 _BATCH = 8
 
@@ -72,34 +73,53 @@ def worst_confusions(report: dict[str, Any], names: Sequence[str], count: int = 
     return [f"{names[t]} heard as {names[p]}: {confusion[t, p]}" for t, p in pairs if confusion[t, p]]
 
 
+def evaluate(model: Path, data: Path, folds: Sequence[int]) -> dict[str, Any]:
+    """`metrics` of a checkpoint folder, .onnx or .pt on folds of a dataset, with what was measured."""
+    classifier = Classifier.load(model)
+    dataset = read_dataset(data)
+    began = time.monotonic()
+    report = metrics(*predict(classifier, dataset, folds))
+    provenance = classifier.config.provenance
+    is_same_data = provenance.get("dataset") == dataset.name
+    trained_on = sorted(set(folds) & set(provenance.get("train_folds", []))) if is_same_data else []
+    return report | {
+        "dataset": dataset.name,
+        "folds": list(folds),
+        "trained_on": trained_on,  # folds that were also trained on: then this is not the model's accuracy
+        "class_names": list(classifier.config.class_names),
+        "model_sha256": classifier.engine.sha256,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report for people."""
+    if report["trained_on"]:
+        print(f"warning: the model was trained on fold {report['trained_on']}: this is not its accuracy")
+    print(
+        f"{report['num_clips']} clips of {report['dataset']}, folds {report['folds']}, {report['seconds']} s"
+    )
+    print(
+        f"accuracy {report['accuracy']:.2%}   top-3 {report['top3_accuracy']:.2%}   "
+        f"macro F1 {report['macro_f1']:.3f}"
+    )
+    print("\n".join(worst_confusions(report, report["class_names"])))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder, .onnx or .pt")
     parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
-    parser.add_argument("--folds", required=True, help="folds to measure on, for example 4")
+    parser.add_argument("--folds", type=parse_folds, required=True, help="folds to measure on, such as 4")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     args = parser.parse_args(arguments)
-    folds = [int(fold) for fold in args.folds.split(",")]
-    began = time.monotonic()
     try:
-        classifier = Classifier.load(args.checkpoint)
-        dataset = read_dataset(args.data)
-        report = metrics(*predict(classifier, dataset, folds))
+        report = evaluate(args.checkpoint, args.data, args.folds)
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    provenance = classifier.config.provenance
-    overlap = sorted(set(folds) & set(provenance.get("train_folds", [])))
-    if overlap and provenance.get("dataset") == dataset.name:
-        print(f"warning: the model was trained on fold {overlap}: this is not its accuracy")
-        report["trained_on"] = overlap
-    report |= {"dataset": dataset.name, "folds": folds, "model_sha256": classifier.engine.sha256}
-    seconds = time.monotonic() - began
-    print(f"{report['num_clips']} clips of {dataset.name}, folds {folds}, in {seconds:.0f} s")
-    print(f"accuracy {report['accuracy']:.2%}   top-3 {report['top3_accuracy']:.2%}", end="   ")
-    print(f"macro F1 {report['macro_f1']:.3f}")
-    print("\n".join(worst_confusions(report, classifier.config.class_names)))
+    print_report(report)
     if args.json:
         args.json.write_text(json.dumps(report) + "\n", encoding="utf-8")
     return 0

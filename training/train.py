@@ -31,7 +31,7 @@ from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
 from audiocnn.model import AudioCNN
 from training import augment
-from training.data import fit_normalisation, load_waveforms, targets
+from training.data import fit_normalisation, load_waveforms, parse_folds, targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
-    parser.add_argument("--train-folds", required=True, help="folds to train on, for example 1,2,3")
+    parser.add_argument("--train-folds", type=parse_folds, required=True, help="folds to train on: 1,2,3")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument(
         "--width", type=int, default=ModelConfig.width, help="channels of the first stage (%(default)s)"
@@ -250,10 +250,14 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
-    folds = [int(fold) for fold in args.train_folds.split(",")]
     try:
         train(
-            read_dataset(args.data), folds, recipe, FrontendConfig(), ModelConfig(width=args.width), args.out
+            read_dataset(args.data),
+            args.train_folds,
+            recipe,
+            FrontendConfig(),
+            ModelConfig(width=args.width),
+            args.out,
         )
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,162 @@
+"""Shared by all tests: where the real clips are, sounds, and a real TorchServe."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiocnn.classifier import Classifier
+from audiocnn.datasets import Dataset, LabelledClip, read_dataset
+from audiocnn.engine import Engine
+from handler.serve import read_properties
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINT = ROOT / "checkpoints" / "esc50"
+STORE = ROOT / "model_store"
+SAMPLE_RATE = 44_100
+
+
+@pytest.fixture(scope="session")
+def esc50() -> Dataset:
+    """The real clips; CI has them, elsewhere a test that needs them is skipped."""
+    folder = Path(os.environ.get("ESC50_DIR", ROOT / "data" / "ESC-50"))
+    if not (folder / "meta" / "esc50.csv").is_file():
+        message = f"no ESC-50 at {folder}: link it there or set ESC50_DIR"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return read_dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def fold4(esc50: Dataset) -> list[LabelledClip]:
+    """40 clips of the fold that the released model has not seen, spread over the classes."""
+    clips = sorted(esc50.folds([4]), key=lambda clip: clip.path.name)
+    return clips[::10]
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The engine that is served."""
+    return Engine(STORE / "audiocnn.onnx")
+
+
+@pytest.fixture(scope="session")
+def classifier(engine: Engine) -> Classifier:
+    return Classifier(engine)
+
+
+def sound_file(waveform: np.ndarray, *, sample_rate: int = SAMPLE_RATE, **options: str) -> bytes:
+    """A sound file of `(num_samples,)` or `(num_samples, channels)`; WAV, 16 bit unless told."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, sample_rate, **({"format": "WAV", "subtype": "PCM_16"} | options))
+    return file.getvalue()
+
+
+def tone(seconds: float, *, hz: float = 1000.0, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """A sine at half of full scale: float32 `(num_samples,)`."""
+    t = np.arange(round(seconds * sample_rate)) / sample_rate
+    return (0.5 * np.sin(2 * np.pi * hz * t)).astype(np.float32)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@dataclass
+class Server:
+    """A running TorchServe and how to reach it."""
+
+    process: subprocess.Popen[str]
+    inference: str
+    management: str
+    metrics: str
+    logs: Path
+
+    @property
+    def predictions(self) -> str:
+        return f"{self.inference}/predictions/audiocnn"
+
+    def batch_sizes(self) -> list[int]:
+        """Sizes of the batches that went to the workers so far, from the front end's log."""
+        lines = (self.logs / "torchserve.log").read_text().splitlines()
+        return [int(line.split("repeats ")[1].split()[0]) for line in lines if "cmd PREDICT repeats" in line]
+
+
+def server_settings(**model: object) -> dict[str, str]:
+    """The repository's configuration on free ports; keyword arguments change the model's entry."""
+    properties = read_properties(ROOT / "config.properties")
+    inference, management, metrics, grpc1, grpc2 = free_ports(5)
+    entry = json.loads(properties["models"])
+    entry["audiocnn"]["1.0"] |= model
+    return properties | {
+        "inference_address": f"http://127.0.0.1:{inference}",
+        "management_address": f"http://127.0.0.1:{management}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_port": str(grpc1),
+        "grpc_management_port": str(grpc2),
+        "models": json.dumps(entry),
+    }
+
+
+@contextmanager
+def running_server(logs: Path, settings: dict[str, str]) -> Iterator[Server]:
+    """`python -m handler.serve` with these settings, ready, and stopped afterwards."""
+    command = [sys.executable, "-m", "handler.serve", "--logs", str(logs)]
+    for key, value in settings.items():
+        command += ["--set", f"{key}={value}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith("ready"):
+                break
+        else:
+            pytest.fail("the server did not become ready:\n" + "".join(printed))
+        addresses = (settings[f"{name}_address"] for name in ("inference", "management", "metrics"))
+        yield Server(process, *addresses, logs=logs)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server as it is configured, on free ports."""
+    with running_server(tmp_path_factory.mktemp("logs"), server_settings()) as running:
+        yield running
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()

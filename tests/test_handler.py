@@ -1,0 +1,83 @@
+"""The three ways in which a request carries a clip, without a server."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from audiocnn.config import Config
+from audiocnn.errors import AudioError
+from audiocnn.options import Options
+from handler.audio_handler import read_request
+
+CONFIG = Config(class_names=("dog", "cat"))
+SOUND = bytes(range(256)) * 4
+TEXT = base64.b64encode(SOUND).decode()
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers"),
+    [
+        pytest.param({"body": bytearray(SOUND)}, {}, id="raw"),
+        pytest.param({"data": bytearray(SOUND)}, {}, id="multipart"),
+        pytest.param({"body": {"audio_data": TEXT}}, JSON, id="json audio_data"),
+        pytest.param({"body": {"data": TEXT}}, JSON, id="json data"),
+        pytest.param(
+            {"body": json.dumps({"data": TEXT}).encode()},
+            {"content-type": "application/json; charset=utf-8"},
+            id="json bytes",
+        ),
+        pytest.param({"body": {"data": "data:audio/wav;base64," + TEXT}}, JSON, id="data URL"),
+        pytest.param({"body": {"data": TEXT[:100] + "\n" + TEXT[100:]}}, JSON, id="wrapped lines"),
+    ],
+)
+def test_the_same_bytes_arrive(fields: dict, headers: dict) -> None:
+    audio, options = read_request(fields, headers, CONFIG)
+    assert audio == SOUND
+    assert options == Options.parse({}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers"),
+    [
+        ({"body": SOUND}, {"X-Top-K": "1", "Accept": "*/*", "X-Other": "ignored"}),
+        ({"body": SOUND}, {"x-top-k": "1"}),
+        ({"data": SOUND, "top_k": bytearray(b"1")}, {"X-TOP-K": "2"}),
+        ({"body": {"data": TEXT, "top_k": 1}}, JSON),
+    ],
+)
+def test_options_come_by_header_field_or_key(fields: dict, headers: dict) -> None:
+    _, options = read_request(fields, headers, CONFIG)
+    assert isinstance(options, Options)
+    assert options.top_k == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "code", "word"),
+    [
+        ({"data": SOUND, "topk": b"1"}, {}, "bad_option", "topk"),
+        ({"file": SOUND}, {}, "bad_option", "file"),
+        ({"body": {"data": TEXT, "sample_rate": 8000}}, JSON, "bad_option", "sample_rate"),
+        ({"body": SOUND}, {"X-Top-K": "many"}, "bad_option", "many"),
+        ({"body": {"data": "@@@"}}, JSON, "bad_base64", "base64"),
+        ({"body": {"data": 7}}, JSON, "bad_base64", "string"),
+        ({"body": b'{"data": '}, JSON, "bad_option", "JSON"),
+        ({"body": b"[" * 100_000}, JSON, "bad_option", "JSON"),
+        ({"body": [TEXT]}, JSON, "bad_option", "object"),
+    ],
+)
+def test_a_bad_request_is_that_clips_error(fields: dict, headers: dict, code: str, word: str) -> None:
+    _, error = read_request(fields, headers, CONFIG)
+    assert isinstance(error, AudioError)
+    assert error.code == code
+    assert word in str(error)
+
+
+def test_a_request_without_audio_is_empty() -> None:
+    for fields, headers in (({}, {}), ({"body": {}}, JSON), ({"top_k": b"3"}, {})):
+        audio, options = read_request(fields, headers, CONFIG)
+        assert audio == b""
+        assert isinstance(options, Options)

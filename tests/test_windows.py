@@ -1,0 +1,55 @@
+"""How long audio is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from audiocnn import windows
+from audiocnn.config import FrontendConfig
+
+CONFIG = FrontendConfig()
+RATE = CONFIG.sample_rate
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.00003, [0.0]),
+        (1.0, [0.0]),
+        (5.0, [0.0]),
+        (5.02, [0.0]),
+        (5.24, [0.0]),
+        (5.26, [0.0, 0.26]),
+        (7.0, [0.0, 2.0]),
+        (7.5, [0.0, 2.5]),
+        (7.6, [0.0, 2.5]),
+        (12.0, [0.0, 2.5, 5.0, 7.0]),
+    ],
+)
+def test_starts_of_windows(seconds: float, expected: list[float]) -> None:
+    assert [s / RATE for s in windows.starts(round(seconds * RATE), CONFIG)] == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("num_samples", [1, RATE, 5 * RATE - 1, 5 * RATE, 5 * RATE + 1, 13 * RATE + 17])
+def test_cut_is_fixed_in_shape_and_keeps_the_audio(num_samples: int) -> None:
+    waveform = np.arange(1, num_samples + 1, dtype=np.float32)
+    cut = windows.cut(waveform, CONFIG)
+    starts = windows.starts(num_samples, CONFIG)
+    assert cut.shape == (len(starts), CONFIG.window_samples)
+    for row, start in zip(cut, starts, strict=True):
+        real = min(CONFIG.window_samples, num_samples - start)
+        np.testing.assert_array_equal(row[:real], waveform[start : start + real])
+        assert not row[real:].any()
+
+
+def test_spans_end_with_the_audio() -> None:
+    assert windows.spans(RATE, CONFIG) == [(0.0, 1.0)]
+    assert windows.spans(7 * RATE, CONFIG) == [(0.0, 5.0), (2.0, 7.0)]
+
+
+def test_pool_is_a_distribution() -> None:
+    probs = np.array([[0.9, 0.1], [0.5, 0.5]], np.float32)
+    np.testing.assert_allclose(windows.pool(probs), [0.7, 0.3], atol=1e-6)

@@ -1,0 +1,49 @@
+"""A finished run -> the weights that are shipped: `python -m training.release`.
+
+Weights are stored in half precision, and measured as stored, by the code that serves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from audiocnn import checkpoint
+from audiocnn.errors import DatasetError, ModelFileError
+from training.data import parse_folds
+from training.evaluate import evaluate, print_report
+
+
+def release(run: Path, data: Path, folds: Sequence[int], out: Path) -> None:
+    """Write `out/` with weights, `config.json` and `metrics.json`; prints both precisions' accuracy."""
+    config, log_mel, model = checkpoint.load(run)
+    full = evaluate(run, data, folds)
+    checkpoint.save(out, config, log_mel, model, half=True)
+    report = evaluate(out, data, folds)
+    print_report(report)
+    print(f"accuracy of the float32 weights before: {full['accuracy']:.2%}")
+    report |= {"accuracy_float32": full["accuracy"], "training": config.provenance}
+    (out / "metrics.json").write_text(json.dumps(report, indent=None) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder that training.train wrote")
+    parser.add_argument("--data", type=Path, required=True, help="dataset with the held-out folds")
+    parser.add_argument("--folds", type=parse_folds, required=True, help="held-out folds to measure on")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
+    args = parser.parse_args(arguments)
+    try:
+        release(args.run, args.data, args.folds, args.out)
+    except (DatasetError, ModelFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
