@@ -36,6 +36,7 @@ def save(folder: Path, config: Config, log_mel: LogMel, model: AudioCNN, *, half
         tensors[f"model.{name}"] = value.half() if is_weight else value
     part = folder / (WEIGHTS + ".part")
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
+    part.chmod(0o644)  # safetensors writes for its owner only; a server may run as somebody else
     os.replace(part, folder / WEIGHTS)
     part = folder / (CONFIG + ".part")
     part.write_text(config.to_json(), encoding="utf-8")
