@@ -62,10 +62,16 @@ evaluate: $(STAMP) ## accuracy of CHECKPOINT on fold 4 of DATA
 .PHONY: export
 export: $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt ## TorchScript and ONNX into model_store/
 
-$(STORE)/audiocnn.onnx: $(STAMP) $(WEIGHTS) $(CORE) export/onnx.py export/common.py export/parity.py
+# Another CHECKPOINT than last time must be exported also if its files are older than the exports.
+SOURCE := $(STORE)/.checkpoint
+.PHONY: FORCE
+$(SOURCE): FORCE
+	@echo '$(CHECKPOINT)' | cmp -s - $@ || echo '$(CHECKPOINT)' > $@
+
+$(STORE)/audiocnn.onnx: $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/onnx.py export/common.py export/parity.py
 	$(PY) -m export.onnx --checkpoint $(CHECKPOINT) --out $(STORE)
 
-$(STORE)/audiocnn.pt: $(STAMP) $(WEIGHTS) $(CORE) export/torchscript.py export/common.py export/parity.py
+$(STORE)/audiocnn.pt: $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/torchscript.py export/common.py export/parity.py
 	$(PY) -m export.torchscript --checkpoint $(CHECKPOINT) --out $(STORE)
 
 .PHONY: archive
@@ -82,5 +88,5 @@ samples/rain.wav: $(STAMP) audiocnn/samples.py
 
 .PHONY: clean
 clean: ## remove what was built (not .venv, not data, not checkpoints)
-	rm -rf build samples logs $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt *.egg-info
+	rm -rf build samples logs $(SOURCE) $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from audiocnn.answer import render
@@ -48,9 +49,9 @@ def answer_file(classifier: Classifier, path: Path, options: Options) -> dict[st
 
 
 def _add_rows(table: Table, answer: dict[str, Any]) -> None:
-    name = Path(answer["file"]).name
+    name = escape(Path(answer["file"]).name)
     if error := answer.get("error"):
-        table.add_row(name, "", f"[red]{error['code']}[/red]", error["message"])
+        table.add_row(name, "", f"[red]{error['code']}[/red]", escape(error["message"]))
         return
     flags = [word for word in ("is_silent", "is_unknown") if answer[word]] + answer["warnings"]
     for row in answer["predictions"]:

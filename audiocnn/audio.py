@@ -33,7 +33,10 @@ from audiocnn.errors import (
 FloatArray = npt.NDArray[np.float32]
 
 FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3 and AIFF"
+_TRUNCATED = "The file is truncated; what could be decoded was used."
+_NOT_FINITE = "The audio has samples that are NaN, infinite, or too large to compute with."
 _BLOCK_FRAMES = 1 << 16
+_STREAM_BYTES = 0x7FFF_F000  # sizes from here on are what encoders write when they cannot know
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
 _LOUD = 2.0  # lossy codecs overshoot full scale a little; beyond twice of it the scale is wrong
 
@@ -66,12 +69,27 @@ def decode(data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) 
     with _open(data) as file:
         _check_header(file, limits)
         blocks, warnings = _read(file, sample_rate, limits)
-        if file.format in ("WAV", "AIFF") and _is_cut_off(data):
-            warnings.append("The file is truncated; what could be decoded was used.")
+    if _is_cut_off(data) and _TRUNCATED not in warnings:
+        warnings.append(_TRUNCATED)
     waveform = np.concatenate(blocks)
+    if not len(waveform):
+        raise EmptyAudio(f"The audio is shorter than one sample at {sample_rate} Hz.")
+    if not np.isfinite(waveform).all():  # resampling adds: huge values overflow on the way
+        raise NotFiniteAudio(_NOT_FINITE)
     if (peak := float(np.abs(waveform).max(initial=0.0))) > _LOUD:
         warnings.append(f"Samples reach {peak:.3g} times full scale; they were clipped.")
     return Clip(waveform=np.clip(waveform, -1.0, 1.0), sample_rate=sample_rate, warnings=warnings)
+
+
+class _Bytes(io.BytesIO):
+    """Damaged headers make libsndfile seek before the start: say no, as a file would, without a
+    traceback from inside the callback."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return -1
 
 
 def _open(data: bytes) -> soundfile.SoundFile:
@@ -80,7 +98,7 @@ def _open(data: bytes) -> soundfile.SoundFile:
     if not _is_known_container(data):
         raise UnsupportedFormat(f"The bytes are in no known audio container. Send {FORMATS}.")
     try:
-        return soundfile.SoundFile(io.BytesIO(data))
+        return soundfile.SoundFile(_Bytes(data))
     except soundfile.LibsndfileError as error:
         raise UndecodableAudio(
             f"The file looks like audio but cannot be opened: {error.error_string} Is it complete?"
@@ -98,10 +116,18 @@ def _is_known_container(data: bytes) -> bool:
 
 
 def _is_cut_off(data: bytes) -> bool:
-    """Whether a RIFF or AIFF header promises more bytes than came (0 and all ones mean "a stream")."""
-    is_big_endian = data[:4] in (b"FORM", b"RIFX")
-    promised = int.from_bytes(data[4:8], "big" if is_big_endian else "little")
-    return promised not in (0, 0xFFFFFFFF) and promised + 8 > len(data)
+    """Whether the container promises more than came: sizes in RIFF and AIFF, the end flag in Ogg."""
+    if data[:4] == b"OggS":
+        page = data.rfind(b"OggS")
+        segments = data[page + 27 : page + 27 + data[page + 26]] if len(data) > page + 26 else b""
+        is_last = len(data) > page + 5 and bool(data[page + 5] & 4)
+        return not is_last or page + 27 + len(segments) + sum(segments) > len(data)
+    if data[:4] == b"RF64":
+        return int.from_bytes(data[20:28], "little") + 8 > len(data)
+    if data[:4] not in (b"RIFF", b"RIFX", b"FORM"):
+        return False
+    promised = int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big")
+    return promised < _STREAM_BYTES and promised + 8 > len(data)
 
 
 def _check_header(file: soundfile.SoundFile, limits: AudioLimits) -> None:
@@ -137,9 +163,10 @@ def _read(
         frames += len(block)
         if frames > limits.max_seconds * file.samplerate:
             raise _too_long(frames / file.samplerate, limits)
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float64)
         if not np.isfinite(mono).all():
-            raise NotFiniteAudio("The audio has samples that are NaN or infinite.")
+            raise NotFiniteAudio(_NOT_FINITE)
+        mono = mono.astype(np.float32, copy=False)
         blocks.append(resampler.resample_chunk(mono) if resampler else mono)
     if frames == 0:
         error = UndecodableAudio if file.frames else EmptyAudio
@@ -167,4 +194,4 @@ def _blocks(file: soundfile.SoundFile, warnings: list[str]) -> Iterator[FloatArr
         got += frames
         yield block[:frames]
     if 0 < got < expected != _UNKNOWN_FRAMES:
-        warnings.append("The file is truncated; what could be decoded was used.")
+        warnings.append(_TRUNCATED)

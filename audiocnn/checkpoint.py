@@ -53,7 +53,7 @@ def load(folder: Path) -> tuple[Config, LogMel, AudioCNN]:
     try:
         config = Config.from_json((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+    except (OSError, UnicodeDecodeError, SafetensorError) as error:
         raise ModelFileError(f"{folder} is not a complete checkpoint: {error}") from error
     log_mel = LogMel(config.frontend)
     model = AudioCNN(config.model, num_classes=len(config.class_names))

@@ -108,6 +108,8 @@ class Config:
             version = raw["format_version"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ModelFileError(f"config.json is not a model configuration: {error!r}") from error
+        if not isinstance(version, int):
+            raise ModelFileError(f"config.json has format_version {version!r}, which is no number")
         if version > FORMAT_VERSION:
             raise ModelFileError(
                 f"this model has format_version {version}, this program reads up to {FORMAT_VERSION}: "

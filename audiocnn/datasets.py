@@ -59,13 +59,24 @@ def read_dataset(root: Path) -> Dataset:
     )
 
 
+_INTEGERS = {"fold", "target", "classID"}
+
+
 def _rows(table: Path, *columns: str) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    """The rows of a table, each with all the columns; numbers are checked here, so that readers need not."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
+            rows = list(csv.DictReader(file))
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{table} is not UTF-8: {error}") from error
     if not rows:
         raise DatasetError(f"{table} has no rows")
     if missing := [column for column in columns if column not in rows[0]]:
         raise DatasetError(f"{table} lacks the column {', '.join(missing)}")
+    for number, row in enumerate(rows, start=2):
+        for column in columns:
+            if not row[column] or (column in _INTEGERS and not row[column].isdecimal()):
+                raise DatasetError(f"{table}, line {number}: {column} is {row[column]!r}")
     return rows
 
 
@@ -97,10 +108,8 @@ def _read_urbansound8k(root: Path, table: Path) -> Dataset:
 
 
 def _read_csv(table: Path) -> Dataset:
-    rows = _rows(table, "fold", "label")
-    column = "filename" if "filename" in rows[0] else "file_path"
-    if column not in rows[0]:
-        raise DatasetError(f"{table} lacks the column filename (or file_path)")
+    column = "file_path" if "file_path" in table.read_text("latin-1").partition("\n")[0] else "filename"
+    rows = _rows(table, column, "fold", "label")
     clips = tuple(
         LabelledClip(table.parent / row[column], row["label"], int(row["fold"]), row[column]) for row in rows
     )

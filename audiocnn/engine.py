@@ -152,6 +152,14 @@ class OnnxGraph:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own errors share no base class but this
             raise ModelFileError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        if (
+            providers[0] != "CPUExecutionProvider"
+            and "CUDAExecutionProvider" not in self._session.get_providers()
+        ):
+            raise ModelFileError(
+                f"ONNX Runtime cannot use {device} and would silently run on the CPU: install "
+                "onnxruntime-gpu (`make setup` does where it sees a GPU) with matching CUDA libraries"
+            )
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:

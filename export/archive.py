@@ -23,6 +23,19 @@ from export.common import NAME
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
 _MODEL_LINE = "model: audiocnn.onnx"
+_SMOKE_TEST = """
+import pathlib, types
+import audio_handler
+from audiocnn import samples
+
+here = pathlib.Path.cwd()
+assert pathlib.Path(samples.__file__).is_relative_to(here), "audiocnn/ is not in the archive"
+context = types.SimpleNamespace(system_properties={"model_dir": ".", "gpu_id": None})
+handler = audio_handler.AudioHandler()
+handler.initialize(context)
+(result,) = handler.classifier.classify([samples.wav("rain")])
+print("archive answers:", result.top()[0])
+"""
 
 
 def stage(store: Path, suffix: str, folder: Path) -> Engine:
@@ -30,7 +43,7 @@ def stage(store: Path, suffix: str, folder: Path) -> Engine:
     shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (NAME + suffix, f"{NAME}-maps{suffix}"):
         if not (store / name).is_file():
-            raise ModelFileError(f"{store / name} is missing: run `make export`")
+            raise ModelFileError(f"{store / name} is missing: run `make -B export`")
         shutil.copy(store / name, folder / name)
     engine = Engine(folder / (NAME + suffix))
     (folder / "config.json").write_text(engine.config.to_json(), encoding="utf-8")
@@ -63,19 +76,11 @@ def build(store: Path, engine_name: str) -> Path:
 
 
 def smoke_test(archive: Path, folder: Path) -> None:
-    """Load the handler from the unpacked archive, in a process that sees nothing of this checkout."""
+    """Load the handler from the unpacked archive in a process of its own, and predict with it."""
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
-    program = (
-        "import audio_handler, audiocnn.samples as s, types\n"
-        "context = types.SimpleNamespace(system_properties={'model_dir': '.', 'gpu_id': None})\n"
-        "handler = audio_handler.AudioHandler()\n"
-        "handler.initialize(context)\n"
-        "(result,) = handler.classifier.classify([s.wav('rain')])\n"
-        "print('archive answers:', result.top()[0])\n"
-    )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=False)
+    run = subprocess.run([sys.executable, "-c", _SMOKE_TEST], cwd=folder, env=environment, check=False)
     if run.returncode:
         raise ModelFileError("the archive does not load in a clean process, see above: not written")
 

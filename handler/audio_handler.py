@@ -116,5 +116,9 @@ def _from_json(body: Any) -> tuple[Mapping[str, Any], bytes]:
 
 
 def _bytes(value: Any) -> bytes:
-    """TorchServe hands text over as str; that is no audio, but it gets the same answer as any bytes."""
-    return value.encode() if isinstance(value, str) else bytes(value)
+    """TorchServe hands a part over as str or as a parsed object if its content type says text or JSON."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")  # no audio, but it gets the same answer as any bytes
+    if not isinstance(value, bytes | bytearray):
+        raise BadOption("The field data must be the bytes of a sound file, not JSON.")
+    return bytes(value)

@@ -8,6 +8,7 @@ Java and the workers behind; the signal has to go to Java.)
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -75,19 +76,33 @@ class TorchServe:
         archive = Path(self.properties.get("model_store", "."), f"{MODEL}.mar")
         if not archive.is_file():
             raise ServeError(f"{archive} is missing: build it with `make archive`")
-        if not shutil.which("java", path=self._environment()["PATH"]):
+        environment = self._environment()
+        if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
             raise ServeError("there is no Java: `make setup` puts one into .venv/bin")
-        for name in ("inference_address", "management_address", "metrics_address"):
-            address = urlsplit(self.properties.get(name, ""))
-            if address.hostname and address.port and not _is_free(address.hostname, address.port):
+        for name, host, port in self._listeners():
+            if not _is_free(host, port):
                 raise ServeError(
-                    f"port {address.port} is taken: stop what listens there (torchserve --stop?), or "
-                    f"choose another: --set {name}=http://{address.hostname}:{address.port + 1000}"
+                    f"port {port} ({name}) is taken: stop what listens there (torchserve --stop?), or give "
+                    f"this server other ports with --set {name}=..."
                 )
 
+    def _listeners(self) -> Iterator[tuple[str, str, int]]:
+        """Name of the setting, host and port of everything that TorchServe will listen on."""
+        for name in ("inference_address", "management_address", "metrics_address"):
+            address = urlsplit(self.properties.get(name, ""))
+            if address.hostname and address.port:
+                yield name, address.hostname, address.port
+        for name, port in (("grpc_inference_port", "7070"), ("grpc_management_port", "7071")):
+            host = self.properties.get(name.replace("port", "address"), "127.0.0.1")
+            yield name, host, int(self.properties.get(name, port))
+
     def _environment(self) -> dict[str, str]:
-        assert sys.executable
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        """Ours, less what would silently win over the configuration, the archive or the Java found."""
+        environment = dict(os.environ)
+        for name in ("PYTHONPATH", "TS_CONFIG_FILE"):
+            environment.pop(name, None)
+        if not Path(environment.get("JAVA_HOME", ""), "bin", "java").is_file():
+            environment.pop("JAVA_HOME", None)
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         environment["LOG_LOCATION"] = environment["METRICS_LOCATION"] = str(self._log_folder)
         if self._folder:
@@ -109,10 +124,12 @@ class TorchServe:
         `/ping` would not do: it says Healthy with no model loaded.
         """
         sound = samples.wav("rain")
+        session = requests.Session()
+        session.trust_env = False  # no proxy between this machine and itself
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
             try:
-                reply = requests.post(f"{self.inference}/predictions/{MODEL}", data=sound, timeout=10)
+                reply = session.post(f"{self.inference}/predictions/{MODEL}", data=sound, timeout=10)
                 if reply.status_code == 200:
                     return
             except requests.RequestException:
@@ -125,15 +142,17 @@ class TorchServe:
         raise ServeError(f"TorchServe {reason}. The end of {self.log_file}:\n" + "\n".join(lines))
 
     def stop(self, *, grace_seconds: float = 10.0) -> None:
-        """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed."""
+        """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed.
+
+        The launcher leads a session of its own, so its members are found also when it has died before
+        them; and Java gets its signal also when it appears only now.
+        """
         if self._launcher is not None:
-            processes = _family(self._launcher.pid)
-            for process in processes:
-                if process.name() == "java":
-                    process.terminate()
-            _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
-            for process in alive:
-                process.kill()
+            deadline = time.monotonic() + grace_seconds
+            while (members := _session(self._launcher)) and time.monotonic() < deadline:
+                _signal([process for process in members if _is_java(process)], signal.SIGTERM)
+                time.sleep(0.05)
+            _signal(_session(self._launcher), signal.SIGKILL)
             self._launcher.wait()
             self._launcher = None
         if self._folder:
@@ -141,12 +160,28 @@ class TorchServe:
             self._folder = None
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        return [*parent.children(recursive=True), parent]
-    except psutil.NoSuchProcess:
-        return []
+def _session(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The living processes of the session that `leader` leads, or led."""
+    leader.poll()  # reaps it, so that it does not count as living
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            is_alive = process.status() != psutil.STATUS_ZOMBIE
+            if is_alive and os.getsid(process.pid) == leader.pid:
+                members.append(process)
+    return members
+
+
+def _is_java(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name() == "java"
+    return False
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -166,8 +201,8 @@ def run(server: TorchServe, *, timeout_seconds: float, grace_seconds: float) -> 
     def on_signal(number: int, frame: FrameType | None) -> None:
         stopping.set()
 
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
     try:
         server.start()
         print(f"starting TorchServe, log in {server.log_file} ...", flush=True)

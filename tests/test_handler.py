@@ -67,6 +67,9 @@ def test_options_come_by_header_field_or_key(fields: dict, headers: dict) -> Non
         ({"body": b'{"data": '}, JSON, "bad_option", "JSON"),
         ({"body": b"[" * 100_000}, JSON, "bad_option", "JSON"),
         ({"body": [TEXT]}, JSON, "bad_option", "object"),
+        ({"data": {"a": 1}}, {}, "bad_option", "bytes"),
+        ({"data": 10**13}, {}, "bad_option", "bytes"),
+        ({"data": [1, 2]}, {}, "bad_option", "bytes"),
     ],
 )
 def test_a_bad_request_is_that_clips_error(fields: dict, headers: dict, code: str, word: str) -> None:

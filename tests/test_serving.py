@@ -118,6 +118,7 @@ def test_unseen_clips_over_http_and_on_the_command_line(server: Server, fold4: l
         replies = list(pool.map(lambda clip: post(server, clip.path.read_bytes()), fold4))
     right = [labels(reply)[0] == clip.label for reply, clip in zip(replies, fold4, strict=True)]
     assert np.mean(right) > 0.6
+    assert wait_until(lambda: max(map(len, server.batches())) > 1, 5)
     command = [
         sys.executable,
         "-m",
@@ -222,9 +223,44 @@ def test_metrics_are_exported(server: Server) -> None:
 # --- start and stop ---
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def family(pid: int) -> list[psutil.Process]:
     parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]
+
+
+def test_a_signal_while_starting_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "handler.serve", "--logs", str(tmp_path)]
+    for key, value in server_settings(minWorkers=1).items():
+        command += ["--set", f"{key}={value}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("starting")
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert not left
+    folders = [
+        p
+        for p in psutil.process_iter(["environ"])
+        if (p.info["environ"] or {}).get("LOG_LOCATION") == str(tmp_path)
+    ]
+    assert not folders
+
+
+def test_a_killed_launcher_does_not_leave_java_behind(tmp_path: Path) -> None:
+    with running_server(tmp_path, server_settings(minWorkers=1)) as running:
+        processes = family(running.process.pid)
+        (launcher,) = psutil.Process(running.process.pid).children()
+        launcher.kill()
+        assert running.process.wait(timeout=20) == 1
+        assert wait_until(lambda: not any(map(is_alive, processes)), 5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -236,7 +272,7 @@ def test_a_signal_stops_everything_within_5_seconds(tmp_path: Path, number: sign
         running.process.send_signal(number)
         assert running.process.wait(timeout=20) == 0
         assert time.monotonic() - began < 5
-        assert not [process for process in processes if process.is_running()]
+        assert not [process for process in processes if is_alive(process)]
 
 
 def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> None:

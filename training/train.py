@@ -125,6 +125,11 @@ class Run:
         waveform, probs = augment.mixup(waveform, probs, self.recipe.mixup_alpha)
         return self.spec_augment(self.log_mel(waveform)), probs
 
+    def identity(self) -> str:
+        """What must not change between a run and its resume: recipe, network, and, through the front
+        end's normalisation, the data."""
+        return json.dumps([asdict(self.recipe), self.config.to_json(), self.log_mel.fingerprint()])
+
     def save_state(self, path: Path) -> None:
         """Write everything that the next epoch depends on; a kill while writing loses nothing."""
         state = {
@@ -135,7 +140,7 @@ class Run:
             "epoch": self.epoch,
             "seconds": self.seconds,
             "history": self.history,
-            "recipe": json.dumps([asdict(self.recipe), self.config.to_json()]),
+            "identity": self.identity(),
         }
         part = path.with_suffix(".part")
         with part.open("wb") as file:
@@ -147,7 +152,7 @@ class Run:
     def load_state(self, path: Path) -> None:
         """Go on from `save_state`; refuses a state of another recipe, network or data."""
         state = torch.load(path, weights_only=True, map_location=self.device)
-        if state["recipe"] != json.dumps([asdict(self.recipe), self.config.to_json()]):
+        if state["identity"] != self.identity():
             raise ModelFileError(
                 f"{path} is of a run with other settings: repeat those, or choose another --out"
             )
