@@ -1,0 +1,34 @@
+"""The released weights are what their metrics say."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from audiocnn import samples
+from audiocnn.classifier import Classifier, Result
+from audiocnn.datasets import Dataset
+from tests.conftest import CHECKPOINT, ROOT, STORE
+from training.evaluate import evaluate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["audiocnn.onnx", "audiocnn.pt"])
+def test_exports_have_the_published_accuracy(esc50: Dataset, name: str) -> None:
+    """All clips of the held-out folds, within one clip of the checkpoint's own number."""
+    published = json.loads((CHECKPOINT / "metrics.json").read_text())
+    data = Path(os.environ.get("ESC50_DIR", ROOT / "data" / "ESC-50"))
+    report = evaluate(STORE / name, data, published["folds"])
+    assert report["num_clips"] == published["num_clips"]
+    assert abs(report["accuracy"] - published["accuracy"]) <= 1 / published["num_clips"] + 1e-9
+    assert published["trained_on"] == report["trained_on"] == []
+
+
+@pytest.mark.parametrize("name", samples.SOUNDS)
+def test_the_synthetic_sounds_are_named_rightly(classifier: Classifier, name: str) -> None:
+    (result,) = classifier.classify([samples.wav(name)])
+    assert isinstance(result, Result)
+    assert result.top()[0][0] == name
