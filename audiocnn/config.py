@@ -40,6 +40,7 @@ class FrontendConfig:
     f_min: float = 0.0
     f_max: float = 22_050.0
     log_eps: float = 1e-10  # -100 dB below a full-scale sine: under the noise of 16-bit audio
+    max_gain_db: float = 0.0  # each window is made louder, towards full scale, by so much at most; 0: never
 
     def __post_init__(self) -> None:
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
@@ -71,6 +72,7 @@ class ModelConfig:
     width: int = 64
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     dropout: float = 0.5
+    drop_path: float = 0.0  # in training: how often the last block is skipped; earlier ones less, linearly
 
     @property
     def channels(self) -> tuple[int, int, int, int]:

@@ -55,7 +55,7 @@ def read_dataset(root: Path) -> Dataset:
         return _read_csv(tables[0])
     raise DatasetError(
         f"{root} is no dataset: expected meta/esc50.csv (ESC-50), metadata/UrbanSound8K.csv, or one CSV "
-        "file with the columns filename (or file_path), fold and label"
+        "file with the columns filename (or file_path), fold and label, and perhaps source"
     )
 
 
@@ -110,7 +110,11 @@ def _read_urbansound8k(root: Path, table: Path) -> Dataset:
 def _read_csv(table: Path) -> Dataset:
     column = "file_path" if "file_path" in table.read_text("latin-1").partition("\n")[0] else "filename"
     rows = _rows(table, column, "fold", "label")
+    # The column `source` is optional, and so is its value: a clip without one is a recording of its own.
     clips = tuple(
-        LabelledClip(table.parent / row[column], row["label"], int(row["fold"]), row[column]) for row in rows
+        LabelledClip(
+            table.parent / row[column], row["label"], int(row["fold"]), row.get("source") or row[column]
+        )
+        for row in rows
     )
     return Dataset(table.stem, clips, tuple(sorted({clip.label for clip in clips})))

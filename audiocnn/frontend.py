@@ -6,9 +6,10 @@ Formula, per frame of a Hann window `w` of `win_length` samples, centred (zeros 
     mel     = filter_bank @ power         triangles on the Slaney mel scale, peak 1
     log_mel = (ln(mel + log_eps) - mean[band]) / std[band]
 
-Nothing depends on a neighbour in the batch nor on the loudest sample of the clip (no `top_db`).
-The mel scale is that of Slaney's Auditory Toolbox (1998), the default of librosa; the tests compare
-with `torchaudio`. The arrays are stored in the checkpoint, not rebuilt by whoever loads it.
+Before that, a window may be made louder (`LogMel.levelled`). Nothing depends on a neighbour in the batch,
+and no quiet part is cut off for being beside a loud one (no `top_db`). The mel scale is that of Slaney's
+Auditory Toolbox (1998), the default of librosa; the tests compare with `torchaudio`. The arrays are
+stored in the checkpoint, not rebuilt by whoever loads it.
 """
 
 from __future__ import annotations
@@ -98,8 +99,17 @@ class LogMel(nn.Module):
         power = (spectrum.real.square() + spectrum.imag.square()) / self.window.sum().square()
         return self.bank @ power
 
+    def levelled(self, waveform: Tensor) -> Tensor:
+        """Each window with its peak at full scale, or as near to it as `max_gain_db` reaches: people
+        stand nearer to a microphone or further away. Silence stays silence."""
+        peak = waveform.abs().amax(dim=1, keepdim=True)
+        most = 10 ** (self.config.max_gain_db / 20)
+        return waveform * (1 / peak.clamp_min(1 / most))
+
     def forward(self, waveform: Tensor) -> Tensor:
         """See the class: the normalised log-mel."""
+        if self.config.max_gain_db:
+            waveform = self.levelled(waveform)
         log_mel = torch.log(self.power_mel(waveform) + self.config.log_eps)
         return ((log_mel - self.mean) / self.std).unsqueeze(1)
 

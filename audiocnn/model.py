@@ -26,8 +26,9 @@ def feature_map_names(config: ModelConfig) -> list[str]:
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, drop_path: float) -> None:
         super().__init__()
+        self.drop_path = drop_path
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
@@ -42,7 +43,15 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the convolutions say, and what leaves the block: both `(b, c, h, w)`."""
         conv = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.training and self.drop_path:
+            conv = conv * self._kept(conv)
         return conv, torch.relu(conv + self.shortcut(x))
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """0 or 1 / (1 - p) for each clip, `(b, 1, 1, 1)` (Huang et al., "Deep Networks with Stochastic
+        Depth", ECCV 2016)."""
+        keep = 1 - self.drop_path
+        return torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep) / keep
 
 
 class AudioCNN(nn.Module):
@@ -56,11 +65,12 @@ class AudioCNN(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         layers = []
         in_channels = config.width
+        drop_paths = iter(torch.linspace(0, config.drop_path, sum(config.blocks)).tolist())
         for stage, (count, channels) in enumerate(zip(config.blocks, config.channels, strict=True)):
             strides = [1 if stage == 0 else 2] + [1] * (count - 1)
             blocks = []
             for stride in strides:
-                blocks.append(ResidualBlock(in_channels, channels, stride))
+                blocks.append(ResidualBlock(in_channels, channels, stride, next(drop_paths)))
                 in_channels = channels
             layers.append(nn.ModuleList(blocks))
         self.layers = nn.ModuleList(layers)

@@ -96,6 +96,19 @@ def test_a_clip_does_not_depend_on_its_neighbours() -> None:
     torch.testing.assert_close(alone, beside, atol=1e-4, rtol=0)
 
 
+def test_a_levelled_window_is_the_same_at_any_distance_up_to_the_cap() -> None:
+    log_mel = LogMel(FrontendConfig(max_gain_db=20.0))
+    waveform = torch.from_numpy(
+        np.stack([tone(5.0) * 2, tone(5.0) / 5, tone(5.0) / 50])
+    )  # peaks 1, 0.1, 0.01
+    full, near, far = log_mel(waveform)[:, 0]
+    torch.testing.assert_close(full, near, atol=1e-3, rtol=0)
+    band = int(full[:, 100].argmax())
+    assert float(full[band, 100] - far[band, 100]) == pytest.approx(20 / 10 * np.log(10), abs=0.01)
+    silence = log_mel(torch.zeros(1, CONFIG.window_samples))
+    torch.testing.assert_close(silence, LogMel(CONFIG)(torch.zeros(1, CONFIG.window_samples)))
+
+
 def test_bands_without_a_bin_are_refused() -> None:
     with pytest.raises(ModelFileError, match="empty"):
         LogMel(FrontendConfig(n_fft=512, win_length=512, hop_length=256))

@@ -2,41 +2,143 @@
 
 Every function draws from torch's global generator, which the training loop seeds from
 (seed, epoch, step): the same step always draws the same numbers, also after a resume.
+
+Shapes: waveform `(b, n)` float32 in [-1, 1]; target `(b, k)` probabilities; log_mel `(b, 1, m, t)`.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torchaudio
 from torch import Tensor, nn
+from torch.nn import functional
+
+_LEVEL_SECONDS = 0.1
+_SILENCE_DB = -100.0
+
+
+def _uniform(like: Tensor, low: float, high: float) -> Tensor:
+    """One number a clip: `(b, 1)`."""
+    return torch.empty(len(like), 1, device=like.device).uniform_(low, high)
+
+
+def _chosen(like: Tensor, probability: float) -> Tensor:
+    """Which clips of the batch: `(b, 1)` of bool."""
+    return torch.rand(len(like), 1, device=like.device) < probability
+
+
+# --- One clip: its label stays ---
 
 
 def circular_shift(waveform: Tensor) -> Tensor:
-    """Rotate every waveform `(batch, num_samples)` by its own uniform random amount."""
+    """Rotate every waveform by its own uniform random amount."""
     batch, length = waveform.shape
     shift = torch.randint(length, (batch, 1), device=waveform.device)
     index = (torch.arange(length, device=waveform.device) + shift) % length
     return waveform.gather(1, index)
 
 
-def mixup(waveform: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Mix each clip with another of the batch by a ratio of its own, `Beta(alpha, alpha)`.
+def resample(waveform: Tensor, low: float = 0.8, high: float = 1.25) -> Tensor:
+    """Play the whole batch faster or slower by one random factor, pitch and all; the length stays.
 
-    `waveform (batch, num_samples)`, `target (batch, num_classes)` as probabilities; both are mixed
-    with the same ratio (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018).
+    What becomes longer is cropped at a random place, what becomes shorter is padded with zeros on both
+    sides. Linear interpolation: its images lie above the octave that a factor of 1.25 can reach.
     """
+    length = waveform.shape[1]
+    factor = math.exp(float(torch.empty(1).uniform_(math.log(low), math.log(high))))
+    stretched = functional.interpolate(waveform[:, None], size=round(length * factor), mode="linear")[:, 0]
+    spare = stretched.shape[1] - length
+    first = int(torch.randint(abs(spare) + 1, (1,)))
+    if spare >= 0:
+        return stretched[:, first : first + length]
+    return functional.pad(stretched, (first, -spare - first))
+
+
+def gain(waveform: Tensor, decibels: float) -> Tensor:
+    """Louder or softer by up to `decibels`, each clip by its own; full scale clips, as a recorder would."""
+    factor = torch.pow(10.0, _uniform(waveform, -decibels, decibels) / 20)
+    return (waveform * factor).clamp(-1.0, 1.0)
+
+
+def flip_polarity(waveform: Tensor) -> Tensor:
+    """Upside down, half of the clips: it cannot be heard, but it matters to what is mixed."""
+    return torch.where(_chosen(waveform, 0.5), -waveform, waveform)
+
+
+def add_noise(waveform: Tensor, probability: float, low_db: float = 5.0, high_db: float = 40.0) -> Tensor:
+    """White noise at a random signal-to-noise ratio, for some of the clips."""
+    snr = _uniform(waveform, low_db, high_db)
+    level = waveform.square().mean(dim=1, keepdim=True).sqrt() * torch.pow(10.0, -snr / 20)
+    noisy = (waveform + torch.randn_like(waveform) * level).clamp(-1.0, 1.0)
+    return torch.where(_chosen(waveform, probability), noisy, waveform)
+
+
+# --- Two clips: the labels are mixed with them ---
+
+
+def loudness_db(waveform: Tensor, sample_rate: int) -> Tensor:
+    """Level of the loudest tenth of a second in dB re full scale: `(b, 1)`, at least -100."""
+    size = round(_LEVEL_SECONDS * sample_rate)
+    power = functional.avg_pool1d(waveform.square()[:, None], size, stride=size)[:, 0]
+    return 10 * torch.log10(power.amax(dim=1, keepdim=True).clamp_min(10 ** (_SILENCE_DB / 10)))
+
+
+def between_class(waveform: Tensor, target: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
+    """Mix each clip with another so that they are *heard* in the ratio r : 1 - r, r uniform.
+
+    With levels G in dB, p = 1 / (1 + 10^((G1 - G2) / 20) (1 - r) / r) and
+    x = (p x1 + (1 - p) x2) / sqrt(p^2 + (1 - p)^2); the targets are mixed by r (Tokozume et al.,
+    "Learning from Between-class Examples for Deep Sound Recognition", ICLR 2018).
+    """
+    other = torch.randperm(len(waveform), device=waveform.device)
+    ratio = _uniform(waveform, 1e-3, 1 - 1e-3)
+    level = loudness_db(waveform, sample_rate)
+    p = 1 / (1 + torch.pow(10.0, (level - level[other]) / 20) * (1 - ratio) / ratio)
+    mixed = (p * waveform + (1 - p) * waveform[other]) / (p.square() + (1 - p).square()).sqrt()
+    return mixed.clamp(-1.0, 1.0), ratio * target + (1 - ratio) * target[other]
+
+
+def mixup(waveform: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mix each clip with another by a ratio of its own, `Beta(alpha, alpha)`, whatever their levels
+    (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018)."""
     batch = len(waveform)
     ratio = torch.distributions.Beta(alpha, alpha).sample((batch, 1)).to(waveform)
     other = torch.randperm(batch, device=waveform.device)
-    mixed = ratio * waveform + (1 - ratio) * waveform[other]
-    return mixed, ratio * target + (1 - ratio) * target[other]
+    return ratio * waveform + (1 - ratio) * waveform[other], ratio * target + (1 - ratio) * target[other]
+
+
+def time_mix(waveform: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """From a random moment on, another clip is heard; the targets are mixed by the time that each has."""
+    length = waveform.shape[1]
+    other = torch.randperm(len(waveform), device=waveform.device)
+    ratio = _uniform(waveform, 0.0, 1.0)
+    is_own = torch.arange(length, device=waveform.device) < ratio * length
+    return torch.where(is_own, waveform, waveform[other]), ratio * target + (1 - ratio) * target[other]
+
+
+def freq_mix(log_mel: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The bands above a random one are another clip's, or those below it for half of the clips; the
+    targets are mixed by the bands that each has. On the log-mel: the same as a pair of filters, and free."""
+    bands = log_mel.shape[2]
+    other = torch.randperm(len(log_mel), device=log_mel.device)
+    ratio = _uniform(log_mel, 0.0, 1.0)
+    is_low = torch.arange(bands, device=log_mel.device) < ratio * bands  # (b, m)
+    is_high = torch.arange(bands, device=log_mel.device) >= (1 - ratio) * bands
+    is_own = torch.where(_chosen(log_mel, 0.5), is_low, is_high)[:, None, :, None]
+    return torch.where(is_own, log_mel, log_mel[other]), ratio * target + (1 - ratio) * target[other]
+
+
+# --- The spectrogram ---
 
 
 class SpecAugment(nn.Module):
-    """Mask bands and stretches of a log-mel `(batch, 1, n_mels, num_frames)`, each clip by itself.
+    """Mask bands and stretches of a log-mel, each clip by itself.
 
     Masked cells become 0, which after the front end's normalisation is the training mean
-    (Park et al., "SpecAugment", Interspeech 2019).
+    (Park et al., "SpecAugment", Interspeech 2019). `freq_mask` (bands) and `time_mask` (frames) are the
+    most that one of the `count` masks covers.
     """
 
     def __init__(self, freq_mask: int, time_mask: int, count: int = 2) -> None:

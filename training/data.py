@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +17,44 @@ from tqdm import tqdm
 
 from audiocnn import audio, windows
 from audiocnn.config import FrontendConfig
-from audiocnn.datasets import LabelledClip
+from audiocnn.datasets import Dataset, LabelledClip
 from audiocnn.errors import AudioError, DatasetError
 from audiocnn.frontend import LogMel
 
 FloatArray = npt.NDArray[np.float32]
 
 
-def load_waveforms(clips: Sequence[LabelledClip], config: FrontendConfig, *, quiet: bool = False) -> Tensor:
+def load_waveforms(
+    clips: Sequence[LabelledClip], config: FrontendConfig, *, cache: Path | None = None, quiet: bool = False
+) -> Tensor:
     """The first window of every clip: float32 `(num_clips, window_samples)`.
 
-    Raises `DatasetError` that names every missing or undecodable file.
+    `cache` is a folder where the decoded clips are kept for the next run over the same files. Raises
+    `DatasetError` that names every missing or undecodable file.
     """
+    kept = cache / f"{_cache_key(clips, config)}.npy" if cache else None
+    if kept and kept.is_file():
+        return torch.from_numpy(np.load(kept))
+    waveforms = _decode_all(clips, config, quiet=quiet)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.save(file, waveforms)
+        os.replace(part, kept)
+    return torch.from_numpy(waveforms)
+
+
+def _cache_key(clips: Sequence[LabelledClip], config: FrontendConfig) -> str:
+    """Changes with the list of files, the size or date of one, and what is made of them."""
+    digest = hashlib.sha256(f"{config.sample_rate} {config.window_samples}".encode())
+    for clip in clips:
+        status = clip.path.stat() if clip.path.is_file() else None
+        digest.update(f"{clip.path} {status and (status.st_size, status.st_mtime_ns)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _decode_all(clips: Sequence[LabelledClip], config: FrontendConfig, *, quiet: bool) -> FloatArray:
     problems: list[str] = []
 
     def load(clip: LabelledClip) -> FloatArray | None:
@@ -42,7 +72,32 @@ def load_waveforms(clips: Sequence[LabelledClip], config: FrontendConfig, *, qui
         )
     if problems:
         raise DatasetError("files that cannot be used:\n" + "\n".join(sorted(problems)))
-    return torch.from_numpy(np.stack([waveform for waveform in loaded if waveform is not None]))
+    return np.stack([waveform for waveform in loaded if waveform is not None])
+
+
+def without_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The dataset as if it had never had these classes; `DatasetError` names one that it has not."""
+    if strangers := sorted(set(names) - set(dataset.class_names)):
+        raise DatasetError(f"{dataset.name} has no class {', '.join(strangers)}")
+    kept = tuple(name for name in dataset.class_names if name not in names)
+    clips = tuple(clip for clip in dataset.clips if clip.label not in names)
+    return replace(dataset, clips=clips, class_names=kept)
+
+
+def inner_split(
+    clips: Sequence[LabelledClip], *, seed: int, share: float = 0.1
+) -> tuple[list[LabelledClip], list[LabelledClip]]:
+    """Clips to train on, and those of about a tenth of each class's recordings, set aside.
+
+    A recording is on one side only, so what is set aside is as new to the network as a fold.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    aside: set[str] = set()
+    for label in sorted({clip.label for clip in clips}):
+        sources = sorted({clip.source for clip in clips if clip.label == label})
+        count = round(len(sources) * share) or (len(sources) > 1)
+        aside |= {sources[i] for i in torch.randperm(len(sources), generator=generator)[:count]}
+    return [c for c in clips if c.source not in aside], [c for c in clips if c.source in aside]
 
 
 def parse_folds(text: str) -> list[int]:

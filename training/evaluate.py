@@ -1,7 +1,7 @@
 """Accuracy of a model on folds it has not seen: `python -m training.evaluate --folds 4 --json FILE`.
 
 Every clip goes as a file through `audiocnn.classifier` with default options: the way it is served. No
-test-time augmentation, no second look.
+test-time augmentation, no second look; `--tta` and `--robustness` measure beside it, never instead of it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,43 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from audiocnn import audio
 from audiocnn.classifier import Classifier
-from audiocnn.datasets import Dataset, read_dataset
+from audiocnn.config import Config
+from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import AudioError, DatasetError, ModelFileError
+from training import calibration, robustness
 from training.data import parse_folds
+from training.robustness import Condition
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 _BATCH = 8
+_TTA_SHIFTS = (0.2, 0.4, 0.6, 0.8)  # of the clip's length, beside the clip as it is
 
 
-def predict(classifier: Classifier, dataset: Dataset, folds: Sequence[int]) -> tuple[Any, Any]:
-    """Probabilities `(num_clips, num_classes)` float32 and true class indices `(num_clips,)`.
+def predict(
+    classifier: Classifier,
+    dataset: Dataset,
+    folds: Sequence[int],
+    *,
+    condition: Condition | None = None,
+    desc: str = "classify",
+) -> tuple[FloatArray, IntArray]:
+    """Probabilities `(num_clips, num_classes)` and true class indices `(num_clips,)`.
 
-    Raises `DatasetError` for a clip that cannot be read or whose class the model does not have.
+    With a `condition` every clip is changed by it first, see `training.robustness`. Raises `DatasetError`
+    for a clip that cannot be read or whose class the model does not have.
     """
     names = {name: number for number, name in enumerate(classifier.config.class_names)}
     clips = dataset.folds(folds)
     if unknown := sorted({clip.label for clip in clips} - set(names)):
         raise DatasetError(f"the model has no class {', '.join(unknown)}")
     probs = []
-    for first in tqdm(range(0, len(clips), _BATCH), desc="classify", unit="batch"):
+    for first in tqdm(range(0, len(clips), _BATCH), desc=desc, unit="batch"):
         batch = clips[first : first + _BATCH]
-        answers = classifier.classify([clip.path.read_bytes() for clip in batch])
+        answers = classifier.classify([_read(clip, classifier, condition) for clip in batch])
         for clip, answer in zip(batch, answers, strict=True):
             if isinstance(answer, AudioError):
                 raise DatasetError(f"{clip.path}: {answer}")
@@ -46,8 +62,22 @@ def predict(classifier: Classifier, dataset: Dataset, folds: Sequence[int]) -> t
     return np.stack(probs), np.array([names[clip.label] for clip in clips])
 
 
-def metrics(probs: npt.NDArray[np.float32], target: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """`accuracy`, `top3_accuracy`, `macro_f1` (0 to 1), `num_clips`, and `confusion[true][predicted]`."""
+def _read(clip: LabelledClip, classifier: Classifier, condition: Condition | None) -> bytes:
+    """The clip's file as it is, or as the condition makes it from the waveform at the model's rate."""
+    try:
+        data = clip.path.read_bytes()
+        if condition is None:
+            return data
+        sample_rate = classifier.config.frontend.sample_rate
+        decoded = audio.decode(data, sample_rate=sample_rate, limits=classifier.limits)
+        return condition(decoded.waveform, sample_rate)
+    except (OSError, AudioError) as error:
+        raise DatasetError(f"{clip.path}: {error}") from error
+
+
+def metrics(probs: FloatArray, target: IntArray) -> dict[str, Any]:
+    """`accuracy`, `top3_accuracy`, `macro_f1`, `ece` (0 to 1), `nll` (nats), `num_clips`, the bins of
+    `reliability`, and `confusion[true][predicted]`."""
     ranked = np.argsort(-probs, axis=1, kind="stable")
     num_classes = probs.shape[1]
     confusion = np.zeros((num_classes, num_classes), dtype=int)
@@ -59,37 +89,100 @@ def metrics(probs: npt.NDArray[np.float32], target: npt.NDArray[np.int64]) -> di
         "accuracy": float((ranked[:, 0] == target).mean()),
         "top3_accuracy": float((ranked[:, :3] == target[:, None]).any(axis=1).mean()),
         "macro_f1": float(f1.mean()),
+        "ece": calibration.ece(probs, target),
+        "nll": calibration.nll(probs, target),
         "num_clips": len(target),
+        "reliability": calibration.reliability(probs, target),
         "confusion": confusion.tolist(),
     }
 
 
-def worst_confusions(report: dict[str, Any], names: Sequence[str], count: int = 5) -> list[str]:
-    """The most frequent mistakes, as lines for people."""
-    confusion = np.array(report["confusion"])
-    np.fill_diagonal(confusion, 0)
-    order = np.argsort(-confusion, axis=None, kind="stable")[:count]
+def per_class(confusion: list[list[int]], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """`precision`, `recall`, `f1` (0 to 1) and `support` (clips) of every class.
+
+    A class that was never predicted has precision 0; one neither present nor predicted is left out.
+    """
+    counts = np.array(confusion)
+    table = {}
+    for number, name in enumerate(names):
+        hits, present, predicted = counts[number, number], counts[number].sum(), counts[:, number].sum()
+        if present + predicted:
+            table[name] = {
+                "precision": float(hits / max(predicted, 1)),
+                "recall": float(hits / max(present, 1)),
+                "f1": float(2 * hits / (present + predicted)),
+                "support": int(present),
+            }
+    return table
+
+
+def worst_confusions(
+    confusion: list[list[int]], names: Sequence[str], count: int = 10
+) -> list[dict[str, Any]]:
+    """The most frequent mistakes, each `{true, predicted, count}`."""
+    mistakes = np.array(confusion)
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
     pairs = [divmod(int(flat), len(names)) for flat in order]
-    return [f"{names[t]} heard as {names[p]}: {confusion[t, p]}" for t, p in pairs if confusion[t, p]]
+    return [
+        {"true": names[t], "predicted": names[p], "count": int(mistakes[t, p])}
+        for t, p in pairs
+        if mistakes[t, p]
+    ]
 
 
-def evaluate(model: Path, data: Path, folds: Sequence[int]) -> dict[str, Any]:
-    """`metrics` of a checkpoint folder, .onnx or .pt on folds of a dataset, with what was measured."""
+def accuracy_tta(classifier: Classifier, dataset: Dataset, folds: Sequence[int], probs: FloatArray) -> float:
+    """Accuracy of the mean of `probs`, those of the clips as they are, and of four circular shifts."""
+    views = [probs]
+    for share in _TTA_SHIFTS:
+        shifted, target = predict(
+            classifier, dataset, folds, condition=robustness.shift(share), desc=f"shift by {share:.0%}"
+        )
+        views.append(shifted)
+    return float((np.mean(views, axis=0).argmax(axis=1) == target).mean())
+
+
+def evaluate(
+    model: Path, data: Path, folds: Sequence[int], *, tta: bool = False, robust: bool = False
+) -> dict[str, Any]:
+    """`metrics` of a checkpoint folder, .onnx or .pt on folds of a dataset, with what was measured.
+
+    `tta` adds `accuracy_tta`, `robust` adds `robustness` (see `training.robustness.measure`).
+    """
     classifier = Classifier.load(model)
     dataset = read_dataset(data)
     began = time.monotonic()
-    report = metrics(*predict(classifier, dataset, folds))
-    provenance = classifier.config.provenance
-    is_same_data = provenance.get("dataset") == dataset.name
-    trained_on = sorted(set(folds) & set(provenance.get("train_folds", []))) if is_same_data else []
-    return report | {
+    probs, target = predict(classifier, dataset, folds)
+    seconds = round(time.monotonic() - began, 1)
+    report = metrics(probs, target)
+    names = list(classifier.config.class_names)
+    report |= {
+        "per_class": per_class(report["confusion"], names),
+        "worst_confusions": worst_confusions(report["confusion"], names),
         "dataset": dataset.name,
         "folds": list(folds),
-        "trained_on": trained_on,  # folds that were also trained on: then this is not the model's accuracy
-        "class_names": list(classifier.config.class_names),
+        "trained_on": trained_on(classifier.config, dataset, folds),
+        "class_names": names,
         "model_sha256": classifier.engine.sha256,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": seconds,
     }
+    if tta:
+        report["accuracy_tta"] = accuracy_tta(classifier, dataset, folds, probs)
+    if robust:
+
+        def accuracy_under(name: str, condition: Condition) -> float:
+            changed, _ = predict(classifier, dataset, folds, condition=condition, desc=name)
+            return float((changed.argmax(axis=1) == target).mean())
+
+        report["robustness"] = robustness.measure(accuracy_under, report["accuracy"])
+    return report
+
+
+def trained_on(config: Config, dataset: Dataset, folds: Sequence[int]) -> list[int]:
+    """The folds that the model was also trained on: what is measured there is not its accuracy."""
+    if config.provenance.get("dataset") != dataset.name:
+        return []
+    return sorted(set(folds) & set(config.provenance.get("train_folds", [])))
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -101,9 +194,14 @@ def print_report(report: dict[str, Any]) -> None:
     )
     print(
         f"accuracy {report['accuracy']:.2%}   top-3 {report['top3_accuracy']:.2%}   "
-        f"macro F1 {report['macro_f1']:.3f}"
+        f"macro F1 {report['macro_f1']:.3f}   ECE {report['ece']:.2%}   NLL {report['nll']:.3f}"
     )
-    print("\n".join(worst_confusions(report, report["class_names"])))
+    if "accuracy_tta" in report:
+        print(f"accuracy with test-time augmentation, for comparison only: {report['accuracy_tta']:.2%}")
+    for row in report["worst_confusions"][:5]:
+        print(f"{row['true']} heard as {row['predicted']}: {row['count']}")
+    if "robustness" in report:
+        robustness.print_table(report["robustness"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,15 +211,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
     parser.add_argument("--folds", type=parse_folds, required=True, help="folds to measure on, such as 4")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="also write pictures and a report.html")
+    parser.add_argument("--tta", action="store_true", help="also with the mean over five circular shifts")
+    parser.add_argument("--robustness", action="store_true", help="also under noise, codecs, gain, ...")
     args = parser.parse_args(arguments)
     try:
-        report = evaluate(args.checkpoint, args.data, args.folds)
+        report = evaluate(args.checkpoint, args.data, args.folds, tta=args.tta, robust=args.robustness)
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print_report(report)
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report) + "\n", encoding="utf-8")
+    if args.report:
+        from training.report import write_report  # here: matplotlib takes a second to import
+
+        print(f"report: {write_report(report, args.report)}")
     return 0
 
 

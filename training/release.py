@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from audiocnn import checkpoint
@@ -17,12 +18,21 @@ from training.data import parse_folds
 from training.evaluate import evaluate, print_report
 
 
-def release(run: Path, data: Path, folds: Sequence[int], out: Path) -> None:
-    """Write `out/` with weights, `config.json` and `metrics.json`; prints both precisions' accuracy."""
+def release(run: Path, data: Path, folds: Sequence[int], out: Path, *, pool: Path | None = None) -> None:
+    """Write `out/` with weights, `config.json` and `metrics.json`; prints both precisions' accuracy.
+
+    `pool` is the JSON of `training.pool` over the cross-validation of the same recipe: its temperature and
+    threshold for unknown sounds go into the configuration. Raises `DatasetError` or `ModelFileError`.
+    """
     config, log_mel, model = checkpoint.load(run)
+    if pool:
+        fitted = json.loads(pool.read_text(encoding="utf-8"))
+        config = replace(
+            config, temperature=fitted["temperature"], unknown_threshold=fitted["unknown_threshold"]
+        )
     full = evaluate(run, data, folds)
     checkpoint.save(out, config, log_mel, model, half=True)
-    report = evaluate(out, data, folds)
+    report = evaluate(out, data, folds, robust=True)
     print_report(report)
     print(f"accuracy of the float32 weights before: {full['accuracy']:.2%}")
     report |= {"accuracy_float32": full["accuracy"], "training": config.provenance}
@@ -35,10 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder that training.train wrote")
     parser.add_argument("--data", type=Path, required=True, help="dataset with the held-out folds")
     parser.add_argument("--folds", type=parse_folds, required=True, help="held-out folds to measure on")
+    parser.add_argument("--pool", type=Path, help="JSON of training.pool: temperature and threshold")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
     args = parser.parse_args(arguments)
     try:
-        release(args.run, args.data, args.folds, args.out)
+        release(args.run, args.data, args.folds, args.out, pool=args.pool)
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,268 +1,212 @@
 """Train AudioCNN from scratch: `python -m training.train --data DIR --train-folds 1,2,3 --out DIR`.
 
-The weights that count are those of the last epoch (an exponential moving average of them): no fold is
-looked at to pick an epoch. Run the same command again after a kill and it goes on where it was; the
-result is the same, because every random draw derives from (seed, epoch, step).
+The weights that count are those of the last epoch: no fold is looked at to pick one. Run the same
+command again after a kill and it goes on where it was, with the same result. Several GPUs or machines:
+`torchrun --nproc-per-node N -m training.train ...`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 from tqdm import tqdm
 
 from audiocnn import checkpoint
 from audiocnn.config import Config, FrontendConfig, ModelConfig
-from audiocnn.datasets import Dataset, read_dataset
+from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN
-from training import augment
-from training.data import fit_normalisation, load_waveforms, parse_folds, targets
+from training.board import Board
+from training.checks import check, print_class_counts
+from training.data import (
+    fit_normalisation,
+    inner_split,
+    load_waveforms,
+    parse_folds,
+    targets,
+    without_classes,
+)
+from training.loop import Place, Run, cpu_description
+from training.recipe import FRONTENDS, MODELS, RECIPES, Recipe
+
+Data = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that decides the outcome of a run besides the data and the hardware."""
-
-    epochs: int = 100
-    batch_size: int = 32
-    max_lr: float = 2e-3
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    mixup_alpha: float = 0.4
-    freq_mask: int = 24  # mel bands, at most, each of two masks
-    time_mask: int = 40  # frames, at most, each of two masks
-    ema_decay: float = 0.995
-    grad_clip: float = 5.0
-    seed: int = 0
+def join() -> Place:
+    """This process's place: alone, or one of those that `torchrun` started."""
+    has_gpu = torch.cuda.is_available()
+    if "WORLD_SIZE" not in os.environ:
+        return Place("cuda" if has_gpu else "cpu")
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if has_gpu else "cpu"
+    return Place(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
-class Run:
-    """One training run: what is learnt, and the state that a resume needs."""
-
-    def __init__(
-        self, recipe: Recipe, config: Config, log_mel: LogMel, waveforms: Tensor, target: Tensor, device: str
-    ) -> None:
-        self.recipe, self.config, self.device = recipe, config, device
-        self.log_mel = log_mel
-        self.waveforms, self.target = waveforms, target
-        self.spec_augment = augment.SpecAugment(recipe.freq_mask, recipe.time_mask)
-        self.use_bf16 = device == "cuda" or "avx512_bf16" in _cpu_features()
-        torch.manual_seed(recipe.seed)
-        model = AudioCNN(config.model, num_classes=len(config.class_names))
-        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = AveragedModel(
-            self.model,
-            multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay),  # type: ignore[no-untyped-call]
-            use_buffers=True,
-        )
-        self.steps_per_epoch = len(waveforms) // recipe.batch_size
-        if self.steps_per_epoch == 0:
-            raise DatasetError(f"{len(waveforms)} clips are fewer than one batch of {recipe.batch_size}")
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, recipe.weight_decay), lr=recipe.max_lr
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.max_lr, total_steps=recipe.epochs * self.steps_per_epoch, pct_start=0.1
-        )
-        self.epoch = 0
-        self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
-
-    def train_epoch(self) -> dict[str, float]:
-        """One pass over the clips; returns the epoch's mean loss and last learning rate."""
-        began = time.monotonic()
-        self.model.train()
-        torch.manual_seed(_seed(self.recipe.seed, self.epoch))
-        order = torch.randperm(len(self.waveforms))[: self.steps_per_epoch * self.recipe.batch_size]
-        losses = []
-        batches = order.view(self.steps_per_epoch, -1)
-        label = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
-        for step, index in enumerate(tqdm(batches, desc=label, unit="step", leave=False)):
-            torch.manual_seed(_seed(self.recipe.seed, self.epoch, step))
-            losses.append(self.step(self.waveforms[index], self.target[index]))
-        self.epoch += 1
-        self.seconds += time.monotonic() - began
-        loss = float(torch.stack(losses).mean())
-        row = {"epoch": self.epoch, "loss": loss, "lr": float(self.schedule.get_last_lr()[0])}
-        self.history.append(row)
-        return row
-
-    def step(self, waveform: Tensor, target: Tensor) -> Tensor:
-        """Augment, forward, backward, update; the loss of the batch."""
-        inputs, soft_target = self.augmented(waveform.to(self.device), target.to(self.device))
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.use_bf16):
-            logits = self.model(inputs.contiguous(memory_format=torch.channels_last))
-        smoothing = self.recipe.label_smoothing
-        loss = nn.functional.cross_entropy(logits.float(), soft_target, label_smoothing=smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.ema.update_parameters(self.model)
-        return loss.detach()
-
-    @torch.no_grad()
-    def augmented(self, waveform: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel `(batch, 1, n_mels, num_frames)` and target probabilities `(batch, num_classes)`."""
-        probs = nn.functional.one_hot(target, len(self.config.class_names)).float()
-        waveform = augment.circular_shift(waveform)
-        waveform, probs = augment.mixup(waveform, probs, self.recipe.mixup_alpha)
-        return self.spec_augment(self.log_mel(waveform)), probs
-
-    def identity(self) -> str:
-        """What must not change between a run and its resume: recipe, network, and, through the front
-        end's normalisation, the data."""
-        return json.dumps([asdict(self.recipe), self.config.to_json(), self.log_mel.fingerprint()])
-
-    def save_state(self, path: Path) -> None:
-        """Write everything that the next epoch depends on; a kill while writing loses nothing."""
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "history": self.history,
-            "identity": self.identity(),
-        }
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-
-    def load_state(self, path: Path) -> None:
-        """Go on from `save_state`; refuses a state of another recipe, network or data."""
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        if state["identity"] != self.identity():
-            raise ModelFileError(
-                f"{path} is of a run with other settings: repeat those, or choose another --out"
-            )
-        for part in ("model", "ema", "optimizer", "schedule"):
-            getattr(self, part).load_state_dict(state[part])
-        self.epoch, self.seconds, self.history = state["epoch"], state["seconds"], state["history"]
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay on biases and normalisation (their shrinking regularises nothing)."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-
-
-def _seed(*parts: int) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
-
-
-def _cpu_features() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
-def hardware(device: str) -> str:
+def hardware(place: Place) -> str:
     """What the run ran on, in words for the metrics file."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    models = [line.split(":", 1)[1].strip() for line in _cpu_features().splitlines() if "model name" in line]
-    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    if place.kind == "cuda":
+        return f"{place.world} x {torch.cuda.get_device_name()}"
+    lines = (line for line in cpu_description().splitlines() if "model name" in line)
+    name = next(lines, platform.processor()).rpartition(":")[2].strip()
+    return f"{name}, {place.world} x {torch.get_num_threads()} threads"
 
 
 def train(
     dataset: Dataset,
     folds: Sequence[int],
     recipe: Recipe,
-    frontend: FrontendConfig,
-    model: ModelConfig,
+    config: Config,
     out: Path,
+    *,
+    place: Place | None = None,
+    watch_folds: Sequence[int] = (),
+    watch_every: int = 10,
+    patience: int = 0,
+    cache: Path | None = None,
 ) -> Config:
-    """Train (or go on training) into `out`; writes the checkpoint there and returns its config."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Train (or go on training) into `out`; writes the checkpoint there and returns its config.
+
+    `watch_folds` are measured every `watch_every` epochs for the curve: nothing is chosen by them.
+    `patience` above 0 stops early, after so many epochs without a gain on a tenth of the training
+    clips' recordings that is then not trained on.
+    """
+    place = place or Place()
+    check(dataset, folds)
     clips = dataset.folds(folds)
-    print(f"{dataset.name}: {len(clips)} clips of folds {list(folds)}, {len(dataset.class_names)} classes")
-    waveforms = load_waveforms(clips, frontend)
-    log_mel = LogMel(frontend).to(device)
-    fit_normalisation(log_mel, waveforms)
+    if place.rank == 0:
+        print_class_counts(clips)
+    inner: list[LabelledClip] = []
+    if patience:
+        clips, inner = inner_split(clips, seed=recipe.seed)
+    names = dataset.class_names
+
+    def load(wanted: list[LabelledClip]) -> Data:
+        return load_waveforms(wanted, config.frontend, cache=cache, quiet=place.rank > 0), targets(
+            wanted, names
+        )
+
+    data = load(clips)
+    log_mel = LogMel(config.frontend).to(place.device)
+    fit_normalisation(log_mel, data[0])
     provenance: dict[str, Any] = {
         "dataset": dataset.name,
         "train_folds": list(folds),
         "recipe": asdict(recipe),
     }
-    config = Config(class_names=dataset.class_names, frontend=frontend, model=model, provenance=provenance)
-    run = Run(recipe, config, log_mel, waveforms, targets(clips, dataset.class_names), device)
-    state = out / "state.pt"
+    config = replace(config, provenance=provenance)
+    run = Run(recipe, config, log_mel, data, place)
     out.mkdir(parents=True, exist_ok=True)
-    if state.is_file():
-        run.load_state(state)
+    if (out / "state.pt").is_file():
+        run.load_state(out / "state.pt")
         print(f"resumed after epoch {run.epoch}")
-    while run.epoch < recipe.epochs:
-        row = run.train_epoch()
-        run.save_state(state)
-        tqdm.write(f"epoch {run.epoch}/{recipe.epochs}  loss {row['loss']:.4f}  lr {row['lr']:.2e}")
+    watched = load(dataset.folds(watch_folds)) if watch_folds else None
+    _loop(run, out, watched, watch_every, load(inner) if inner else None, patience)
     minutes = round(run.seconds / 60, 1)
     provenance |= {
         "torch": torch.__version__,
-        "hardware": hardware(device),
+        "hardware": hardware(place),
         "precision": "bf16" if run.use_bf16 else "fp32",
         "minutes": minutes,
+        "epochs": run.epoch,
     }
-    (out / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
-    ema: AudioCNN = run.ema.module  # type: ignore[assignment]
-    return checkpoint.save(out, config, log_mel, ema)
+    if place.rank == 0:
+        (out / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
+        config = checkpoint.save(out, config, log_mel, run.result)
+    return config
+
+
+def _loop(
+    run: Run, out: Path, watched: Data | None, watch_every: int, inner: Data | None, patience: int
+) -> None:
+    """Epochs until the last one, or until the inner split has had enough."""
+    recipe, is_first = run.recipe, run.place.rank == 0
+    done = run.epoch * run.steps_per_epoch
+    total = recipe.epochs * run.steps_per_epoch
+    board = Board(out / "tensorboard") if is_first else None
+    with tqdm(total=total, initial=done, unit="step", disable=not is_first, smoothing=0.05) as bar:
+        while run.epoch < recipe.epochs and not _has_stalled(run, patience):
+            row = run.train_epoch(bar)
+            if watched and (run.epoch % watch_every == 0 or run.epoch == recipe.epochs):
+                row["watched_accuracy"] = run.accuracy(*watched)
+            if inner:
+                row["inner_accuracy"] = run.accuracy(*inner)
+            if board:
+                run.save_state(out / "state.pt")
+                board.write(run, row, pictures=run.epoch % watch_every == 0)
+                text = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
+                tqdm.write(f"epoch {run.epoch}/{recipe.epochs}  {text}")
+
+
+def _has_stalled(run: Run, patience: int) -> bool:
+    """Whether the best inner accuracy is `patience` epochs old or older."""
+    seen = [row.get("inner_accuracy", 0.0) for row in run.history]
+    return bool(patience and seen and len(seen) - 1 - seen.index(max(seen)) >= patience)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """The command line: the recipe's own values are the defaults of the flags that change them."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
     parser.add_argument("--train-folds", type=parse_folds, required=True, help="folds to train on: 1,2,3")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument(
-        "--width", type=int, default=ModelConfig.width, help="channels of the first stage (%(default)s)"
-    )
+    parser.add_argument("--recipe", choices=RECIPES, default="strong", help="(%(default)s)")
+    parser.add_argument("--width", type=int, help="channels of the first stage (64)")
+    parser.add_argument("--drop-path", type=float, default=0.0, help="skip blocks in training (%(default)s)")
+    parser.add_argument("--f-max", type=float, help="highest frequency of the front end in Hz")
+    parser.add_argument("--exclude", metavar="CLASS,...", help="train as if these classes did not exist")
+    parser.add_argument("--watch-folds", type=parse_folds, default=[], help="measure these for the curve")
+    parser.add_argument("--watch-every", type=int, default=10, metavar="EPOCHS", help="(%(default)s)")
+    parser.add_argument("--early-stopping", type=int, default=0, metavar="EPOCHS", help="patience (off)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as many as torch chooses)")
+    parser.add_argument("--cache", type=Path, help="folder that keeps decoded clips between runs")
+    recipe = parser.add_argument_group("recipe", "what --recipe sets, changed one by one")
     for name, value in asdict(Recipe()).items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(value), default=value, help="(%(default)s)")
+        recipe.add_argument("--" + name.replace("_", "-"), type=type(value))
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def settings(args: argparse.Namespace) -> tuple[Recipe, FrontendConfig, ModelConfig]:
+    """The named recipe with the changes of the command line."""
+    changes: dict[str, Any] = {n: v for n, v in vars(args).items() if n in asdict(Recipe()) and v is not None}
+    recipe = replace(RECIPES[args.recipe], **changes)
+    frontend, model = FRONTENDS[args.recipe], MODELS[args.recipe]
+    if args.f_max:
+        frontend = replace(frontend, f_max=args.f_max)
+    return recipe, frontend, replace(model, width=args.width or model.width, drop_path=args.drop_path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; a message without a traceback for what the user can mend."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
     try:
+        recipe, frontend, model = settings(args)
+        dataset = read_dataset(args.data)
+        if args.exclude:
+            dataset = without_classes(dataset, args.exclude.split(","))
+        config = Config(class_names=dataset.class_names, frontend=frontend, model=model)
         train(
-            read_dataset(args.data),
+            dataset,
             args.train_folds,
             recipe,
-            FrontendConfig(),
-            ModelConfig(width=args.width),
+            config,
             args.out,
+            place=join(),
+            watch_folds=args.watch_folds,
+            watch_every=args.watch_every,
+            patience=args.early_stopping,
+            cache=args.cache,
         )
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -270,6 +214,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     print(f"checkpoint written to {args.out}")
     return 0
 

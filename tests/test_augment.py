@@ -1,0 +1,203 @@
+"""Each augmentation keeps its word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from audiocnn.config import FrontendConfig
+from audiocnn.frontend import LogMel
+from tests.conftest import SAMPLE_RATE, tone
+from training import augment
+from training.recipe import RECIPES, Augmenter, Recipe
+
+OFF = Recipe(shift=0.0, freq_mask=0, time_mask=0)
+SWITCHES = {
+    "between_class": {"between_class": 1.0},
+    "time_mix": {"time_mix": 1.0},
+    "freq_mix": {"freq_mix": 1.0},
+    "mixup": {"mixup": 1.0},
+    "shift": {"shift": 1.0},
+    "resample": {"resample": 1.0},
+    "gain": {"gain_db": 12.0},
+    "noise": {"noise": 1.0},
+    "freq_mask": {"freq_mask": 24},
+    "time_mask": {"time_mask": 40},
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight tones of different pitch and level, and their one-hot targets."""
+    tones = [torch.from_numpy(tone(5.0, hz=200.0 * (i + 1))) * 0.8 ** (2 * i) for i in range(8)]
+    return torch.stack(tones), torch.eye(8)
+
+
+def rms(waveform: torch.Tensor) -> torch.Tensor:
+    return waveform.square().mean(dim=-1).sqrt()
+
+
+# --- one clip ---
+
+
+def test_a_circular_shift_loses_nothing() -> None:
+    waveform = torch.arange(40.0).view(2, 20)
+    shifted = augment.circular_shift(waveform)
+    torch.testing.assert_close(shifted.sort(dim=1).values, waveform)
+    assert ((shifted.diff(dim=1) != 1).sum(dim=1) <= 1).all()
+    assert not torch.equal(shifted, waveform)
+
+
+def test_resampling_moves_the_pitch_within_its_range_and_keeps_the_length() -> None:
+    factors = []
+    for _ in range(20):
+        waveform = torch.from_numpy(tone(2.0, hz=1000.0))[None]
+        played = augment.resample(waveform)
+        assert played.shape == waveform.shape
+        spectrum = torch.fft.rfft(played[0]).abs()
+        factors.append(1000.0 / (float(spectrum.argmax()) / 2.0))
+    assert 0.79 < min(factors) < 0.9
+    assert 1.1 < max(factors) < 1.26
+
+
+def test_gain_stays_in_range_and_clips_at_full_scale() -> None:
+    waveform = torch.full((400, 100), 0.1)
+    factor = augment.gain(waveform, 12.0)[:, 0] / 0.1
+    decibels = 20 * torch.log10(factor)
+    assert decibels.min() > -12.01
+    assert decibels.max() < 12.01
+    assert decibels.std() > 5
+    assert augment.gain(torch.ones(50, 10), 12.0).max() == 1.0
+
+
+def test_polarity_flips_about_half() -> None:
+    flipped = augment.flip_polarity(torch.ones(200, 3))
+    assert set(flipped[:, 0].tolist()) == {1.0, -1.0}
+    assert 60 < (flipped[:, 0] < 0).sum() < 140
+    assert torch.equal(flipped[:, 0], flipped[:, 2])
+
+
+def test_noise_has_the_promised_level_and_touches_only_some() -> None:
+    waveform = torch.from_numpy(tone(1.0)).repeat(200, 1) * 0.2
+    noise = augment.add_noise(waveform, 0.5, 5.0, 40.0) - waveform
+    touched = rms(noise) > 0
+    assert 60 < touched.sum() < 140
+    snr = 20 * torch.log10(rms(waveform)[touched] / rms(noise)[touched])
+    assert snr.min() > 4.5
+    assert snr.max() < 40.5
+
+
+# --- two clips ---
+
+
+def test_between_class_mixes_what_is_heard_and_not_the_samples(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Two clips 40 dB apart, mixed half and half, are equally loud in the mixture."""
+    loud, soft = torch.from_numpy(tone(1.0, hz=500.0)), torch.from_numpy(tone(1.0, hz=3000.0)) / 100
+    waveform = torch.stack([loud, soft] * 50)
+    target = torch.eye(2).repeat(50, 1)
+    mixed, ratio = augment.between_class(waveform, target, SAMPLE_RATE)
+    spectrum = torch.fft.rfft(mixed).abs()
+    heard_loud, heard_soft = spectrum[:, 500], spectrum[:, 3000]
+    both = (ratio > 0.05).all(dim=1)
+    assert both.sum() > 20
+    share = heard_loud[both] / (heard_loud + heard_soft)[both]
+    torch.testing.assert_close(share, ratio[both, 0], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["between_class", "mixup", "time_mix"])
+def test_mixed_targets_are_distributions(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    arguments = {"between_class": (SAMPLE_RATE,), "mixup": (0.5,), "time_mix": ()}[name]
+    mixed, target = getattr(augment, name)(*batch, *arguments)
+    assert mixed.shape == batch[0].shape
+    assert mixed.abs().max() <= 1.0
+    torch.testing.assert_close(target.sum(dim=1), torch.ones(8))
+    assert ((target > 0).sum(dim=1) <= 2).all()
+    assert not torch.equal(target, batch[1])
+
+
+def test_mixup_mixes_sound_and_target_alike() -> None:
+    mixed, target = augment.mixup(torch.eye(6) * 2, torch.eye(6), alpha=0.5)
+    torch.testing.assert_close(mixed, target * 2)
+
+
+def test_time_mix_gives_each_its_share_of_the_time() -> None:
+    waveform = torch.eye(10).repeat_interleave(100, dim=1)[:, :1000] * 0 + torch.arange(10.0)[:, None] / 10
+    mixed, target = augment.time_mix(waveform, torch.eye(10))
+    for row, probs in zip(mixed, target, strict=True):
+        for clip in probs.nonzero()[:, 0].tolist():
+            share = float((row == clip / 10).float().mean())
+            assert share == pytest.approx(float(probs[clip]), abs=0.002)
+
+
+def test_freq_mix_gives_each_its_share_of_the_bands() -> None:
+    log_mel = torch.arange(10.0)[:, None, None, None].expand(10, 1, 128, 7)
+    mixed, target = augment.freq_mix(log_mel, torch.eye(10))
+    for picture, probs in zip(mixed[:, 0], target, strict=True):
+        assert torch.equal(picture, picture[:, :1].expand(-1, 7))
+        assert (picture[:, 0].diff() != 0).sum() <= 1
+        for clip in probs.nonzero()[:, 0].tolist():
+            share = float((picture == clip).float().mean())
+            assert share == pytest.approx(float(probs[clip]), abs=0.01)
+
+
+# --- the spectrogram ---
+
+
+def test_masks_are_the_mean_and_no_wider_than_promised() -> None:
+    log_mel = torch.ones(64, 1, 128, 251)
+    masked = augment.SpecAugment(freq_mask=10, time_mask=20)(log_mel)[:, 0]
+    assert set(masked.unique().tolist()) == {0.0, 1.0}
+    bands = (masked == 0).all(dim=2).sum(dim=1)
+    frames = (masked == 0).all(dim=1).sum(dim=1)
+    assert 0 < bands.max() <= 20
+    assert 0 < frames.max() <= 40
+    assert len(bands.unique()) > 3  # each clip has masks of its own
+    assert torch.equal(log_mel, torch.ones_like(log_mel))
+
+
+# --- recipes ---
+
+
+def test_with_everything_off_the_network_sees_what_is_served(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    log_mel = LogMel(FrontendConfig())
+    inputs, target = Augmenter(OFF, log_mel)(*batch, may_mix=True)
+    assert torch.equal(inputs, log_mel(batch[0]))
+    assert torch.equal(target, batch[1])
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_each_augmentation_has_a_switch(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    log_mel = LogMel(FrontendConfig())
+    augmenter = Augmenter(replace(OFF, **SWITCHES[name]), log_mel)
+    inputs, target = augmenter(*batch, may_mix=True)
+    assert not torch.equal(inputs, log_mel(batch[0]))
+    is_mix = name in OFF.mixes()
+    assert torch.equal(target, batch[1]) != is_mix
+    if is_mix:  # and none is done in the last epochs
+        assert torch.equal(augmenter(*batch, may_mix=False)[0], log_mel(batch[0]))
+
+
+def test_the_same_seed_draws_the_same_numbers(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    augmenter = Augmenter(RECIPES["strong"], LogMel(FrontendConfig()))
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append(augmenter(*batch, may_mix=True)[0])
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_mixes_more_often_than_always(name: str) -> None:
+    assert sum(RECIPES[name].mixes().values()) <= 1.0 + 1e-9

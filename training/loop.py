@@ -1,0 +1,199 @@
+"""One training run: the state, a step, an epoch, and a resume that ends with the same bits.
+
+Every random draw derives from (seed, epoch, step, rank). With several processes (`torchrun`) each takes
+its share of every batch; gradients are averaged, so the batch that counts is the recipe's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from audiocnn.config import Config
+from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.frontend import LogMel
+from audiocnn.model import AudioCNN
+from training.recipe import Augmenter, Recipe
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of how many this is, and its device."""
+
+    device: str = "cpu"
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def kind(self) -> str:
+        """ "cuda" or "cpu"."""
+        return self.device.partition(":")[0]
+
+
+class Run:
+    """What is learnt, and the state that a resume needs."""
+
+    def __init__(
+        self, recipe: Recipe, config: Config, log_mel: LogMel, data: tuple[Tensor, Tensor], place: Place
+    ) -> None:
+        self.recipe, self.config, self.place, self.log_mel = recipe, config, place, log_mel
+        self.augmenter = Augmenter(recipe, log_mel)
+        self.waveforms, self.target = (tensor.to(place.device) for tensor in data)
+        self.use_bf16 = place.kind == "cuda" or "avx512_bf16" in cpu_description()
+        self.steps_per_epoch = len(self.waveforms) // recipe.batch_size
+        if self.steps_per_epoch == 0:
+            raise DatasetError(f"{len(self.waveforms)} clips are fewer than one batch of {recipe.batch_size}")
+        torch.manual_seed(recipe.seed)
+        model = AudioCNN(config.model, num_classes=len(config.class_names))
+        self.model = model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = self.model
+        if place.world > 1:
+            self.network = DistributedDataParallel(self.model)
+        average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        groups = _parameter_groups(self.model, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.max_lr)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            recipe.max_lr,
+            total_steps=recipe.epochs * self.steps_per_epoch,
+            pct_start=recipe.warmup,
+        )
+        self.epoch = 0
+        self.seconds = 0.0
+        self.history: list[Row] = []
+
+    @property
+    def result(self) -> AudioCNN:
+        """The weights that count: the moving average if there is one."""
+        average: AudioCNN = self.ema.module  # type: ignore[assignment]
+        return average if self.recipe.ema_decay else self.model
+
+    def train_epoch(self, bar: tqdm[Any] | None = None) -> Row:
+        """One pass over the clips; the epoch's mean loss, accuracy on what was not mixed, learning rate."""
+        began = time.monotonic()
+        self.network.train()
+        torch.manual_seed(_seed(self.recipe.seed, self.epoch))
+        order = torch.randperm(len(self.waveforms))[: self.steps_per_epoch * self.recipe.batch_size]
+        losses = []
+        for step, batch in enumerate(order.view(self.steps_per_epoch, -1)):
+            torch.manual_seed(_seed(self.recipe.seed, self.epoch, step, self.place.rank))
+            own = batch[self.place.rank :: self.place.world]
+            losses.append(self.step(self.waveforms[own], self.target[own]))
+            if bar is not None:
+                bar.update()
+        self.epoch += 1
+        self.seconds += time.monotonic() - began
+        loss = float(torch.stack(losses).mean())
+        row = {"epoch": self.epoch, "loss": loss, "lr": float(self.schedule.get_last_lr()[0])}
+        self.history.append(row)
+        return row
+
+    def step(self, waveform: Tensor, target: Tensor) -> Tensor:
+        """Augment, forward, backward, update; the loss of the batch."""
+        probs = nn.functional.one_hot(target, len(self.config.class_names)).float()
+        may_mix = self.epoch < self.recipe.epochs * (1 - self.recipe.mix_off)
+        inputs, probs = self.augmenter(waveform, probs, may_mix=may_mix)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(inputs, probs)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.ema.update_parameters(self.model)
+        return loss.detach()
+
+    def loss(self, log_mel: Tensor, probs: Tensor) -> Tensor:
+        """The loss of a batch `(b, 1, m, t)` against target probabilities `(b, k)`."""
+        with torch.autocast(self.place.kind, torch.bfloat16, enabled=self.use_bf16):
+            logits = self.network(log_mel.contiguous(memory_format=torch.channels_last)).float()
+        smoothing = self.recipe.label_smoothing
+        if self.recipe.loss == "ce":
+            return nn.functional.cross_entropy(logits, probs, label_smoothing=smoothing)
+        soft = probs * (1 - smoothing) + smoothing / probs.shape[1]
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+        return losses.sum(dim=1).mean()
+
+    @torch.inference_mode()
+    def accuracy(self, waveforms: Tensor, target: Tensor, batch_size: int = 50) -> float:
+        """Share of clips that the weights of now name rightly."""
+        model = self.result.eval()
+        hits = 0
+        for batch, label in zip(
+            torch.split(waveforms, batch_size), torch.split(target, batch_size), strict=True
+        ):
+            logits = model(self.log_mel(batch.to(self.place.device)))
+            hits += int((logits.argmax(dim=1).cpu() == label.cpu()).sum())
+        return hits / len(target)
+
+    def identity(self) -> str:
+        """What must not change between a run and its resume: recipe, network, and, through the front
+        end's normalisation, the data."""
+        parts = [asdict(self.recipe), self.config.to_json(), self.log_mel.fingerprint(), self.place.world]
+        return json.dumps(parts)
+
+    def save_state(self, path: Path) -> None:
+        """Write everything that the next epoch depends on; a kill while writing loses nothing."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "history": self.history,
+            "identity": self.identity(),
+        }
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    def load_state(self, path: Path) -> None:
+        """Go on from `save_state`; refuses a state of another recipe, network or data."""
+        state = torch.load(path, weights_only=True, map_location=self.place.device)
+        if state["identity"] != self.identity():
+            raise ModelFileError(
+                f"{path} is of a run with other settings or data: repeat those, or choose another --out"
+            )
+        for part in ("model", "ema", "optimizer", "schedule"):
+            getattr(self, part).load_state_dict(state[part])
+        self.epoch, self.seconds, self.history = state["epoch"], state["seconds"], state["history"]
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No decay on biases and normalisation (their shrinking regularises nothing)."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def _seed(*parts: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
+
+
+def cpu_description() -> str:
+    """What the system says of its processors; empty where it does not."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""

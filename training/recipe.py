@@ -1,0 +1,133 @@
+"""All that decides the outcome of a run besides the data and the hardware, and the named recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audiocnn.config import FrontendConfig, ModelConfig
+from audiocnn.frontend import LogMel
+from training import augment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimiser, schedule and augmentation; 0 switches an augmentation off."""
+
+    epochs: int = 150
+    batch_size: int = 32
+    max_lr: float = 2e-3
+    warmup: float = 0.1  # share of the steps in which the learning rate rises
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    loss: str = "ce"  # ce: softmax and cross entropy; bce: a sigmoid per class, several may be right
+    ema_decay: float = 0.995  # 0: the weights themselves
+    grad_clip: float = 5.0
+    # Mixes: at most one a batch, drawn with these probabilities; none in the last `mix_off` of the epochs.
+    between_class: float = 0.0
+    time_mix: float = 0.0
+    freq_mix: float = 0.0
+    mixup: float = 0.0
+    mixup_alpha: float = 0.4
+    mix_off: float = 0.0
+    # One clip
+    shift: float = 1.0  # circular
+    resample: float = 0.0  # probability, for the whole batch
+    gain_db: float = 0.0  # at most, up or down
+    polarity: float = 0.0  # 1: on
+    noise: float = 0.0  # probability, per clip
+    freq_mask: int = 24  # mel bands, at most, each of two masks
+    time_mask: int = 40  # frames, at most, each of two masks
+    seed: int = 0
+
+    def mixes(self) -> dict[str, float]:
+        """Probability of each mix."""
+        return {name: getattr(self, name) for name in ("between_class", "time_mix", "freq_mix", "mixup")}
+
+
+PLAIN = Recipe(mixup=1.0)
+STRONG = Recipe(
+    epochs=400,
+    between_class=0.6,
+    time_mix=0.15,
+    freq_mix=0.15,
+    mix_off=0.05,
+    resample=0.5,
+    gain_db=12.0,
+    polarity=1.0,
+    noise=0.2,
+)
+# What the projects that ours grew from wrote down: no EMA, no shifts, mixup on 30 % of the batches.
+SEEDS = Recipe(
+    epochs=100,
+    weight_decay=0.01,
+    ema_decay=0.0,
+    grad_clip=0.0,
+    mixup=0.3,
+    mixup_alpha=0.2,
+    shift=0.0,
+    freq_mask=30,
+    time_mask=80,
+)
+RECIPES = {"strong": STRONG, "plain": PLAIN, "seeds": SEEDS}
+
+_SEEDS_FRONTEND = FrontendConfig(
+    sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=512, f_max=11_025.0
+)
+FRONTENDS = {"strong": FrontendConfig(max_gain_db=20.0), "plain": FrontendConfig(), "seeds": _SEEDS_FRONTEND}
+MODELS = {"strong": ModelConfig(), "plain": ModelConfig(), "seeds": ModelConfig()}
+
+
+class Augmenter:
+    """A recipe's augmentation: waveforms and targets in, log-mels and mixed targets out."""
+
+    def __init__(self, recipe: Recipe, log_mel: LogMel) -> None:
+        self.recipe, self.log_mel = recipe, log_mel
+        self.spec_augment = augment.SpecAugment(recipe.freq_mask, recipe.time_mask)
+
+    @torch.no_grad()
+    def __call__(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> tuple[Tensor, Tensor]:
+        """`(b, n)` and `(b, k)` -> `(b, 1, m, t)` and `(b, k)`."""
+        recipe = self.recipe
+        waveform = self._single(waveform)
+        mix = self._draw_mix() if may_mix else ""
+        sample_rate = self.log_mel.config.sample_rate
+        on_waveforms: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+            "between_class": lambda: augment.between_class(waveform, target, sample_rate),
+            "mixup": lambda: augment.mixup(waveform, target, recipe.mixup_alpha),
+            "time_mix": lambda: augment.time_mix(waveform, target),
+        }
+        if mix in on_waveforms:
+            waveform, target = on_waveforms[mix]()
+        if recipe.gain_db:
+            waveform = augment.gain(waveform, recipe.gain_db)
+        if recipe.noise:
+            waveform = augment.add_noise(waveform, recipe.noise)
+        log_mel = self.log_mel(waveform)
+        if mix == "freq_mix":
+            log_mel, target = augment.freq_mix(log_mel, target)
+        if recipe.freq_mask or recipe.time_mask:
+            log_mel = self.spec_augment(log_mel)
+        return log_mel, target
+
+    def _single(self, waveform: Tensor) -> Tensor:
+        recipe = self.recipe
+        if recipe.shift:
+            waveform = augment.circular_shift(waveform)
+        if float(torch.rand(1)) < recipe.resample:
+            waveform = augment.resample(waveform)
+        if recipe.polarity:
+            waveform = augment.flip_polarity(waveform)
+        return waveform
+
+    def _draw_mix(self) -> str:
+        """The name of one mix, or "" for none."""
+        draw = float(torch.rand(1))
+        for name, probability in self.recipe.mixes().items():
+            if draw < probability:
+                return name
+            draw -= probability
+        return ""

@@ -1,0 +1,158 @@
+"""What happens to a clip between the microphone and the server, as conditions to evaluate under.
+
+A condition makes the bytes of a sound file from a waveform (float32 `(num_samples,)`, mono, in [-1, 1])
+and its sample rate in Hz; the file then goes the way of any upload. Nothing is drawn at random but the
+noise, whose seed is the waveform itself: every run hears the same files.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+from rich.console import Console
+from rich.table import Table
+
+FloatArray = npt.NDArray[np.float32]
+Condition = Callable[[FloatArray, int], bytes]
+
+_MP3_RATE = 44_100  # Hz; libsndfile's scale of bit rates is another one at lower rates
+_OPUS_RATE = 48_000  # Hz; what Opus runs at inside
+# libsndfile asks for a place between the largest and the smallest bit rate instead of for a bit rate.
+# Measured on ESC-50: constant 64.9 kbit/s, and 24 kbit/s in the mean (Opus spends less on silence).
+_MP3_LEVEL = 0.87
+_OPUS_LEVEL = 0.92
+
+
+def wav(waveform: FloatArray, sample_rate: int, *, subtype: str = "PCM_16") -> bytes:
+    """A WAV file; what does not fit into [-1, 1] is clipped, as 16 bits must, unless `subtype` is `FLOAT`."""
+    return _encode(waveform, sample_rate, format="WAV", subtype=subtype)
+
+
+def gain(decibels: float) -> Condition:
+    """Louder or quieter, then stored in 16 bits: what was raised above full scale is clipped."""
+    factor = np.float32(10 ** (decibels / 20))
+    return lambda waveform, sample_rate: wav(waveform * factor, sample_rate)
+
+
+def noise(snr: float) -> Condition:
+    """White noise `snr` dB below the clip's mean power, pauses included.
+
+    The sum is scaled down where it would not fit: noise is measured here, clipping elsewhere.
+    """
+
+    def add(waveform: FloatArray, sample_rate: int) -> bytes:
+        rng = np.random.default_rng(zlib.crc32(waveform.tobytes()))
+        rms = np.sqrt(np.square(waveform, dtype=np.float64).mean()) * 10 ** (-snr / 20)
+        noisy = waveform + rms * rng.standard_normal(len(waveform))
+        return wav((noisy / max(1.0, np.abs(noisy).max())).astype(np.float32), sample_rate)
+
+    return add
+
+
+def mp3(waveform: FloatArray, sample_rate: int) -> bytes:
+    """MP3 at 64 kbit/s, constant."""
+    return _encode(
+        _resample(waveform, sample_rate, _MP3_RATE),
+        _MP3_RATE,
+        format="MP3",
+        subtype="MPEG_LAYER_III",
+        bitrate_mode="CONSTANT",
+        compression_level=_MP3_LEVEL,
+    )
+
+
+def opus(waveform: FloatArray, sample_rate: int) -> bytes:
+    """Ogg Opus at about 24 kbit/s, variable."""
+    return _encode(
+        _resample(waveform, sample_rate, _OPUS_RATE),
+        _OPUS_RATE,
+        format="OGG",
+        subtype="OPUS",
+        compression_level=_OPUS_LEVEL,
+    )
+
+
+def rate(hertz: int) -> Condition:
+    """A file of a lower sample rate: nothing above `hertz / 2` is left."""
+    return lambda waveform, sample_rate: wav(_resample(waveform, sample_rate, hertz), hertz)
+
+
+def excerpt(seconds: float) -> Condition:
+    """The loudest stretch of that length (by energy), alone; a shorter clip as it is."""
+
+    def cut(waveform: FloatArray, sample_rate: int) -> bytes:
+        length = min(round(seconds * sample_rate), len(waveform))
+        energy = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])
+        start = int((energy[length:] - energy[:-length]).argmax())
+        return wav(waveform[start : start + length], sample_rate)
+
+    return cut
+
+
+def shift(share: float) -> Condition:
+    """Rotated by a share of its length, in float WAV: no harm, but a second look (test-time augmentation)."""
+    return lambda waveform, sample_rate: wav(
+        np.roll(waveform, round(share * len(waveform))), sample_rate, subtype="FLOAT"
+    )
+
+
+CONDITIONS: dict[str, Condition] = {
+    "gain -30 dB": gain(-30),
+    "gain -15 dB": gain(-15),
+    "gain +10 dB": gain(10),
+    "hard clipping (gain +20 dB)": gain(20),
+    "white noise, 20 dB SNR": noise(20),
+    "white noise, 10 dB SNR": noise(10),
+    "white noise, 0 dB SNR": noise(0),
+    "MP3, 64 kbit/s": mp3,
+    "Opus, 24 kbit/s": opus,
+    "16 kHz file": rate(16_000),
+    "8 kHz file": rate(8_000),
+    "1 s excerpt (the loudest)": excerpt(1.0),
+}
+
+
+def measure(accuracy_under: Callable[[str, Condition], float], clean: float) -> dict[str, Any]:
+    """`clean`, `conditions`, a list of `{condition, accuracy, difference}`, and the `worst` one's name.
+
+    `accuracy_under` is asked for the accuracy (0 to 1) under each condition; `clean` is that without any.
+    """
+    accuracies = {name: accuracy_under(name, condition) for name, condition in CONDITIONS.items()}
+    rows = [
+        {"condition": name, "accuracy": accuracy, "difference": accuracy - clean}
+        for name, accuracy in accuracies.items()
+    ]
+    return {"clean": clean, "conditions": rows, "worst": min(accuracies, key=lambda name: accuracies[name])}
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """What `measure` returned, for people."""
+    table = Table("condition", "accuracy", "difference", title="robustness")
+    table.add_row("clean", f"{result['clean']:.2%}", "")
+    for row in result["conditions"]:
+        style = "bold red" if row["condition"] == result["worst"] else None
+        table.add_row(
+            row["condition"], f"{row['accuracy']:.2%}", f"{100 * row['difference']:+.2f}", style=style
+        )
+    Console().print(table)
+    print(f"worst: {result['worst']}")
+
+
+def _resample(waveform: FloatArray, sample_rate: int, wanted: int) -> FloatArray:
+    if sample_rate == wanted:
+        return waveform
+    return np.asarray(soxr.resample(waveform, sample_rate, wanted, quality="HQ"), dtype=np.float32)
+
+
+def _encode(waveform: FloatArray, sample_rate: int, **options: Any) -> bytes:
+    file = io.BytesIO()
+    clipped = waveform if options["subtype"] == "FLOAT" else np.clip(waveform, -1.0, 1.0)
+    soundfile.write(file, clipped, sample_rate, **options)
+    return file.getvalue()
