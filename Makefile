@@ -53,7 +53,7 @@ check: $(STAMP) ## lint, format and types
 
 .PHONY: train
 train: $(STAMP) ## train on folds 1-3 of DATA into runs/new (resumes if interrupted)
-	$(PY) -m training.train --data $(DATA) --train-folds 1,2,3 --out runs/new --width 32 --epochs 150
+	$(PY) -m training.train --data $(DATA) --train-folds 1,2,3 --watch-folds 4 --out runs/new
 
 .PHONY: evaluate
 evaluate: $(STAMP) ## accuracy of CHECKPOINT on fold 4 of DATA

@@ -55,7 +55,10 @@ class Run:
         self.use_bf16 = place.kind == "cuda" or "avx512_bf16" in cpu_description()
         self.steps_per_epoch = len(self.waveforms) // recipe.batch_size
         if self.steps_per_epoch == 0:
-            raise DatasetError(f"{len(self.waveforms)} clips are fewer than one batch of {recipe.batch_size}")
+            raise DatasetError(
+                f"{len(self.waveforms)} clips are fewer than one batch of {recipe.batch_size}: "
+                "lower --batch-size"
+            )
         torch.manual_seed(recipe.seed)
         model = AudioCNN(config.model, num_classes=len(config.class_names))
         self.model = model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
