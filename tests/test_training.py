@@ -87,6 +87,7 @@ def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path
         process.kill()
     assert (tmp_path / "killed" / "state.pt").exists()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert list((tmp_path / "straight" / "tensorboard").glob("events.out.*"))
     resumed = train(tones, tmp_path / "killed", *RECIPE)
     assert "resumed after epoch" in resumed.stdout
 

@@ -42,7 +42,7 @@ class Job:
         """The command line of the run."""
         folds = ",".join(map(str, self.train_folds))
         line = [sys.executable, "-m", "training.train", "--data", str(data), "--train-folds", folds]
-        line += ["--out", str(self.folder), "--seed", str(self.seed), *self.arguments]
+        line += ["--out", str(self.folder), "--seed", str(self.seed), "--no-tensorboard", *self.arguments]
         if self.test_fold is not None:
             line += ["--watch-folds", str(self.test_fold), "--watch-every", str(watch_every)]
         return line

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
-from training.board import Board
 from training.checks import check, print_class_counts
 from training.data import (
     fit_normalisation,
@@ -38,6 +37,9 @@ from training.data import (
 )
 from training.loop import Place, Run, cpu_description
 from training.recipe import FRONTENDS, MODELS, RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from training.board import Board
 
 Data = tuple[Tensor, Tensor]
 
@@ -73,6 +75,7 @@ def train(
     watch_every: int = 10,
     patience: int = 0,
     cache: Path | None = None,
+    tensorboard: bool = True,
 ) -> Config:
     """Train (or go on training) into `out`; writes the checkpoint there and returns its config.
 
@@ -110,7 +113,12 @@ def train(
         run.load_state(out / "state.pt")
         print(f"resumed after epoch {run.epoch}")
     watched = load(dataset.folds(watch_folds)) if watch_folds else None
-    _loop(run, out, watched, watch_every, load(inner) if inner else None, patience)
+    board = None
+    if tensorboard and place.rank == 0:
+        from training.board import Board  # here: it takes a second to import, and campaigns do without
+
+        board = Board(out / "tensorboard")
+    _loop(run, out, board, watched, watch_every, load(inner) if inner else None, patience)
     minutes = round(run.seconds / 60, 1)
     provenance |= {
         "torch": torch.__version__,
@@ -126,13 +134,18 @@ def train(
 
 
 def _loop(
-    run: Run, out: Path, watched: Data | None, watch_every: int, inner: Data | None, patience: int
+    run: Run,
+    out: Path,
+    board: Board | None,
+    watched: Data | None,
+    watch_every: int,
+    inner: Data | None,
+    patience: int,
 ) -> None:
     """Epochs until the last one, or until the inner split has had enough."""
     recipe, is_first = run.recipe, run.place.rank == 0
     done = run.epoch * run.steps_per_epoch
     total = recipe.epochs * run.steps_per_epoch
-    board = Board(out / "tensorboard") if is_first else None
     with tqdm(total=total, initial=done, unit="step", disable=not is_first, smoothing=0.05) as bar:
         while run.epoch < recipe.epochs and not _has_stalled(run, patience):
             row = run.train_epoch(bar)
@@ -141,8 +154,9 @@ def _loop(
             if inner:
                 row["inner_accuracy"] = run.accuracy(*inner)
             if board:
-                run.save_state(out / "state.pt")
                 board.write(run, row, pictures=run.epoch % watch_every == 0)
+            if is_first:
+                run.save_state(out / "state.pt")
                 text = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
                 tqdm.write(f"epoch {run.epoch}/{recipe.epochs}  {text}")
 
@@ -167,6 +181,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--watch-folds", type=parse_folds, default=[], help="measure these for the curve")
     parser.add_argument("--watch-every", type=int, default=10, metavar="EPOCHS", help="(%(default)s)")
     parser.add_argument("--early-stopping", type=int, default=0, metavar="EPOCHS", help="patience (off)")
+    parser.add_argument("--no-tensorboard", action="store_true", help="write no event files")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as many as torch chooses)")
     parser.add_argument("--cache", type=Path, help="folder that keeps decoded clips between runs")
     recipe = parser.add_argument_group("recipe", "what --recipe sets, changed one by one")
@@ -207,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             watch_every=args.watch_every,
             patience=args.early_stopping,
             cache=args.cache,
+            tensorboard=not args.no_tensorboard,
         )
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
