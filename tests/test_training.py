@@ -193,6 +193,26 @@ def test_drop_path_is_off_when_it_counts() -> None:
     assert not torch.equal(model(x), model(x))
 
 
+@pytest.mark.slow
+def test_a_tree_in_the_layout_of_urbansound8k_trains(tmp_path: Path) -> None:
+    (tmp_path / "metadata").mkdir()
+    rows = ["slice_file_name,fsID,start,end,salience,fold,classID,class"]
+    for fold in range(1, 11):
+        (tmp_path / "audio" / f"fold{fold}").mkdir(parents=True)
+        for target, name in enumerate(("air_conditioner", "car_horn")):
+            file = f"{fold}{target}-{target}-0-0.wav"
+            (tmp_path / "audio" / f"fold{fold}" / file).write_bytes(
+                sound_file(tone(0.4, hz=300 + 2000 * target))
+            )
+            rows.append(f"{file},{fold}{target},0,0.4,1,{fold},{target},{name}")
+    (tmp_path / "metadata" / "UrbanSound8K.csv").write_text("\n".join(rows) + "\n")
+    run = train(tmp_path, tmp_path / "out", "--train-folds", "1,2,3,4,5,6,7,8,9", "--epochs", "2")
+    assert run.returncode == 0, run.stderr
+    assert "2 classes, 9 clips each" in run.stdout
+    arguments = ["--checkpoint", str(tmp_path / "out"), "--data", str(tmp_path), "--folds", "10"]
+    assert evaluate.main(arguments) == 0
+
+
 # --- several processes ---
 
 STEP = """
