@@ -32,7 +32,7 @@ from audiocnn.errors import (
 
 FloatArray = npt.NDArray[np.float32]
 
-FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3 and AIFF"
+FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3 or AIFF"
 _TRUNCATED = "The file is truncated; what could be decoded was used."
 _NOT_FINITE = "The audio has samples that are NaN, infinite, or too large to compute with."
 _BLOCK_FRAMES = 1 << 16
