@@ -14,12 +14,14 @@ from pathlib import Path
 
 from audiocnn import checkpoint
 from audiocnn.errors import DatasetError, ModelFileError
+from training import card
 from training.data import parse_folds
 from training.evaluate import evaluate, print_report
 
 
 def release(run: Path, data: Path, folds: Sequence[int], out: Path, *, pool: Path | None = None) -> None:
-    """Write `out/` with weights, `config.json` and `metrics.json`; prints both precisions' accuracy.
+    """Write `out/`: weights, `config.json`, `metrics.json`, `MODEL_CARD.md`. Prints the accuracy of both
+    precisions.
 
     `pool` is the JSON of `training.pool` over the cross-validation of the same recipe: its temperature and
     threshold for unknown sounds go into the configuration. Raises `DatasetError` or `ModelFileError`.
@@ -36,7 +38,8 @@ def release(run: Path, data: Path, folds: Sequence[int], out: Path, *, pool: Pat
     print_report(report)
     print(f"accuracy of the float32 weights before: {full['accuracy']:.2%}")
     report |= {"accuracy_float32": full["accuracy"], "training": config.provenance}
-    (out / "metrics.json").write_text(json.dumps(report, indent=None) + "\n", encoding="utf-8")
+    (out / "metrics.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    (out / "MODEL_CARD.md").write_text(card.render(report, config), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,109 @@
+"""The model card, written from the numbers of a release so that it cannot say anything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from audiocnn.config import Config
+
+_TEMPLATE = """# Model card: AudioCNN, {dataset}
+
+Written by `python -m training.release`; the numbers are those of `metrics.json` beside it.
+
+## What it is
+A residual network ({blocks} basic blocks in four stages, width {width}) on the log-mel spectrogram of
+{clip_seconds:g} s windows ({n_mels} bands from {f_min:g} to {f_max:g} Hz at {sample_rate:,} Hz). It names
+one of {num_classes} sounds and how sure it is. Weights are stored in half precision and run in float32.
+
+## Data and licence
+Trained from scratch on folds {train_folds} of {dataset}; no other recording was used. {licence}
+
+## How it was trained
+{recipe}
+
+{epochs} epochs, last epoch, nothing chosen on the measured folds. {minutes:g} minutes on
+{hardware} ({precision}, torch {torch}).
+
+## What it does, on folds {folds} that it never saw
+| measure | value |
+|---|---|
+| accuracy | {accuracy:.2%} of {num_clips} clips, standard error {error:.1%} |
+| top-3 accuracy | {top3_accuracy:.2%} |
+| macro F1 | {macro_f1:.3f} |
+| calibration error (ECE, 15 equal-mass bins) | {ece:.2%} |
+
+One look, no test-time augmentation, every clip sent as a file through the code that serves.
+One run: the spread between folds and seeds is not in these numbers.
+
+Most frequent mistakes: {mistakes}.
+
+## Under conditions that a benchmark does not have
+| condition | accuracy | difference |
+|---|---|---|
+{robustness}
+
+The worst is **{worst}**.
+
+## What it must not be used for
+Anything where a missed or invented sound harms somebody: alarms, medicine, security, evidence. It has heard
+a few dozen clips of each sound at most, and nothing outside its {num_classes} names, {unknown}
+"""
+
+_LICENCES = {
+    "ESC-50": """ESC-50 (K. J. Piczak, "ESC: Dataset
+for Environmental Sound Classification", ACM Multimedia 2015) is CC BY-NC 3.0, so **these weights are for
+non-commercial use only**. The code is MIT."""
+}
+
+
+def render(report: dict[str, Any], config: Config) -> str:
+    """Markdown from the report of `evaluate(robust=True)` and the configuration that is released."""
+    provenance = config.provenance
+    frontend = config.frontend
+    accuracy, count = report["accuracy"], report["num_clips"]
+    settings = provenance["recipe"]
+    used = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (0, 0.0))
+    level = f", level_gain_db {frontend.max_gain_db:g} at most" if frontend.max_gain_db else ""
+    mistakes = "; ".join(
+        f"{row['true']} heard as {row['predicted']} ({row['count']})"
+        for row in report["worst_confusions"][:5]
+    )
+    conditions = report["robustness"]["conditions"]
+    rows = [f"| clean | {accuracy:.2%} | |"]
+    rows += [
+        f"| {row['condition']} | {row['accuracy']:.2%} | {row['difference']:+.2%} |" for row in conditions
+    ]
+    values = {
+        **report,
+        "blocks": "-".join(map(str, config.model.blocks)),
+        "width": config.model.width,
+        **{
+            name: getattr(frontend, name)
+            for name in ("clip_seconds", "n_mels", "f_min", "f_max", "sample_rate")
+        },
+        "num_classes": len(config.class_names),
+        "train_folds": _listing(provenance["train_folds"]),
+        "recipe": f"AdamW and OneCycle: {used}{level}.",
+        **{name: provenance[name] for name in ("minutes", "hardware", "precision", "torch")},
+        "epochs": settings["epochs"],
+        "folds": _listing(report["folds"]),
+        "error": (accuracy * (1 - accuracy) / count) ** 0.5,
+        "mistakes": mistakes,
+        "robustness": "\n".join(rows),
+        "worst": report["robustness"]["worst"],
+        "licence": _LICENCES.get(
+            provenance["dataset"], "The licence of the recordings holds for the weights too."
+        ),
+        "unknown": _unknown(config),
+    }
+    return _TEMPLATE.format(**values)
+
+
+def _listing(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _unknown(config: Config) -> str:
+    if config.unknown_threshold is None:
+        return "and it has no\nthreshold for saying so: it answers everything with one of them."
+    return f"and it\nsays `is_unknown` below a confidence of {config.unknown_threshold:.3f}."
