@@ -20,7 +20,7 @@ from audiocnn.errors import DatasetError
 from audiocnn.frontend import LogMel
 from audiocnn.model import AudioCNN, ResidualBlock
 from tests.conftest import ROOT, running_server, server_settings, sound_file, tone
-from training import evaluate
+from training import evaluate, release
 from training.data import inner_split, load_waveforms
 from training.loop import Place, Run
 from training.recipe import Recipe
@@ -211,6 +211,31 @@ def test_a_tree_in_the_layout_of_urbansound8k_trains(tmp_path: Path) -> None:
     assert "2 classes, 9 clips each" in run.stdout
     arguments = ["--checkpoint", str(tmp_path / "out"), "--data", str(tmp_path), "--folds", "10"]
     assert evaluate.main(arguments) == 0
+
+
+@pytest.mark.slow
+def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: Path, tmp_path: Path) -> None:
+    assert train(tones, tmp_path / "twin", *RECIPE).returncode == 0
+    everything = train(tones, tmp_path / "all", *RECIPE, "--train-folds", "1,2", "--epochs", "2")
+    assert everything.returncode == 0, everything.stderr
+    fitted = {"temperature": 0.8, "unknown_threshold": 0.1, "folds": [1, 2], "accuracy_mean": 0.9}
+    (tmp_path / "pool.json").write_text(json.dumps(fitted | {"accuracy_std": 0.01, "ece_scaled": 0.02}))
+    arguments = ["--run", str(tmp_path / "all"), "--data", str(tones), "--pool", str(tmp_path / "pool.json")]
+    out = tmp_path / "out"
+
+    assert release.main([*arguments, "--folds", "2", "--out", str(out)]) == 2  # it has seen them
+    assert not out.exists()
+
+    assert release.main([*arguments, "--twin", f"{tmp_path / 'twin'}=2", "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["temperature"], config["unknown_threshold"]) == (0.8, 0.1)
+    assert config["provenance"]["train_folds"] == [1, 2]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["accuracy"] >= 0.9
+    assert (metrics["folds"], metrics["is_twin"]) == ([2], True)
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "accuracy 90.00%, standard deviation 1.00%" in card
+    assert "a twin of it" in card
 
 
 # --- several processes ---

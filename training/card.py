@@ -24,7 +24,7 @@ Trained from scratch on folds {train_folds} of {dataset}; no other recording was
 {epochs} epochs, last epoch, nothing chosen on the measured folds. {minutes:g} minutes on
 {hardware} ({precision}, torch {torch}).
 
-## What it does, on folds {folds} that it never saw
+## What it does, on folds {folds} that {who} never saw
 | measure | value |
 |---|---|
 | accuracy | {accuracy:.2%} of {num_clips} clips, standard error {error:.1%} |
@@ -33,7 +33,7 @@ Trained from scratch on folds {train_folds} of {dataset}; no other recording was
 | calibration error (ECE, 15 equal-mass bins) | {ece:.2%} |
 
 One look, no test-time augmentation, every clip sent as a file through the code that serves.
-One run: the spread between folds and seeds is not in these numbers.
+{spread}
 
 Most frequent mistakes: {mistakes}.
 
@@ -91,6 +91,8 @@ def render(report: dict[str, Any], config: Config) -> str:
         "mistakes": mistakes,
         "robustness": "\n".join(rows),
         "worst": report["robustness"]["worst"],
+        "who": "a twin of it, trained alike without them," if report["is_twin"] else "it",
+        "spread": _spread(report["cross_validation"]),
         "licence": _LICENCES.get(
             provenance["dataset"], "The licence of the recordings holds for the weights too."
         ),
@@ -101,6 +103,16 @@ def render(report: dict[str, Any], config: Config) -> str:
 
 def _listing(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def _spread(pooled: dict[str, Any] | None) -> str:
+    if pooled is None:
+        return "One run: the spread between folds and seeds is not in these numbers."
+    return (
+        f"Cross-validation, {len(pooled['folds'])} runs: accuracy {pooled['accuracy_mean']:.2%}, standard "
+        f"deviation {pooled['accuracy_std']:.2%};\nECE over pooled out-of-fold predictions "
+        f"{pooled['ece_scaled']:.2%} with temperatures fitted on the other folds."
+    )
 
 
 def _unknown(config: Config) -> str:

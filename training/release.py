@@ -1,6 +1,8 @@
 """A finished run -> the weights that are shipped: `python -m training.release`.
 
-Weights are stored in half precision, and measured as stored, by the code that serves.
+Weights are stored in half precision, and measured as stored, by the code that serves. A run that was
+trained on all folds cannot be measured on any: `--twin` names a run of the same recipe that left some
+folds out, whose numbers on these stand for what one may expect.
 """
 
 from __future__ import annotations
@@ -8,38 +10,56 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from audiocnn import checkpoint
 from audiocnn.errors import DatasetError, ModelFileError
 from training import card
 from training.data import parse_folds
 from training.evaluate import evaluate, print_report
+from training.pool import Pair, parse_pair
 
 
-def release(run: Path, data: Path, folds: Sequence[int], out: Path, *, pool: Path | None = None) -> None:
+def release(run: Path, data: Path, measured: Pair, out: Path, *, pool: Path | None = None) -> None:
     """Write `out/`: weights, `config.json`, `metrics.json`, `MODEL_CARD.md`. Prints the accuracy of both
     precisions.
 
-    `pool` is the JSON of `training.pool` over the cross-validation of the same recipe: its temperature and
-    threshold for unknown sounds go into the configuration. Raises `DatasetError` or `ModelFileError`.
+    `measured` is the run, or its twin, and the folds that it has not seen. `pool` is the JSON of
+    `training.pool` over the cross-validation of the recipe: its temperature and threshold for unknown
+    sounds go into the configuration. Raises `DatasetError` or `ModelFileError`.
     """
-    config, log_mel, model = checkpoint.load(run)
-    if pool:
-        fitted = json.loads(pool.read_text(encoding="utf-8"))
-        config = replace(
-            config, temperature=fitted["temperature"], unknown_threshold=fitted["unknown_threshold"]
+    fitted = json.loads(pool.read_text(encoding="utf-8")) if pool else {}
+    twin, folds = measured
+    report = _measure(twin, data, folds, fitted)
+    if report["trained_on"]:
+        raise DatasetError(
+            f"{twin} was trained on fold {report['trained_on']}: measure a --twin that was not"
         )
-    full = evaluate(run, data, folds)
-    checkpoint.save(out, config, log_mel, model, half=True)
-    report = evaluate(out, data, folds, robust=True)
+    config, log_mel, model = checkpoint.load(run)
+    config = checkpoint.save(out, replace(config, **_calibration(fitted)), log_mel, model, half=True)
     print_report(report)
-    print(f"accuracy of the float32 weights before: {full['accuracy']:.2%}")
-    report |= {"accuracy_float32": full["accuracy"], "training": config.provenance}
+    print(f"accuracy of the float32 weights before: {report['accuracy_float32']:.2%}")
+    report |= {"training": config.provenance, "is_twin": twin != run, "cross_validation": fitted or None}
     (out / "metrics.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(card.render(report, config), encoding="utf-8")
+
+
+def _measure(run: Path, data: Path, folds: Sequence[int], fitted: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run as it would be shipped: calibrated, in half precision."""
+    full = evaluate(run, data, folds)
+    config, log_mel, model = checkpoint.load(run)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder), replace(config, **_calibration(fitted)), log_mel, model, half=True)
+        report = evaluate(Path(folder), data, folds, robust=True)
+    return report | {"accuracy_float32": full["accuracy"]}
+
+
+def _calibration(fitted: dict[str, Any]) -> dict[str, Any]:
+    return {name: fitted[name] for name in ("temperature", "unknown_threshold") if name in fitted}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,12 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__.split("\n\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="folder that training.train wrote")
     parser.add_argument("--data", type=Path, required=True, help="dataset with the held-out folds")
-    parser.add_argument("--folds", type=parse_folds, required=True, help="held-out folds to measure on")
+    measured = parser.add_mutually_exclusive_group(required=True)
+    measured.add_argument("--folds", type=parse_folds, help="folds that the run has not seen")
+    measured.add_argument("--twin", type=parse_pair, metavar="RUN=FOLDS", help="who is measured instead")
     parser.add_argument("--pool", type=Path, help="JSON of training.pool: temperature and threshold")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
     args = parser.parse_args(arguments)
     try:
-        release(args.run, args.data, args.folds, args.out, pool=args.pool)
+        release(args.run, args.data, args.twin or (args.run, args.folds), args.out, pool=args.pool)
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
