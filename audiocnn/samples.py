@@ -78,11 +78,11 @@ def rain() -> FloatArray:
 def clock_tick() -> FloatArray:
     """A wall clock: two clicks a second, tick and tock, over a faint hiss."""
     rng = np.random.default_rng(3)
-    signal = rng.standard_normal(len(_time())) * 1e-3
-    age = np.arange(1500) / SAMPLE_RATE
+    signal = rng.standard_normal(len(_time())) * 3e-3
+    age = np.arange(3000) / SAMPLE_RATE
     for number, start in enumerate(np.arange(0.2, 4.9, 0.5)):
-        pitch = 2600 if number % 2 else 3300
-        click = np.exp(-age / 0.004) * (np.sin(2 * np.pi * pitch * age) + 0.7 * rng.standard_normal(len(age)))
+        pitch = 1500 if number % 2 else 2000
+        click = np.exp(-age / 0.01) * (np.sin(2 * np.pi * pitch * age) + 0.7 * rng.standard_normal(len(age)))
         first = int(start * SAMPLE_RATE)
         signal[first : first + len(click)] += click
     return _finish(signal, peak=0.5)
