@@ -32,7 +32,8 @@ Trained from scratch on folds {train_folds} of {dataset}; no other recording was
 | macro F1 | {macro_f1:.3f} |
 | calibration error (ECE, 15 equal-mass bins) | {ece:.2%} |
 
-No epoch was chosen by them; no test-time augmentation; every clip sent as a file through the code that serves.
+No epoch was chosen by them; no test-time augmentation; every clip sent as a file through the code that
+serves.
 {spread}
 
 Most frequent mistakes: {mistakes}.
