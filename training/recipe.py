@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audiocnn.config import FrontendConfig, ModelConfig
+from audiocnn.config import FrontendConfig
 from audiocnn.frontend import LogMel
 from training import augment
 
@@ -78,7 +78,6 @@ _SEEDS_FRONTEND = FrontendConfig(
     sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=512, f_max=11_025.0
 )
 FRONTENDS = {"strong": FrontendConfig(max_gain_db=20.0), "plain": FrontendConfig(), "seeds": _SEEDS_FRONTEND}
-MODELS = {"strong": ModelConfig(), "plain": ModelConfig(), "seeds": ModelConfig()}
 
 
 class Augmenter:

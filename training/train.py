@@ -36,7 +36,7 @@ from training.data import (
     without_classes,
 )
 from training.loop import Place, Run, cpu_description
-from training.recipe import FRONTENDS, MODELS, RECIPES, Recipe
+from training.recipe import FRONTENDS, RECIPES, Recipe
 
 if TYPE_CHECKING:
     from training.board import Board
@@ -91,21 +91,15 @@ def train(
     inner: list[LabelledClip] = []
     if patience:
         clips, inner = inner_split(clips, seed=recipe.seed)
-    names = dataset.class_names
 
     def load(wanted: list[LabelledClip]) -> Data:
-        return load_waveforms(wanted, config.frontend, cache=cache, quiet=place.rank > 0), targets(
-            wanted, names
-        )
+        waveforms = load_waveforms(wanted, config.frontend, cache=cache, quiet=place.rank > 0)
+        return waveforms, targets(wanted, dataset.class_names)
 
     data = load(clips)
     log_mel = LogMel(config.frontend).to(place.device)
     fit_normalisation(log_mel, data[0])
-    provenance: dict[str, Any] = {
-        "dataset": dataset.name,
-        "train_folds": list(folds),
-        "recipe": asdict(recipe),
-    }
+    provenance = {"dataset": dataset.name, "train_folds": list(folds), "recipe": asdict(recipe)}
     config = replace(config, provenance=provenance)
     run = Run(recipe, config, log_mel, data, place)
     out.mkdir(parents=True, exist_ok=True)
@@ -119,18 +113,22 @@ def train(
 
         board = Board(out / "tensorboard")
     _loop(run, out, board, watched, watch_every, load(inner) if inner else None, patience)
-    minutes = round(run.seconds / 60, 1)
-    provenance |= {
-        "torch": torch.__version__,
-        "hardware": hardware(place),
-        "precision": "bf16" if run.use_bf16 else "fp32",
-        "minutes": minutes,
-        "epochs": run.epoch,
-    }
     if place.rank == 0:
         (out / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
+        config = replace(config, provenance=provenance | _effort(run))
         config = checkpoint.save(out, config, log_mel, run.result)
     return config
+
+
+def _effort(run: Run) -> dict[str, Any]:
+    """What the run took, for the metrics file."""
+    return {
+        "torch": torch.__version__,
+        "hardware": hardware(run.place),
+        "precision": "bf16" if run.use_bf16 else "fp32",
+        "minutes": round(run.seconds / 60, 1),
+        "epochs": run.epoch,
+    }
 
 
 def _loop(
@@ -194,7 +192,7 @@ def settings(args: argparse.Namespace) -> tuple[Recipe, FrontendConfig, ModelCon
     """The named recipe with the changes of the command line."""
     changes: dict[str, Any] = {n: v for n, v in vars(args).items() if n in asdict(Recipe()) and v is not None}
     recipe = replace(RECIPES[args.recipe], **changes)
-    frontend, model = FRONTENDS[args.recipe], MODELS[args.recipe]
+    frontend, model = FRONTENDS[args.recipe], ModelConfig()
     if args.f_max:
         frontend = replace(frontend, f_max=args.f_max)
     return recipe, frontend, replace(model, width=args.width or model.width, drop_path=args.drop_path)
