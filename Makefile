@@ -24,7 +24,7 @@ setup: $(STAMP) ## create .venv with everything pinned, and a Java if the machin
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),serve,train,export,dev]'
+	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),serve,train,export,bench,dev]'
 # torchaudio's compiled extension wants CUDA's libraries. Beside a CPU-only torch it cannot be loaded;
 # without its files torchaudio imports, and all that we use of it is written in Python.
 	$(PY) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so

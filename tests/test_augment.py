@@ -19,6 +19,7 @@ SWITCHES = {
     "time_mix": {"time_mix": 1.0},
     "freq_mix": {"freq_mix": 1.0},
     "mixup": {"mixup": 1.0},
+    "excerpt": {"excerpt": 1.0},
     "shift": {"shift": 1.0},
     "resample": {"resample": 1.0},
     "gain": {"gain_db": 12.0},
@@ -53,6 +54,24 @@ def test_a_circular_shift_loses_nothing() -> None:
     torch.testing.assert_close(shifted.sort(dim=1).values, waveform)
     assert ((shifted.diff(dim=1) != 1).sum(dim=1) <= 1).all()
     assert not torch.equal(shifted, waveform)
+
+
+def test_an_excerpt_is_a_piece_in_which_something_is_heard() -> None:
+    waveform = torch.zeros(64, 10_000)
+    waveform[:, 7_000:7_100] = torch.arange(1.0, 101.0)
+    lengths = set()
+    for _ in range(30):
+        pieces = augment.excerpt(waveform, sample_rate=1_000)
+        lengths.add(pieces.shape[1])
+        assert (pieces.amax(dim=1) > 0).all()
+        steps = pieces.diff(dim=1)[pieces[:, 1:] > 1]  # inside the sound: nothing left out or turned round
+        assert (steps == 1).all()
+    assert lengths <= set(range(2_000, 10_001, 1_000))
+    assert len(lengths) > 4
+
+
+def test_an_excerpt_of_silence_is_silence() -> None:
+    assert not augment.excerpt(torch.zeros(4, 10_000), sample_rate=1_000).any()
 
 
 def test_resampling_moves_the_pitch_within_its_range_and_keeps_the_length() -> None:
@@ -154,7 +173,7 @@ def test_freq_mix_gives_each_its_share_of_the_bands() -> None:
 
 def test_masks_are_the_mean_and_no_wider_than_promised() -> None:
     log_mel = torch.ones(64, 1, 128, 251)
-    masked = augment.SpecAugment(freq_mask=10, time_mask=20)(log_mel)[:, 0]
+    masked = augment.spec_augment(log_mel, freq_mask=10, time_mask=20)[:, 0]
     assert set(masked.unique().tolist()) == {0.0, 1.0}
     bands = (masked == 0).all(dim=2).sum(dim=1)
     frames = (masked == 0).all(dim=1).sum(dim=1)
@@ -181,10 +200,10 @@ def test_each_augmentation_has_a_switch(name: str, batch: tuple[torch.Tensor, to
     log_mel = LogMel(FrontendConfig())
     augmenter = Augmenter(replace(OFF, **SWITCHES[name]), log_mel)
     inputs, target = augmenter(*batch, may_mix=True)
-    assert not torch.equal(inputs, log_mel(batch[0]))
+    assert inputs.shape != log_mel(batch[0]).shape or not torch.equal(inputs, log_mel(batch[0]))
     is_mix = name in OFF.mixes()
     assert torch.equal(target, batch[1]) != is_mix
-    if is_mix:  # and none is done in the last epochs
+    if is_mix or name == "excerpt":  # and none is done in the last epochs
         assert torch.equal(augmenter(*batch, may_mix=False)[0], log_mel(batch[0]))
 
 

@@ -12,7 +12,7 @@ import math
 
 import torch
 import torchaudio
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 _LEVEL_SECONDS = 0.1
@@ -30,6 +30,22 @@ def _chosen(like: Tensor, probability: float) -> Tensor:
 
 
 # --- One clip: its label stays ---
+
+
+def excerpt(waveform: Tensor, sample_rate: int, shortest: float = 0.2) -> Tensor:
+    """A piece of every clip, `shortest` to all of it: `(b, n)` -> `(b, m)`, one random m for the batch.
+
+    Each piece has in it a moment drawn in proportion to its energy, so that it is seldom the silence that
+    the label does not mean. m is a whole tenth of n: few lengths, for which kernels are chosen once.
+    """
+    length = waveform.shape[1]
+    tenths = int(torch.randint(round(10 * shortest), 11, (1,)))
+    kept = length * tenths // 10
+    size = round(_LEVEL_SECONDS * sample_rate)
+    power = functional.avg_pool1d(waveform.square()[:, None], size, stride=size)[:, 0]
+    moment = torch.multinomial(power + 10 ** (_SILENCE_DB / 10), 1) * size
+    first = (moment - torch.rand_like(moment, dtype=torch.float32) * kept).long().clamp(0, length - kept)
+    return waveform.gather(1, first + torch.arange(kept, device=waveform.device))
 
 
 def circular_shift(waveform: Tensor) -> Tensor:
@@ -133,22 +149,14 @@ def freq_mix(log_mel: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 # --- The spectrogram ---
 
 
-class SpecAugment(nn.Module):
-    """Mask bands and stretches of a log-mel, each clip by itself.
+def spec_augment(log_mel: Tensor, freq_mask: int, time_mask: int, count: int = 2) -> Tensor:
+    """A copy with masked bands and stretches, each clip by itself.
 
     Masked cells become 0, which after the front end's normalisation is the training mean
     (Park et al., "SpecAugment", Interspeech 2019). `freq_mask` (bands) and `time_mask` (frames) are the
     most that one of the `count` masks covers.
     """
-
-    def __init__(self, freq_mask: int, time_mask: int, count: int = 2) -> None:
-        super().__init__()
-        self.masks = nn.Sequential(
-            *(torchaudio.transforms.FrequencyMasking(freq_mask, iid_masks=True) for _ in range(count)),
-            *(torchaudio.transforms.TimeMasking(time_mask, iid_masks=True) for _ in range(count)),
-        )
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """The masked copy."""
-        masked: Tensor = self.masks(log_mel)
-        return masked
+    for axis, size in ((2, freq_mask), (3, time_mask)):
+        for _ in range(count):
+            log_mel = torchaudio.functional.mask_along_axis_iid(log_mel, size, 0.0, axis)
+    return log_mel

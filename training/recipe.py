@@ -34,6 +34,7 @@ class Recipe:
     mixup_alpha: float = 0.4
     mix_off: float = 0.0
     # One clip
+    excerpt: float = 0.0  # probability, for the whole batch; none in the last `mix_off` either
     shift: float = 1.0  # circular
     resample: float = 0.0  # probability, for the whole batch
     gain_db: float = 0.0  # at most, up or down
@@ -85,15 +86,17 @@ class Augmenter:
 
     def __init__(self, recipe: Recipe, log_mel: LogMel) -> None:
         self.recipe, self.log_mel = recipe, log_mel
-        self.spec_augment = augment.SpecAugment(recipe.freq_mask, recipe.time_mask)
+        self.full_length = log_mel.config.window_samples
 
     @torch.no_grad()
     def __call__(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> tuple[Tensor, Tensor]:
         """`(b, n)` and `(b, k)` -> `(b, 1, m, t)` and `(b, k)`."""
         recipe = self.recipe
+        sample_rate = self.log_mel.config.sample_rate
+        if may_mix and float(torch.rand(1)) < recipe.excerpt:
+            waveform = augment.excerpt(waveform, sample_rate)
         waveform = self._single(waveform)
         mix = self._draw_mix() if may_mix else ""
-        sample_rate = self.log_mel.config.sample_rate
         on_waveforms: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
             "between_class": lambda: augment.between_class(waveform, target, sample_rate),
             "mixup": lambda: augment.mixup(waveform, target, recipe.mixup_alpha),
@@ -108,9 +111,8 @@ class Augmenter:
         log_mel = self.log_mel(waveform)
         if mix == "freq_mix":
             log_mel, target = augment.freq_mix(log_mel, target)
-        if recipe.freq_mask or recipe.time_mask:
-            log_mel = self.spec_augment(log_mel)
-        return log_mel, target
+        time_mask = recipe.time_mask * waveform.shape[1] // self.full_length
+        return augment.spec_augment(log_mel, recipe.freq_mask, time_mask), target
 
     def _single(self, waveform: Tensor) -> Tensor:
         recipe = self.recipe
