@@ -60,7 +60,7 @@ evaluate: $(STAMP) ## accuracy of CHECKPOINT on fold 4 of DATA
 	$(PY) -m training.evaluate --checkpoint $(CHECKPOINT) --data $(DATA) --folds 4
 
 .PHONY: export
-export: $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt ## TorchScript and ONNX into model_store/
+export: $(STORE)/parity.json ## TorchScript, ONNX, int8 and waveform files into model_store/, compared
 
 # Another CHECKPOINT than last time must be exported also if its files are older than the exports.
 SOURCE := $(STORE)/.checkpoint
@@ -68,16 +68,36 @@ SOURCE := $(STORE)/.checkpoint
 $(SOURCE): FORCE
 	@echo '$(CHECKPOINT)' | cmp -s - $@ || echo '$(CHECKPOINT)' > $@
 
-$(STORE)/audiocnn.onnx: $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/onnx.py export/common.py export/parity.py
+GRAPHS := $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(STORE)/audiocnn-waveform.onnx
+# A checkpoint whose activations have been measured (export.quantize --calibrate) is quantised as well.
+CALIBRATION := $(wildcard $(CHECKPOINT)/calibration.json)
+INT8 := $(if $(CALIBRATION),$(STORE)/audiocnn-int8.onnx)
+EXPORT := $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/common.py export/probes.py
+
+$(STORE)/audiocnn.onnx: $(EXPORT) export/onnx.py
 	$(PY) -m export.onnx --checkpoint $(CHECKPOINT) --out $(STORE)
 
-$(STORE)/audiocnn.pt: $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/torchscript.py export/common.py export/parity.py
+$(STORE)/audiocnn.pt: $(EXPORT) export/torchscript.py
 	$(PY) -m export.torchscript --checkpoint $(CHECKPOINT) --out $(STORE)
+
+$(STORE)/audiocnn-waveform.onnx: $(EXPORT) export/onnx.py export/waveform.py
+	$(PY) -m export.waveform --checkpoint $(CHECKPOINT) --out $(STORE)
+
+$(STORE)/audiocnn-int8.onnx: $(STORE)/audiocnn.onnx $(CALIBRATION) export/quantize.py
+	$(PY) -m export.quantize --checkpoint $(CHECKPOINT) --store $(STORE)
+
+# Of the int8 file of an earlier checkpoint nothing must be left.
+$(STORE)/parity.json: $(GRAPHS) $(INT8) export/parity.py
+	$(if $(INT8),,rm -f $(STORE)/audiocnn-int8.onnx)
+	$(PY) -m export.parity --checkpoint $(CHECKPOINT) --store $(STORE)
+
+.PHONY: parity
+parity: $(STORE)/parity.json ## compare all exported files with PyTorch
 
 .PHONY: archive
 archive: $(STORE)/audiocnn.mar samples ## the archive that TorchServe loads
 
-$(STORE)/audiocnn.mar: $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(CORE) export/archive.py handler/audio_handler.py handler/model-config.yaml
+$(STORE)/audiocnn.mar: $(STORE)/parity.json $(CORE) export/archive.py handler/audio_handler.py handler/model-config.yaml
 	$(PY) -m export.archive --store $(STORE)
 
 .PHONY: samples
@@ -88,5 +108,5 @@ samples/rain.wav: $(STAMP) audiocnn/samples.py
 
 .PHONY: clean
 clean: ## remove what was built (not .venv, not data, not checkpoints)
-	rm -rf build samples logs $(SOURCE) $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt *.egg-info
+	rm -rf build samples logs $(SOURCE) $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt $(STORE)/*.json *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

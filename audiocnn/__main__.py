@@ -18,8 +18,9 @@ from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError, BadOption, ModelFileError
 from audiocnn.labels import describe
 from audiocnn.options import Options
+from audiocnn.precision import served
 
-DEFAULT_MODEL = Path("model_store/audiocnn.onnx")
+STORE = Path("model_store")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,7 +31,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--top-k", default="3", help="classes per file (%(default)s)")
     parser.add_argument("--min-confidence", default="0", help="leave out what is less sure (%(default)s)")
     parser.add_argument(
-        "--model", type=Path, default=DEFAULT_MODEL, help=".onnx, .pt or checkpoint folder (%(default)s)"
+        "--model", type=Path, help=f".onnx, .pt or checkpoint folder (the file that is served from {STORE})"
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (all)")
     return parser.parse_args(arguments)
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: all answered; 1: some files had errors; 2: the model or an option is wrong."""
     args = parse_arguments(arguments)
     try:
-        classifier = Classifier.load(args.model, threads=args.threads)
+        classifier = Classifier.load(args.model or served(STORE), threads=args.threads)
         raw = {"top_k": args.top_k, "min_confidence": args.min_confidence}
         options = Options.parse(raw, classifier.config)
     except (ModelFileError, BadOption) as error:

@@ -21,6 +21,7 @@ from audiocnn.config import AudioLimits, Config
 from audiocnn.engine import Engine
 from audiocnn.errors import AudioError
 from audiocnn.options import Options
+from audiocnn.precision import trusted
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -82,8 +83,8 @@ class Classifier:
     def load(
         cls, path: Path, *, device: str = "cpu", threads: int | None = None, limits: AudioLimits | None = None
     ) -> Classifier:
-        """From an exported file or a checkpoint folder, see `audiocnn.engine.Engine`."""
-        return cls(Engine(path, device=device, threads=threads), limits=limits)
+        """From an exported file or a checkpoint folder, see `audiocnn.precision.trusted`."""
+        return cls(trusted(path, device=device, threads=threads), limits=limits)
 
     def classify(
         self, clips: Sequence[bytes], options: Sequence[Options | AudioError] | None = None

@@ -32,6 +32,7 @@ FloatArray = npt.NDArray[np.float32]
 
 CONFIG_KEY = "audiocnn.config"  # the JSON of `Config`
 FRONTEND_KEY = "audiocnn.frontend"  # base64 of the safetensors bytes of `LogMel`
+INT8 = "-int8"  # ends the stem of a quantised file: audiocnn-int8.onnx beside audiocnn.onnx
 MAX_BATCH = 8
 
 
@@ -61,7 +62,7 @@ class Engine:
         self._maps: Graph | None = self._graph if path.is_dir() else None
         self.config = Config.from_json(self._graph.metadata[CONFIG_KEY])
         self.log_mel = _unpack_frontend(self._graph.metadata[FRONTEND_KEY], self.config).to(device)
-        self.sha256 = _sha256(path / checkpoint.WEIGHTS if path.is_dir() else path)
+        self.sha256 = sha256(path / checkpoint.WEIGHTS if path.is_dir() else path)
 
     @property
     def map_names(self) -> list[str]:
@@ -83,7 +84,8 @@ class Engine:
 
     def _maps_graph(self) -> Graph:
         if self._maps is None:
-            path = self.path.with_name(f"{self.path.stem}-maps{self.path.suffix}")
+            stem = self.path.stem.removesuffix(INT8)  # pictures are drawn from float32
+            path = self.path.with_name(f"{stem}-maps{self.path.suffix}")
             self._maps = open_graph(path, device=self.device, threads=self.threads)
             if self._maps.metadata != self._graph.metadata:
                 raise ModelFileError(f"{path} was exported from another model than {self.path}: export again")
@@ -131,7 +133,8 @@ def _chunks(count: int) -> Iterator[slice]:
         start += size
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

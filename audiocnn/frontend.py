@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
 
+_BANDS_PER_GROUP = 16
 _LINEAR_HZ = 200.0 / 3  # Hz per mel below 1 kHz
 _LOG_STEP = math.log(6.4) / 27.0  # ln(frequency ratio) per mel above it
 
@@ -83,9 +84,11 @@ class LogMel(nn.Module):
         self.register_buffer("bank", filter_bank(config))
         self.register_buffer("mean", torch.zeros(config.n_mels, 1))
         self.register_buffer("std", torch.ones(config.n_mels, 1))
+        self._group_bands()
+        self.register_load_state_dict_post_hook(lambda module, _: module._group_bands())
 
-    def power_mel(self, waveform: Tensor) -> Tensor:
-        """Mel power before the logarithm: `(batch, n_mels, num_frames)`, 0 or more."""
+    def power(self, waveform: Tensor) -> Tensor:
+        """Power spectrum `(batch, n_fft // 2 + 1, num_frames)`, 1/4 for a full-scale sine."""
         spectrum = torch.stft(
             waveform,
             n_fft=self.config.n_fft,
@@ -96,8 +99,24 @@ class LogMel(nn.Module):
             pad_mode="constant",
             return_complex=True,
         )
-        power = (spectrum.real.square() + spectrum.imag.square()) / self.window.sum().square()
-        return self.bank @ power
+        return (spectrum.real.square() + spectrum.imag.square()) / self.window.sum().square()
+
+    def power_mel(self, waveform: Tensor) -> Tensor:
+        """Mel power before the logarithm: `(batch, n_mels, num_frames)`, 0 or more.
+
+        The bank is multiplied in groups of neighbouring bands, each with the bins that it covers: of the
+        whole bank 98 % are zeros, and the full product took half of the front end's time.
+        """
+        power = self.power(waveform)
+        return torch.cat([self.bank[rows, bins] @ power[:, bins] for rows, bins in self._groups], dim=1)
+
+    def _group_bands(self) -> None:
+        """Which bins each group of bands covers, read off the bank that is stored."""
+        self._groups: list[tuple[slice, slice]] = []
+        for first in range(0, self.config.n_mels, _BANDS_PER_GROUP):
+            rows = slice(first, first + _BANDS_PER_GROUP)
+            covered = self.bank[rows].any(dim=0).nonzero().flatten().tolist()
+            self._groups.append((rows, slice(covered[0], covered[-1] + 1)))
 
     def levelled(self, waveform: Tensor) -> Tensor:
         """Each window with its peak at full scale, or as near to it as `max_gain_db` reaches: people

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from audiocnn.engine import Engine
 from audiocnn.errors import ModelFileError
+from audiocnn.precision import CERTIFICATE
 from export.common import NAME
+from export.parity import read_certificate
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
@@ -38,18 +40,24 @@ print("archive answers:", result.top()[0])
 """
 
 
-def stage(store: Path, suffix: str, folder: Path) -> Engine:
-    """Copy what goes into the archive, as it will lie there; returns the engine over the staged files."""
+def stage(store: Path, engine_name: str, folder: Path) -> Engine:
+    """Copy what goes into the archive, as it will lie there; returns the engine over the staged files.
+
+    Raises `ModelFileError` if a file is missing, or the store's certificate is missing, stale or failed.
+    """
+    served = read_certificate(store)["serves"] if engine_name == "auto" else NAME + SUFFIXES[engine_name]
+    suffix = Path(served).suffix
     shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (NAME + suffix, f"{NAME}-maps{suffix}"):
+    # Beside int8 lies float32, for processors on which int8 cannot be trusted, for GPUs and for pictures.
+    for name in dict.fromkeys((served, NAME + suffix, f"{NAME}-maps{suffix}", CERTIFICATE)):
         if not (store / name).is_file():
             raise ModelFileError(f"{store / name} is missing: run `make -B export`")
         shutil.copy(store / name, folder / name)
-    engine = Engine(folder / (NAME + suffix))
+    engine = Engine(folder / served)
     (folder / "config.json").write_text(engine.config.to_json(), encoding="utf-8")
     settings = (ROOT / "handler" / "model-config.yaml").read_text(encoding="utf-8")
     assert _MODEL_LINE in settings
-    chosen = settings.replace(_MODEL_LINE, f"model: {NAME}{suffix}")
+    chosen = settings.replace(_MODEL_LINE, f"model: {served}")
     (folder / "model-config.yaml").write_text(chosen, encoding="utf-8")
     names = {str(number): name for number, name in enumerate(engine.config.class_names)}
     (folder / "index_to_name.json").write_text(json.dumps(names, indent=1), encoding="utf-8")
@@ -58,11 +66,10 @@ def stage(store: Path, suffix: str, folder: Path) -> Engine:
 
 def build(store: Path, engine_name: str) -> Path:
     """Stage, archive, unpack elsewhere and predict with it; only then does the file get its name."""
-    suffix = SUFFIXES[engine_name]
     with tempfile.TemporaryDirectory() as temporary:
         staged, built = Path(temporary, "mar"), Path(temporary, "built")
         built.mkdir()
-        engine = stage(store, suffix, staged)
+        engine = stage(store, engine_name, staged)
         archiver = Path(sys.executable).with_name("torch-model-archiver")
         command = [str(archiver), "--model-name", NAME, "--version", engine.config.version]
         command += ["--handler", str(ROOT / "handler" / "audio_handler.py"), "--extra-files", str(staged)]
@@ -89,7 +96,9 @@ def main() -> int:
     """Build the archive."""
     parser = argparse.ArgumentParser(prog="python -m export.archive", description=__doc__.split("\n\n")[0])
     parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
-    parser.add_argument("--engine", choices=SUFFIXES, default="onnxruntime", help="(%(default)s)")
+    parser.add_argument(
+        "--engine", choices=["auto", *SUFFIXES], default="auto", help="(auto: what the certificate says)"
+    )
     args = parser.parse_args()
     try:
         archive = build(args.store, args.engine)

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -17,18 +18,37 @@ from export.common import command
 def write(
     module: nn.Module, example: Tensor, outputs: list[str], metadata: dict[str, str], path: Path
 ) -> None:
-    """One self-contained file with a dynamic batch and our metadata in it."""
+    """The network's graph: `log_mel`, with any batch size, -> the named outputs."""
+    dynamic = {"log_mel": {0: torch.export.Dim("batch")}}
+    save(module, {"log_mel": example}, dynamic, outputs, metadata, path)
+
+
+def save(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    dynamic_shapes: dict[str, dict[int, Any]],
+    outputs: list[str],
+    metadata: dict[str, str],
+    path: Path,
+    *,
+    optimize: bool = True,
+) -> None:
+    """One self-contained, checked file with our metadata in it; `example` is the input by its name.
+
+    `optimize` lets onnxscript rewrite the graph. It takes adding 1e-10 for adding nothing.
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which we never use
     with warnings.catch_warnings():
         # torch.export copies its own, meanwhile deprecated, LeafSpec.
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
         program = torch.onnx.export(
             module,
-            (example,),
+            tuple(example.values()),
             dynamo=True,
-            input_names=["log_mel"],
+            input_names=list(example),
             output_names=outputs,
-            dynamic_shapes={"log_mel": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=dynamic_shapes,
+            optimize=optimize,
             verbose=False,
         )
     assert program is not None

@@ -21,6 +21,7 @@ import soundfile
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.engine import Engine
+from audiocnn.precision import served, trusted
 from handler.serve import read_properties
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ def fold4(esc50: Dataset) -> list[LabelledClip]:
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """The engine that is served."""
-    return Engine(STORE / "audiocnn.onnx")
+    return trusted(served(STORE))
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
+from audiocnn.classifier import softmax
 from audiocnn.engine import Engine
 from audiocnn.errors import ModelFileError
 from export import onnx as export_onnx
-from export import parity, torchscript
+from export import probes, torchscript
 from export.common import export
 from tests.conftest import CHECKPOINT, STORE
 
@@ -26,7 +27,7 @@ def eager() -> Engine:
 
 @pytest.fixture(scope="module")
 def log_mels(eager: Engine) -> np.ndarray:
-    return parity.probe_log_mels(eager.log_mel)
+    return probes.log_mels(eager.log_mel, probes.waveforms(eager.config.frontend))
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -53,9 +54,16 @@ def test_a_clip_alone_and_in_any_batch(name: str | None, log_mels: np.ndarray) -
         np.testing.assert_allclose(engine.run(log_mels[batch])["logits"], together[batch], atol=1e-5)
 
 
+def test_int8_gives_the_same_answer_alone_and_in_any_batch(log_mels: np.ndarray) -> None:
+    engine = Engine(STORE / "audiocnn-int8.onnx")
+    together = softmax(engine.run(log_mels[:8])["logits"])
+    for batch in (slice(0, 1), slice(2, 5), slice(1, 8)):
+        np.testing.assert_allclose(softmax(engine.run(log_mels[batch])["logits"]), together[batch], atol=0.01)
+
+
 def test_all_files_carry_the_same_config_and_front_end(eager: Engine) -> None:
-    for name in ENGINES:
-        engine = Engine(STORE / name)
+    for name in (*ENGINES, "audiocnn-int8.onnx", "audiocnn-waveform.onnx"):
+        engine = Engine(STORE / name)  # which also reads the front end out of the file
         assert engine.config == eager.config
         assert engine.log_mel.fingerprint() == eager.config.fingerprint
 
