@@ -85,7 +85,9 @@ class LogMel(nn.Module):
         self.register_buffer("mean", torch.zeros(config.n_mels, 1))
         self.register_buffer("std", torch.ones(config.n_mels, 1))
         self._group_bands()
-        self.register_load_state_dict_post_hook(lambda module, _: module._group_bands())
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda module, _: module._group_bands()
+        )
 
     def power(self, waveform: Tensor) -> Tensor:
         """Power spectrum `(batch, n_fft // 2 + 1, num_frames)`, 1/4 for a full-scale sine."""

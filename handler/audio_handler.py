@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 import yaml
 
@@ -41,7 +42,7 @@ class AudioHandler:
         self.classifier = Classifier.load(
             folder / settings["model"],
             device=device,
-            threads=settings["threads"],
+            threads=int(os.environ.get("AUDIOCNN_THREADS", settings["threads"])),
             limits=AudioLimits(max_seconds=settings["max_seconds"]),
         )
         self.classifier.classify([samples.wav("rain")])
@@ -61,7 +62,7 @@ class AudioHandler:
                 answers.append(result.to_dict())
             else:
                 answers.append(render(result, self.classifier.engine))
-        return [json.dumps(answer, ensure_ascii=False).encode() for answer in answers]
+        return [orjson.dumps(answer) for answer in answers]
 
 
 def read_request(
@@ -99,8 +100,8 @@ def _from_json(body: Any) -> tuple[Mapping[str, Any], bytes]:
     """The object, and the audio decoded from the base64 in `audio_data` or `data`."""
     if isinstance(body, bytes | bytearray | str):
         try:
-            body = json.loads(body)
-        except (ValueError, RecursionError) as error:
+            body = orjson.loads(body)
+        except ValueError as error:
             raise BadOption(f"The body is not valid JSON: {str(error)[:80]}.") from error
     if not isinstance(body, Mapping):
         raise BadOption('The JSON body must be an object: {"audio_data": "<base64>"}.')

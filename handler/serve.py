@@ -194,6 +194,14 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
+def free_port() -> int:
+    """A port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def run(server: TorchServe, *, timeout_seconds: float, grace_seconds: float) -> int:
     """Serve until a signal; 0 after a clean stop, 1 if TorchServe ended by itself."""
     stopping = threading.Event()
