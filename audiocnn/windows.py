@@ -1,8 +1,9 @@
 """Long audio -> windows of one length -> one answer.
 
-The rule, shared by training, evaluation, serving and batch: a clip is zero-padded to one window of
-`clip_seconds`; a longer one is cut with 50 % overlap. What is left after the last whole window is
-dropped if it is shorter than 0.25 s, else a last window is aligned to the clip's end.
+The rule, shared by training, evaluation, serving and batch: a clip that is shorter than one window of
+`clip_seconds` is repeated until it fills one (with silence behind it, a 1 s excerpt is named rightly
+half as often, see DECISIONS.md); a longer one is cut with 50 % overlap. What is left after the last whole
+window is dropped if it is shorter than 0.25 s, else a last window is aligned to the clip's end.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def cut(waveform: FloatArray, config: FrontendConfig) -> FloatArray:
     """The windows of a waveform `(num_samples,)`: float32 `(num_windows, window_samples)`."""
     window = config.window_samples
     if len(waveform) < window:
-        waveform = np.pad(waveform, (0, window - len(waveform)))
+        waveform = np.resize(waveform, window)
     return np.stack([waveform[start : start + window] for start in starts(len(waveform), config)])
 
 
@@ -46,7 +47,7 @@ def spans(num_samples: int, config: FrontendConfig) -> list[tuple[float, float]]
 def pool(probs: FloatArray) -> FloatArray:
     """Probabilities of the windows `(num_windows, num_classes)` -> those of the clip `(num_classes,)`.
 
-    The mean weighted by seconds of real audio. Only a clip of one window is ever padded, so within a
+    The mean weighted by seconds of real audio. Only a clip of one window is ever repeated, so within a
     clip all weights are equal.
     """
     return np.asarray(probs.mean(axis=0), dtype=np.float32)

@@ -1,7 +1,7 @@
 """Checkpoint -> one file from the waveform to the probabilities: `python -m export.waveform`.
 
 `audiocnn-waveform.onnx`: `waveform (batch, num_samples)` float32 at `sample_rate` -> `probs (batch,
-num_classes)`. Shorter clips are padded with zeros to one window and of longer ones the first window
+num_classes)`. Shorter clips are repeated until they fill one window, and of longer ones the first window
 counts. The Fourier transform is a convolution with sines and cosines, which any ONNX runtime has and
 which is slower than an FFT: our server computes the log-mel outside the graph.
 """
@@ -64,7 +64,8 @@ class WaveformModel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """`(b, num_samples)` -> `(b, k)`; see the module for what is not one window long."""
-        first = functional.pad(waveform, (0, self.window))[:, : self.window]
+        length = torch.full((1,), waveform.shape[1])  # a tensor: the exporter knows no remainder by a number
+        first = waveform[:, torch.arange(self.window) % length]
         return torch.softmax(self.model(self.log_mel(first)) / self.temperature, dim=1)
 
 
