@@ -45,12 +45,14 @@ def church_bells() -> FloatArray:
 
 
 def siren() -> FloatArray:
-    """A wailing siren: a rich tone that sweeps between 500 and 1,500 Hz."""
+    """A wailing siren: a rich tone that sweeps slowly between 600 and 1,400 Hz, over a faint hiss."""
     t = _time()
-    pitch = 1000 + 500 * np.sin(2 * np.pi * 0.35 * t - np.pi / 2)
+    pitch = 1000 + 400 * np.sin(2 * np.pi * 0.2 * t - np.pi / 2)
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
     harmonics = np.arange(1, 9)[:, None]
-    return _finish((np.sin(harmonics * phase) / harmonics).sum(axis=0), peak=0.6)
+    signal = (np.sin(harmonics * phase) / harmonics).sum(axis=0)
+    hiss = np.random.default_rng(1).standard_normal(len(t))
+    return _finish(signal / np.abs(signal).max() + 0.02 * hiss, peak=0.6)
 
 
 def clock_alarm() -> FloatArray:
