@@ -24,6 +24,7 @@ SWITCHES = {
     "resample": {"resample": 1.0},
     "gain": {"gain_db": 12.0},
     "noise": {"noise": 1.0},
+    "nothing": {"nothing": 1.0},
     "freq_mask": {"freq_mask": 24},
     "time_mask": {"time_mask": 40},
 }
@@ -183,6 +184,22 @@ def test_masks_are_the_mean_and_no_wider_than_promised() -> None:
     assert torch.equal(log_mel, torch.ones_like(log_mel))
 
 
+def test_bare_noise_is_no_class_at_all() -> None:
+    waveform, target = torch.full((400, 8_000), 0.5), torch.eye(10).repeat(40, 1)
+    noisy, shares = augment.nothing(waveform, target, 0.25)
+    replaced = (noisy != waveform).any(dim=1)
+    assert 0.15 < replaced.float().mean() < 0.35
+    torch.testing.assert_close(shares[replaced], torch.full_like(shares[replaced], 0.1))
+    assert torch.equal(noisy[~replaced], waveform[~replaced])
+    assert torch.equal(shares[~replaced], target[~replaced])
+    level = 20 * rms(noisy[replaced]).log10()
+    assert level.min() > -71
+    assert level.max() < -5
+    power = torch.fft.rfft(noisy[replaced]).abs().square()
+    tilt = 10 * (power[:, 2000:4000].mean(dim=1) / power[:, 1000:2000].mean(dim=1)).log10()  # dB an octave
+    assert tilt.abs().max() < 2
+
+
 # --- recipes ---
 
 
@@ -202,7 +219,7 @@ def test_each_augmentation_has_a_switch(name: str, batch: tuple[torch.Tensor, to
     inputs, target = augmenter(*batch, may_mix=True)
     assert inputs.shape != log_mel(batch[0]).shape or not torch.equal(inputs, log_mel(batch[0]))
     is_mix = name in OFF.mixes()
-    assert torch.equal(target, batch[1]) != is_mix
+    assert torch.equal(target, batch[1]) != (is_mix or name == "nothing")
     if is_mix or name == "excerpt":  # and none is done in the last epochs
         assert torch.equal(augmenter(*batch, may_mix=False)[0], log_mel(batch[0]))
 

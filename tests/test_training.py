@@ -106,6 +106,27 @@ def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path
     assert "choose another --out" in other.stderr
 
 
+def test_a_run_starts_from_the_weights_of_another(tones: Path, tmp_path: Path) -> None:
+    still = ("--max-lr", "0", "--epochs", "1", "--recipe", "plain")  # what is taken over stays as it is
+    assert train(tones, tmp_path / "first", "--epochs", "1").returncode == 0
+    second = train(
+        tones, tmp_path / "second", *still, "--init", str(tmp_path / "first"), "--train-folds", "2"
+    )
+    assert second.returncode == 0, second.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    same = {name for name in one if torch.equal(one[name], two[name])}
+    assert {"model.fc.weight", "model.conv1.weight", "frontend.mean", "frontend.std"} <= same
+    config = Config.from_json((tmp_path / "second" / "config.json").read_text())
+    assert config.provenance["train_folds"] == [1, 2]  # what the first run heard counts
+    assert config.frontend.max_gain_db == 20  # the first run's front end, not the plain recipe's
+
+    third = train(tones, tmp_path / "third", *still, "--init", str(tmp_path / "first"), "--exclude", "low")
+    assert third.returncode == 0, third.stderr
+    other = load_file(tmp_path / "third" / "model.safetensors")
+    assert torch.equal(one["model.conv1.weight"], other["model.conv1.weight"])
+    assert other["model.fc.weight"].shape[0] == 2
+
+
 def test_bad_data_is_named_before_training(tones: Path, tmp_path: Path) -> None:
     table = tmp_path / "tones.csv"
     table.write_text("filename,fold,label\ngone.wav,1,a\nbroken.wav,1,b\n")

@@ -91,6 +91,28 @@ def add_noise(waveform: Tensor, probability: float, low_db: float = 5.0, high_db
     return torch.where(_chosen(waveform, probability), noisy, waveform)
 
 
+def nothing(waveform: Tensor, target: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """Noise alone in place of some of the clips, with equal shares for all classes as target: a hiss is
+    no sound to name.
+
+    Its level is -70 to -6 dB re full scale (rms), its power falls or rises with frequency by up to 1.5 dB
+    an octave: nearly white. (What falls faster is rain, wind or the sea.)
+    """
+    chosen = _chosen(waveform, probability)[:, 0].nonzero()[:, 0]
+    if not len(chosen):
+        return waveform, target
+    spectrum = torch.fft.rfft(torch.randn_like(waveform[chosen]))
+    octaves = torch.arange(1, spectrum.shape[1] + 1, device=waveform.device).log2()
+    slope = _uniform(chosen, -0.25, 0.25)  # of the amplitude, in octaves an octave: 6 dB each
+    noise = torch.fft.irfft(spectrum * torch.exp2(octaves * slope), n=waveform.shape[1])
+    level = torch.pow(10.0, _uniform(chosen, -70.0, -6.0) / 20)
+    noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt() * level
+    waveform, target = waveform.clone(), target.clone()
+    waveform[chosen] = noise.clamp(-1.0, 1.0)
+    target[chosen] = 1 / target.shape[1]
+    return waveform, target
+
+
 # --- Two clips: the labels are mixed with them ---
 
 

@@ -79,6 +79,11 @@ class Run:
         self.seconds = 0.0
         self.history: list[Row] = []
 
+    def start_from(self, model: AudioCNN, *, same_classes: bool) -> None:
+        """Take over the weights of another run; the head only if it names the same classes."""
+        weights = {n: t for n, t in model.state_dict().items() if same_classes or not n.startswith("fc.")}
+        self.model.load_state_dict(weights, strict=same_classes)
+
     @property
     def result(self) -> AudioCNN:
         """The weights that count: the moving average if there is one."""

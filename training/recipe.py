@@ -40,6 +40,7 @@ class Recipe:
     gain_db: float = 0.0  # at most, up or down
     polarity: float = 0.0  # 1: on
     noise: float = 0.0  # probability, per clip
+    nothing: float = 0.0  # probability, per clip: bare noise in its place, which is none of the classes
     freq_mask: int = 24  # mel bands, at most, each of two masks
     time_mask: int = 40  # frames, at most, each of two masks
     seed: int = 0
@@ -60,6 +61,7 @@ STRONG = Recipe(
     gain_db=12.0,
     polarity=1.0,
     noise=0.2,
+    nothing=0.03,
 )
 # What the projects that ours grew from wrote down: no EMA, no shifts, mixup on 30 % of the batches.
 SEEDS = Recipe(
@@ -108,6 +110,8 @@ class Augmenter:
             waveform = augment.gain(waveform, recipe.gain_db)
         if recipe.noise:
             waveform = augment.add_noise(waveform, recipe.noise)
+        if recipe.nothing:
+            waveform, target = augment.nothing(waveform, target, recipe.nothing)
         log_mel = self.log_mel(waveform)
         if mix == "freq_mix":
             log_mel, target = augment.freq_mix(log_mel, target)

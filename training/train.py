@@ -76,12 +76,14 @@ def train(
     patience: int = 0,
     cache: Path | None = None,
     tensorboard: bool = True,
+    init: Path | None = None,
 ) -> Config:
     """Train (or go on training) into `out`; writes the checkpoint there and returns its config.
 
     `watch_folds` are measured every `watch_every` epochs for the curve: nothing is chosen by them.
     `patience` above 0 stops early, after so many epochs without a gain on a tenth of the training
-    clips' recordings that is then not trained on.
+    clips' recordings that is then not trained on. `init` is a checkpoint to start from: its front end and
+    network are taken over, its head too if it has the same classes; the folds that it heard count as heard.
     """
     place = place or Place()
     check(dataset, folds)
@@ -97,11 +99,18 @@ def train(
         return waveforms, targets(wanted, dataset.class_names)
 
     data = load(clips)
-    log_mel = LogMel(config.frontend).to(place.device)
-    fit_normalisation(log_mel, data[0])
     provenance = {"dataset": dataset.name, "train_folds": list(folds), "recipe": asdict(recipe)}
+    if init:
+        earlier, log_mel, model = checkpoint.load(init)
+        config = replace(config, frontend=earlier.frontend, model=earlier.model)
+        provenance |= _inherited(earlier, provenance)
+    else:
+        log_mel, model = LogMel(config.frontend), None
+        fit_normalisation(log_mel.to(place.device), data[0])
     config = replace(config, provenance=provenance)
-    run = Run(recipe, config, log_mel, data, place)
+    run = Run(recipe, config, log_mel.to(place.device), data, place)
+    if model:
+        run.start_from(model, same_classes=earlier.class_names == config.class_names)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "state.pt").is_file():
         run.load_state(out / "state.pt")
@@ -118,6 +127,13 @@ def train(
         config = replace(config, provenance=provenance | _effort(run))
         config = checkpoint.save(out, config, log_mel, run.result)
     return config
+
+
+def _inherited(earlier: Config, own: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of a run that starts from another's weights: what that one heard, this one knows."""
+    same = earlier.provenance.get("dataset") == own["dataset"]
+    heard = set(earlier.provenance.get("train_folds", [])) if same else set()
+    return {"init": earlier.provenance, "train_folds": sorted(heard | set(own["train_folds"]))}
 
 
 def _effort(run: Run) -> dict[str, Any]:
@@ -175,6 +191,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--width", type=int, help="channels of the first stage (64)")
     parser.add_argument("--drop-path", type=float, default=0.0, help="skip blocks in training (%(default)s)")
     parser.add_argument("--f-max", type=float, help="highest frequency of the front end in Hz")
+    parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from these weights (scratch)")
     parser.add_argument("--exclude", metavar="CLASS,...", help="train as if these classes did not exist")
     parser.add_argument("--watch-folds", type=parse_folds, default=[], help="measure these for the curve")
     parser.add_argument("--watch-every", type=int, default=10, metavar="EPOCHS", help="(%(default)s)")
@@ -221,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             patience=args.early_stopping,
             cache=args.cache,
             tensorboard=not args.no_tensorboard,
+            init=args.init,
         )
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
