@@ -14,6 +14,14 @@
     ├── ModelFileError              a checkpoint or an exported file cannot be used
     └── DatasetError                a folder of labelled clips cannot be used
 
+    RuntimeError
+    └── ServerError                 the client got no answer; nothing is known to be wrong with the clip
+        ├── ServerBusy              503: the queue is full, or no worker is ready
+        ├── ServerUnreachable       no connection, or no reply in time
+        ├── ServerFailed            500, 507, ...: a worker died or failed, or the reply is no JSON
+        ├── TokenRefused            TorchServe's token is wrong, expired or missing
+        └── RequestRefused          any other 3xx or 4xx, such as an unknown model or version
+
 An `AudioError` knows its code and its HTTP status, so the handler, the gateway, the command line and
 the batch job report the same thing in the same words.
 """
@@ -26,6 +34,7 @@ class AudioError(ValueError):
 
     code = "bad_audio"
     status = 400
+    request_id: str | None = None  # set by the client: the `X-Request-Id` that was sent
 
     def to_dict(self) -> dict[str, dict[str, str]]:
         """The JSON body of the error: `{"error": {"code": ..., "message": ...}}`."""
@@ -96,3 +105,37 @@ class ModelFileError(ValueError):
 
 class DatasetError(ValueError):
     """A dataset folder that is missing, empty or laid out in a way we do not read."""
+
+
+class ServerError(RuntimeError):
+    """The client got no answer. Raised after the retries, if this kind is worth any."""
+
+    is_retryable = True
+    request_id: str | None = None  # the `X-Request-Id` that was sent, the same in every attempt
+    retry_after_seconds = 0.0  # what the server asked for
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status  # of the HTTP reply; None: there was none
+
+
+class ServerBusy(ServerError):
+    """The queue is full, or no worker is ready: nothing was tried."""
+
+
+class ServerUnreachable(ServerError):
+    """No connection, a connection that broke, or no reply in time."""
+
+
+class ServerFailed(ServerError):
+    """A worker died or failed with this request in hand, or the reply cannot be read."""
+
+
+class TokenRefused(ServerError):
+    """The token is wrong, expired or missing."""
+
+
+class RequestRefused(ServerError):
+    """The server does not take such a request: an unknown model or version, for one."""
+
+    is_retryable = False

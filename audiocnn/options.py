@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from audiocnn.config import Config
 from audiocnn.errors import BadOption
 from audiocnn.model import feature_map_names
+from audiocnn.protocol import OPTION_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +59,6 @@ class Options:
         if not values.get("layers"):
             values["layers"] = tuple(feature_map_names(config.model))
         return cls(**values)  # type: ignore[arg-type]
-
-
-OPTION_NAMES = (
-    "top_k",
-    "min_confidence",
-    "classes",
-    "feature_maps",
-    "layers",
-    "evidence",
-    "class",
-    "spectrogram",
-    "waveform",
-    "windows",
-    "reduce_payload",
-)
-HEADERS = {"x-" + name.replace("_", "-"): name for name in OPTION_NAMES}
 
 
 def _text(value: object) -> str:

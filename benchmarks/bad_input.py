@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from audiocnn import samples
-from handler.serve import MODEL, TorchServe, read_properties
+from handler.properties import read_properties
+from handler.serve import MODEL, TorchServe
 from handler.tune import Setting, running
 
 RATE = 44_100
@@ -87,9 +88,9 @@ def cases() -> dict[str, tuple[bytes, Headers]]:
         "MP3, 20 minutes": _silence(1200, 16_000, format="MP3", subtype="MPEG_LAYER_III"),
         "Ogg, first page alone": _file(noise, format="OGG", subtype="VORBIS")[:58],
     }
-    requests_ = {name: (body, {}) for name, body in bodies.items()}
+    raw: dict[str, tuple[bytes, Headers]] = {name: (body, {}) for name, body in bodies.items()}
     b64 = base64.b64encode(wav).decode()
-    return requests_ | {
+    return raw | {
         "base64, damaged": (b'{"audio_data": "@@@@"}', json_type),
         "base64, cut": (json.dumps({"audio_data": b64[:10_001]}).encode(), json_type),
         "JSON, cut": (b'{"audio_data": "UklG', json_type),
@@ -197,7 +198,7 @@ def main() -> int:
     Console(width=130).print(table)
     server_errors = sum(row.status >= 500 for row in rows)
     hurt = sum(not row.neighbours_right for row in rows)
-    summary = {"inputs": len(rows), "server_errors": server_errors, "neighbours_hurt": hurt}
+    summary: dict[str, float] = {"inputs": len(rows), "server_errors": server_errors, "neighbours_hurt": hurt}
     summary |= {"peak_mb": max(r.peak_mb for r in rows), "slowest_ms": max(r.ms for r in rows)}
     print(json.dumps(summary | {"rows": [asdict(row) for row in rows]}))
     return int(bool(server_errors or hurt))

@@ -22,7 +22,8 @@ from audiocnn.answer import render
 from audiocnn.classifier import Classifier
 from audiocnn.config import AudioLimits, Config
 from audiocnn.errors import AudioError, BadBase64, BadOption
-from audiocnn.options import HEADERS, Options
+from audiocnn.options import Options
+from audiocnn.protocol import HEADERS
 
 AUDIO_FIELDS = ("data", "body", "audio_data")
 

@@ -27,23 +27,14 @@ import psutil
 import requests
 
 from audiocnn import samples
+from handler.properties import ConfigError, read_properties
 
 MODEL = "audiocnn"
 _LOG_TAIL_LINES = 25
 
 
-class ServeError(ValueError):
+class ServeError(ConfigError):
     """The server cannot start, with what to do about it."""
-
-
-def read_properties(path: Path) -> dict[str, str]:
-    """The `key=value` lines of a TorchServe configuration."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ServeError(f"cannot read the configuration: {error}") from error
-    pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 class TorchServe:
@@ -250,7 +241,7 @@ def main() -> int:
         properties |= dict(pair.split("=", 1) for pair in args.set)
         server = TorchServe(properties, log_folder=args.logs)
         return run(server, timeout_seconds=args.timeout, grace_seconds=args.grace)
-    except ServeError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -30,7 +30,8 @@ from rich.progress import track
 from rich.table import Table
 
 from audiocnn import samples
-from handler.serve import MODEL, ServeError, TorchServe, free_port, read_properties
+from handler.properties import ConfigError, read_properties
+from handler.serve import MODEL, ServeError, TorchServe, free_port
 
 WARM_UP_SECONDS = 1.0
 CLIENTS = {"throughput": 16, "latency": 1}
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"best for {args.profile} on {cores} cores and {gpus} GPUs: {chosen}")
         if not args.dry_run:
             write(chosen, args.config, args.handler_config)
-    except (OSError, ServeError) as error:
+    except (OSError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -22,7 +22,7 @@ from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.engine import Engine
 from audiocnn.precision import served, trusted
-from handler.serve import read_properties
+from handler.properties import read_properties
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "esc50"

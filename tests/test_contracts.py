@@ -12,7 +12,8 @@ from audiocnn.config import Config, ModelConfig
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import AudioError, BadOption, DatasetError, ModelFileError
 from audiocnn.labels import ESC50, URBANSOUND8K, describe
-from audiocnn.options import HEADERS, OPTION_NAMES, Options
+from audiocnn.options import Options
+from audiocnn.protocol import HEADERS, OPTION_NAMES
 from tests.conftest import ROOT
 
 CONFIG = Config(class_names=("dog", "cat", "rain"))
@@ -178,7 +179,7 @@ def test_every_error_code_is_in_the_table() -> None:
 
 
 OURS = ("audiocnn", "training", "export", "handler", "gateway", "batch", "benchmarks")
-LIGHT = {"config", "errors", "labels", "client"}  # what the gateway and thin clients may import
+LIGHT = {"config", "errors", "labels", "protocol", "client"}  # what the gateway and thin clients may import
 
 
 def imports_of(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handler.serve import read_properties
+from handler.properties import read_properties
 from handler.tune import Measured, Setting, best, grid, measure, rule_of_thumb, write
 from tests.conftest import ROOT, Server
 

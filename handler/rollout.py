@@ -1,0 +1,308 @@
+"""Change the served version, or the number of workers, without losing a request.
+
+    verify -> copy into the store -> register -> warm -> compare -> make default -> drain old -> unregister
+
+Whatever fails before the old version is gone undoes all of it: the old one has answered all along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audiocnn.client import Answer, Client, Failure
+from audiocnn.errors import AudioError, ServerError
+from audiocnn.protocol import probe_wav
+from handler.management import ApiDisabled, Management, ManagementError, Version
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+RECORD = "rollout.json"  # in the store: which version came before
+_WARM_CONCURRENCY = 8
+_SHOWN = 5
+
+Say = Callable[[str], None]
+Connect = Callable[[str | None], Client]  # a client of one version; None: of the default
+
+
+class RolloutError(RuntimeError):
+    """The new version is not served, with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The server and how to talk to it and about it."""
+
+    management: Management
+    connect: Connect
+    store: Path
+    say: Say
+    drain_seconds: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """What the new version must pass."""
+
+    sha256: str | None = None  # of the archive
+    clips: Sequence[Path] = ()
+    min_agreement: float = 0.9
+
+
+def manifest_version(archive: Path, model: str) -> str:
+    """The version that TorchServe will read from an archive; `RolloutError` if it is not one of ours."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            if damaged := file.testzip():
+                raise RolloutError(f"{archive} is damaged: {damaged} does not match its checksum")
+            described = json.loads(file.read(MANIFEST))["model"]
+            name, version = described["modelName"], str(described["modelVersion"])
+            float(version)
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise RolloutError(f"{archive} is no model archive: {error}") from error
+    if name != model:
+        raise RolloutError(f"{archive} holds the model {name!r}, not {model!r}")
+    return version
+
+
+def known_sha256(archive: Path, store: Path, given: str | None) -> str | None:
+    """The checksum that an archive must have: given as hex digits or as a file, or found beside it.
+
+    One in the model store is not looked at: who can change the archive there can change it too.
+    """
+    if given and len(given) == 64 and not Path(given).exists():
+        return given.lower()
+    found = (Path(archive.name + ".sha256"), archive.with_name(archive.name + ".sha256"))
+    for path in (Path(given),) if given else found:
+        if path.is_file() and (given or path.resolve().parent != store.resolve()):
+            words = path.read_text(encoding="utf-8").split()
+            if words and len(words[0]) == 64:
+                return words[0].lower()
+            raise RolloutError(f"{path} does not begin with a SHA-256 in hex digits")
+    if given:
+        raise RolloutError(f"{given} is neither 64 hex digits nor a file")
+    return None
+
+
+def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) -> str:
+    """Serve an archive instead of the default version; returns its version. Undone if it fails."""
+    management, say = target.management, target.say
+    version = manifest_version(archive, management.model)
+    old = management.default()
+    if any(float(each.name) == float(version) for each in management.versions()):
+        raise RolloutError(
+            f"version {version} is registered already: give the archive another version, or unregister it"
+        )
+    stored, is_ours = _place(archive, version, target, checks.sha256)
+    try:
+        say(f"registering version {version} ({stored.name}) with the settings of {old.name}")
+        management.register(stored.name, version, old)
+        _prove(target, version, old, checks)
+        _switch(target, version)
+    except BaseException as error:  # Ctrl-C as well
+        say(f"failed: {error or type(error).__name__}")
+        _undo(target, version, old)
+        if is_ours:
+            stored.unlink(missing_ok=True)
+        raise
+    _remember(target, old)
+    if keep_old:
+        say(f"version {old.name} stays registered, for `rollback`")
+    else:
+        retire(target, old.name)
+    return version
+
+
+def rollback(target: Target) -> str:
+    """Serve the version from before the last rollout again; returns its name."""
+    record = _recall(target)
+    old = target.management.default()
+    name, archive = record["version"], target.store / record["archive"]
+    registered = {float(version.name) for version in target.management.versions()}
+    if float(name) == float(old.name):
+        raise RolloutError(f"version {name} is the default already")
+    if float(name) in registered:
+        _prove(target, name, old, Checks())
+        try:
+            _switch(target, name)
+        except BaseException:
+            target.management.set_default(old.name)
+            raise
+        _remember(target, old)
+        retire(target, old.name)
+        return str(name)
+    if not archive.is_file():
+        raise RolloutError(f"{archive} is gone: use `rollout` with an archive of version {name}")
+    return rollout(target, archive, Checks(), keep_old=False)
+
+
+def retire(target: Target, name: str) -> None:
+    """Unregister a version once nothing is left in it; left alone if it does not become idle."""
+    target.say(f"draining version {name}")
+    if not target.management.wait_idle(name, timeout_seconds=target.drain_seconds):
+        raise RolloutError(
+            f"version {name} still has requests after {target.drain_seconds:.0f} s and stays registered: "
+            f"`python -m handler.manage drain {name} --unregister` later"
+        )
+    target.management.unregister(name)
+    target.say(f"version {name} is unregistered")
+
+
+def scale(target: Target, workers: int) -> None:
+    """So many workers for the default version.
+
+    When TorchServe 0.12 stops a worker it now and then answers what that has in hand with a 500. So for
+    fewer workers a copy of the version stands in, and workers are stopped when nothing is in them.
+    """
+    management, say = target.management, target.say
+    current = management.default()
+    if workers >= len(current.pids):
+        management.scale(current.name, workers)
+        return
+    try:
+        with _stand_in(target, current, workers):
+            management.scale(current.name, workers)
+    except (ApiDisabled, OSError) as error:  # a server that registers nothing, a store that is not ours
+        say(f"no version can stand in ({error}): waiting for a moment without requests")
+        if not management.wait_idle(current.name, timeout_seconds=10.0):
+            say("there is none: a request that a stopped worker has in hand may get a 500 (clients retry it)")
+        management.scale(current.name, workers)
+
+
+@contextmanager
+def _stand_in(target: Target, current: Version, workers: int) -> Iterator[None]:
+    """The default version is idle within the block; a copy with another number answers."""
+    management = target.management
+    highest = max(float(version.name) for version in management.versions())
+    name = f"{highest + 0.001:.6g}"
+    copy = target.store / f"{management.model}-stand-in.mar"
+    try:
+        _copy_as(target.store / current.archive, copy, name)
+        management.register(copy.name, name, current, workers=workers)
+        _switch(target, name)
+        if not management.wait_idle(current.name, timeout_seconds=target.drain_seconds):
+            raise RolloutError(f"version {current.name} did not become idle: nothing was changed")
+        yield
+    finally:
+        _undo(target, name, current)
+        copy.unlink(missing_ok=True)
+
+
+def _copy_as(source: Path, copy: Path, version: str) -> None:
+    """The archive under another version number."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(copy, "w") as new:
+        for item in old.infolist():
+            data = old.read(item)
+            if item.filename == MANIFEST:
+                manifest = json.loads(data)
+                manifest["model"]["modelVersion"] = version
+                data = json.dumps(manifest).encode()
+            new.writestr(item, data, compress_type=zipfile.ZIP_STORED)
+
+
+def _place(archive: Path, version: str, target: Target, sha256: str | None) -> tuple[Path, bool]:
+    """The archive in the store, its checksum verified on that very file; whether it was copied there."""
+    inside = archive.resolve().parent == target.store.resolve()
+    place = archive if inside else target.store / f"{target.management.model}-{version}.mar"
+    if not inside and any(each.archive == place.name for each in target.management.versions()):
+        raise RolloutError(f"{place} belongs to a registered version")
+    part = archive if inside else place.with_name(place.name + ".part")
+    try:
+        if not inside:
+            shutil.copy(archive, part)
+        with part.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 is None:
+            target.say(f"not verified: no checksum of {archive.name} is known; its SHA-256 is {actual}")
+        elif actual != sha256:
+            raise RolloutError(f"{archive} has the SHA-256 {actual}, expected {sha256}: not registered")
+        else:
+            target.say("the archive has the expected SHA-256")
+        if not inside:
+            os.replace(part, place)
+    finally:
+        if not inside:
+            part.unlink(missing_ok=True)
+    return place, not inside
+
+
+def _prove(target: Target, version: str, old: Version, checks: Checks) -> None:
+    """Real predictions by every worker, then the given clips by both versions."""
+    count = 2 * _WARM_CONCURRENCY
+    target.say(f"warming version {version} with {count} predictions")
+    with target.connect(version) as new:
+        for _, result in new.predict_many([probe_wav()] * count, concurrency=_WARM_CONCURRENCY):
+            if isinstance(result, Exception):
+                raise RolloutError(f"version {version} does not answer: {result}") from result
+        if checks.clips:
+            with target.connect(old.name) as before:
+                _compare(target, checks, new, before)
+
+
+def _compare(target: Target, checks: Checks, new: Client, old: Client) -> None:
+    """`RolloutError` if the top classes agree on fewer clips than wanted."""
+    ours = [_top(result) for _, result in new.predict_many(checks.clips)]
+    theirs = [_top(result) for _, result in old.predict_many(checks.clips)]
+    different = [
+        f"{clip.name}: {b} -> {a}" for clip, a, b in zip(checks.clips, ours, theirs, strict=True) if a != b
+    ]
+    agreement = 1 - len(different) / len(checks.clips)
+    target.say(f"agreement with the old version on {len(checks.clips)} clips: {agreement:.1%}")
+    for line in different[:_SHOWN]:
+        target.say(f"  {line}")
+    if agreement < checks.min_agreement:
+        raise RolloutError(f"agreement {agreement:.1%} is below {checks.min_agreement:.1%}")
+
+
+def _top(result: Answer | Failure) -> str:
+    """The top class, or the code of the clip's error; an answer like any other if both versions say it."""
+    if isinstance(result, AudioError):
+        return result.code
+    if isinstance(result, Exception):
+        raise RolloutError(f"a clip got no answer: {result}") from result
+    return str(result["predictions"][0]["class"]) if result["predictions"] else "(none)"
+
+
+def _switch(target: Target, version: str) -> None:
+    """Make a version the default, and see that it answers as such."""
+    target.management.set_default(version)
+    target.say(f"version {version} is the default")
+    with target.connect(None) as client:
+        client.predict(probe_wav())
+
+
+def _undo(target: Target, version: str, old: Version) -> None:
+    """The old version is the default, the other one is gone; says what could not be undone."""
+    management = target.management
+    try:
+        if not any(float(each.name) == float(version) for each in management.versions()):
+            return
+        if not management.version(old.name).is_default:
+            management.set_default(old.name)
+            management.wait_idle(version, timeout_seconds=target.drain_seconds)
+        management.unregister(version)
+        target.say(f"version {old.name} is the default, {version} is unregistered")
+    except (ManagementError, ServerError) as error:
+        target.say(f"could not be undone, look at `status`: {error}")
+
+
+def _remember(target: Target, old: Version) -> None:
+    record = {"version": old.name, "archive": old.archive}
+    with suppress(OSError):  # a store that cannot be written: no `rollback` without an archive
+        (target.store / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def _recall(target: Target) -> dict[str, Any]:
+    path = target.store / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"version": str(record["version"]), "archive": Path(record["archive"]).name}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RolloutError(f"no rollout is on record in {path}: {error}") from error
