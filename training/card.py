@@ -20,8 +20,7 @@ Trained from scratch on folds {train_folds} of {dataset}; no other recording was
 
 ## How it was trained
 {recipe}
-
-{epochs} epochs, last epoch, nothing chosen on the measured folds. {minutes:g} minutes on
+Nothing was chosen on the measured folds; the weights are those of the last epoch. {minutes:g} minutes on
 {hardware} ({precision}, torch {torch}).
 
 ## What it does, on folds {folds} that {who} never saw
@@ -57,14 +56,30 @@ non-commercial use only**. The code is MIT."""
 }
 
 
+def _stages(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that led to the weights, first one first: each but the first started from the one before."""
+    earlier = _stages(provenance["init"]) if "init" in provenance else []
+    return [*earlier, provenance]
+
+
+def _recipe(provenance: dict[str, Any], max_gain_db: float) -> str:
+    """What each run did; of a later one only what it did otherwise."""
+    texts: list[str] = []
+    before: dict[str, Any] = {}
+    for stage in _stages(provenance):
+        changes = {name: value for name, value in stage["recipe"].items() if value != before.get(name, 0)}
+        settings = ", ".join(f"{name} {value}" for name, value in changes.items() if name != "seed")
+        texts.append(f"{'then, from there' if before else 'AdamW and OneCycle'}: {settings}")
+        before = stage["recipe"]
+    level = f" Windows are levelled by {max_gain_db:g} dB at most." if max_gain_db else ""
+    return "; ".join(texts) + "." + level
+
+
 def render(report: dict[str, Any], config: Config) -> str:
     """Markdown from the report of `evaluate(robust=True)` and the configuration that is released."""
     provenance = config.provenance
     frontend = config.frontend
     accuracy, count = report["accuracy"], report["num_clips"]
-    settings = provenance["recipe"]
-    used = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (0, 0.0))
-    level = f", level_gain_db {frontend.max_gain_db:g} at most" if frontend.max_gain_db else ""
     mistakes = "; ".join(
         f"{row['true']} heard as {row['predicted']} ({row['count']})"
         for row in report["worst_confusions"][:5]
@@ -84,9 +99,9 @@ def render(report: dict[str, Any], config: Config) -> str:
         },
         "num_classes": len(config.class_names),
         "train_folds": _listing(provenance["train_folds"]),
-        "recipe": f"AdamW and OneCycle: {used}{level}.",
-        **{name: provenance[name] for name in ("minutes", "hardware", "precision", "torch")},
-        "epochs": settings["epochs"],
+        "recipe": _recipe(provenance, frontend.max_gain_db),
+        "minutes": sum(stage["minutes"] for stage in _stages(provenance)),
+        **{name: provenance[name] for name in ("hardware", "precision", "torch")},
         "folds": _listing(report["folds"]),
         "error": (accuracy * (1 - accuracy) / count) ** 0.5,
         "mistakes": mistakes,
