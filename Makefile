@@ -56,7 +56,7 @@ train: $(STAMP) ## train on folds 1-3 of DATA into runs/new (resumes if interrup
 	$(PY) -m training.train --data $(DATA) --train-folds 1,2,3 --watch-folds 4 --out runs/new
 
 .PHONY: evaluate
-evaluate: $(STAMP) ## accuracy of CHECKPOINT on fold 4 of DATA
+evaluate: $(STAMP) ## accuracy of CHECKPOINT (say which: CHECKPOINT=runs/new) on fold 4 of DATA
 	$(PY) -m training.evaluate --checkpoint $(CHECKPOINT) --data $(DATA) --folds 4
 
 .PHONY: export

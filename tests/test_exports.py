@@ -94,15 +94,16 @@ def spoil(path: Path) -> None:
 # --- int8 ---
 
 
-def test_int8_is_smaller_and_its_head_stays_in_float(store: Path) -> None:
+def test_int8_is_smaller_and_its_stem_and_head_stay_in_float(store: Path) -> None:
     assert (STORE / "audiocnn-int8.onnx").stat().st_size < 0.35 * (STORE / "audiocnn.onnx").stat().st_size
     proto = onnx.load(store / "audiocnn-int8.onnx")
     weights = {w.name: numpy_helper.to_array(w) for w in proto.graph.initializer}
     inputs = {output: node.op_type for node in proto.graph.node for output in node.output}
     (head,) = (node for node in proto.graph.node if node.op_type == "Gemm")
     assert weights[head.input[1]].dtype == np.float32
-    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
-    assert {inputs[node.input[1]] for node in convolutions} == {"DequantizeLinear"}
+    stem, *others = (node for node in proto.graph.node if node.op_type == "Conv")
+    assert weights[stem.input[1]].dtype == np.float32
+    assert {inputs[node.input[1]] for node in others} == {"DequantizeLinear"}
 
 
 def test_int8_weights_have_seven_bits(store: Path) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from audiocnn import samples
 from audiocnn.classifier import Classifier, Result
 from audiocnn.datasets import Dataset
-from tests.conftest import CHECKPOINT, ROOT, STORE
+from tests.conftest import CHECKPOINT, ROOT, SAMPLE_RATE, STORE, sound_file
 from training.evaluate import evaluate
 from training.evaluate import main as evaluate_command
 
@@ -36,6 +37,19 @@ def test_the_synthetic_sounds_are_named_rightly(classifier: Classifier, name: st
     (result,) = classifier.classify([samples.wav(name)])
     assert isinstance(result, Result)
     assert result.top()[0][0] == name
+
+
+def test_silence_and_noise_are_nothing_to_name(classifier: Classifier) -> None:
+    rng = np.random.default_rng(0)
+    silence = np.zeros(5 * SAMPLE_RATE, np.float32)
+    (result,) = classifier.classify([sound_file(silence)])
+    assert isinstance(result, Result)
+    assert result.is_silent
+    for decibels in (-60, -40, -30, -20):
+        noise = 10 ** (decibels / 20) * rng.standard_normal(5 * SAMPLE_RATE)
+        (result,) = classifier.classify([sound_file(noise)])
+        assert isinstance(result, Result)
+        assert result.is_unknown, (decibels, result.top())
 
 
 def test_an_unseen_fold_of_an_esc50_shaped_folder_is_measured_by_command(tmp_path: Path) -> None:
