@@ -86,6 +86,9 @@ def train(
     network are taken over, its head too if it has the same classes; the folds that it heard count as heard.
     """
     place = place or Place()
+    if init:
+        earlier, _, _ = checkpoint.load(init)
+        config = replace(config, frontend=earlier.frontend, model=earlier.model)
     check(dataset, folds)
     clips = dataset.folds(folds)
     if place.rank == 0:
@@ -100,17 +103,7 @@ def train(
 
     data = load(clips)
     provenance = {"dataset": dataset.name, "train_folds": list(folds), "recipe": asdict(recipe)}
-    if init:
-        earlier, log_mel, model = checkpoint.load(init)
-        config = replace(config, frontend=earlier.frontend, model=earlier.model)
-        provenance |= _inherited(earlier, provenance)
-    else:
-        log_mel, model = LogMel(config.frontend), None
-        fit_normalisation(log_mel.to(place.device), data[0])
-    config = replace(config, provenance=provenance)
-    run = Run(recipe, config, log_mel.to(place.device), data, place)
-    if model:
-        run.start_from(model, same_classes=earlier.class_names == config.class_names)
+    run = _begin(recipe, replace(config, provenance=provenance), data, place, init)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "state.pt").is_file():
         run.load_state(out / "state.pt")
@@ -124,9 +117,22 @@ def train(
     _loop(run, out, board, watched, watch_every, load(inner) if inner else None, patience)
     if place.rank == 0:
         (out / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
-        config = replace(config, provenance=provenance | _effort(run))
-        config = checkpoint.save(out, config, log_mel, run.result)
+        config = replace(run.config, provenance=run.config.provenance | _effort(run))
+        config = checkpoint.save(out, config, run.log_mel, run.result)
     return config
+
+
+def _begin(recipe: Recipe, config: Config, data: Data, place: Place, init: Path | None) -> Run:
+    """A run from scratch, with its front end fitted to the data, or from the checkpoint `init`."""
+    if init is None:
+        log_mel = LogMel(config.frontend).to(place.device)
+        fit_normalisation(log_mel, data[0])
+        return Run(recipe, config, log_mel, data, place)
+    earlier, log_mel, model = checkpoint.load(init)
+    provenance = config.provenance | _inherited(earlier, config.provenance)
+    run = Run(recipe, replace(config, provenance=provenance), log_mel.to(place.device), data, place)
+    run.start_from(model, same_classes=earlier.class_names == config.class_names)
+    return run
 
 
 def _inherited(earlier: Config, own: dict[str, Any]) -> dict[str, Any]:
