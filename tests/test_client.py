@@ -466,8 +466,8 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_killed_workers_lose_nothing(kind: str, fragile: Server) -> None:
-    clips = numbered_clips(40)
-    expected = classes(answers(kind, fragile.inference, clips[:5])) * 8
+    clips = numbered_clips(400)  # seconds of work, of which the workers live 0.3
+    expected = classes(answers(kind, fragile.inference, clips[:5])) * 80
     assert len(set(expected)) > 1
     assert wait_until(lambda: all(worker["status"] == "READY" for worker in workers(fragile)), 60)
     pids = [worker["pid"] for worker in workers(fragile)]
