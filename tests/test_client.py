@@ -491,7 +491,7 @@ def test_a_killed_and_restarted_server_loses_nothing(kind: str, tmp_path: Path) 
         with running_server(tmp_path / "first", settings) as first:
             expected = classes(answers(kind, first.inference, clips[:5])) * 40
             results = pool.submit(answers, kind, first.inference, clips, concurrency=8)
-            time.sleep(1.5)
+            time.sleep(0.3)
             for process in psutil.Process(first.process.pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()

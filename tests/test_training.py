@@ -351,8 +351,12 @@ def test_a_users_own_csv_trains_exports_and_serves(tones: Path, tmp_path: Path) 
     """The commands of the README, one after another."""
     assert train(tones, tmp_path / "run", *RECIPE).returncode == 0
     store = tmp_path / "store"
+    source = ["--checkpoint", str(tmp_path / "run")]
     for command in (
-        ["export.onnx", "--checkpoint", str(tmp_path / "run"), "--out", str(store)],
+        ["export.onnx", *source, "--out", str(store)],
+        ["export.torchscript", *source, "--out", str(store)],
+        ["export.waveform", *source, "--out", str(store)],
+        ["export.parity", *source, "--store", str(store)],
         ["export.archive", "--store", str(store)],
     ):
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
