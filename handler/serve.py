@@ -129,8 +129,14 @@ class TorchServe:
         if stop and stop.is_set():
             return
         reason = "did not answer in time" if self.is_alive() else "stopped"
-        lines = self.log_file.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-        raise ServeError(f"TorchServe {reason}. The end of {self.log_file}:\n" + "\n".join(lines))
+        raise ServeError(f"TorchServe {reason}. " + "\n".join(self._ends_of_logs()))
+
+    def _ends_of_logs(self) -> Iterator[str]:
+        """What Java printed last, and what the workers did."""
+        for path in (self.log_file, self.log_file.with_name("model_log.log")):
+            if path.is_file():
+                yield f"The end of {path}:"
+                yield from path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
 
     def stop(self, *, grace_seconds: float = 10.0) -> None:
         """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed.

@@ -128,7 +128,13 @@ def running_server(logs: Path, settings: dict[str, str]) -> Iterator[Server]:
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"AUDIOCNN_LOG_LEVEL": "info"},  # for `Server.batches`
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None

@@ -172,9 +172,11 @@ def test_wrong_and_failed_answers_are_counted_and_no_latency() -> None:
     bad = [sample(latency=9.0, right=False), sample(latency=9.0, status=503, right=False)]
     for name in ("torchserve", "bare", "torchserve, latency", "bare alone"):
         book.add(Fixed(name), "closed 1", Measured(10.0, [sample(), *bad]))
-    book.add(Fixed("torchserve"), "open 70%", Measured(10.0, [sample()]))
+    refused = sample(latency=9.0, status=503, right=False)  # an open loop asked for more than there is
+    book.add(Fixed("torchserve"), "open 70%", Measured(10.0, [sample(), refused]))
     summary = summarise(book, {"cores": 2})
     assert (summary["wrong"], summary["failed"]) == (4, 4)
+    assert [row["refused"] for row in summary["rows"]] == [0, 0, 0, 0, 1]
     assert all(row["p99_9_ms"] == pytest.approx(10) for row in summary["rows"])
     assert summary["served_over_bare"] == 1
     assert summary["alone_overhead_ms"] == pytest.approx(0)
