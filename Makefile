@@ -51,6 +51,11 @@ check: $(STAMP) ## lint, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Strict: a package that could not be looked up is a failure. What is installed from this folder is ours.
+.PHONY: audit
+audit: $(STAMP) ## known vulnerabilities of what is installed (asks the Python Packaging Advisory Database)
+	$(PY) -m pip_audit --strict --skip-editable
+
 .PHONY: train
 train: $(STAMP) ## train on folds 1-3 of DATA into runs/new (resumes if interrupted)
 	$(PY) -m training.train --data $(DATA) --train-folds 1,2,3 --watch-folds 4 --out runs/new
@@ -108,5 +113,5 @@ samples/rain.wav: $(STAMP) audiocnn/samples.py
 
 .PHONY: clean
 clean: ## remove what was built (not .venv, not data, not checkpoints)
-	rm -rf build samples logs $(SOURCE) $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt $(STORE)/*.json *.egg-info
+	rm -rf build samples logs $(SOURCE) $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt $(STORE)/*.json audiocnn.mar.sha256 *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from PIL import Image
 
 from audiocnn.classifier import Result
 from audiocnn.engine import Engine
+from audiocnn.frontend import map_axes
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -29,6 +30,8 @@ def render(result: Result, engine: Engine) -> dict[str, Any]:
         "duration": round(result.clip.seconds, 3),
         "model": {"name": engine.config.name, "version": engine.config.version, "sha256": engine.sha256[:12]},
     }
+    if options.explain:
+        return answer | {"explanations": _explanations(result)}
     if options.reduce_payload:
         return {"predictions": answer["predictions"]}
     if options.windows or len(result.spans) > 1:
@@ -37,9 +40,10 @@ def render(result: Result, engine: Engine) -> dict[str, Any]:
         draw = _json_map if options.feature_maps == "json" else _png_map
         answer["visualization"] = {name: draw(result.shown.outputs[name]) for name in options.layers}
     if options.evidence:
-        answer["evidence"] = _evidence(result)
+        name = options.class_name or result.config.class_names[int(result.probs.argmax())]
+        answer["evidence"] = _evidence(result, name)
     if options.spectrogram:
-        answer["input_spectrogram"] = _json_map(result.shown.log_mel)
+        answer["input_spectrogram"] = _placed_map(result, result.shown.log_mel)
     if options.waveform:
         answer["waveform"] = {
             "values": _thin(result.clip.waveform),
@@ -64,11 +68,26 @@ def _windows(result: Result) -> list[dict[str, Any]]:
     return rows
 
 
-def _evidence(result: Result) -> dict[str, Any]:
-    name = result.options.class_name or result.config.class_names[int(result.probs.argmax())]
+def _explanations(result: Result) -> list[dict[str, Any]]:
+    """Evidence of the class that was named, or of all that are predicted, surest first."""
+    probs = dict(zip(result.config.class_names, result.probs, strict=True))
+    names = [result.options.class_name] if result.options.class_name else [name for name, _ in result.top()]
+    return [
+        {"confidence": round(float(probs[name]), 6), **_evidence(result, name)} for name in names if name
+    ]
+
+
+def _evidence(result: Result, name: str) -> dict[str, Any]:
+    """What every cell of the window adds to the class's score: their mean and a constant are its logit."""
     values = result.shown.outputs["evidence"][result.config.class_names.index(name)]
     window = {"start": round(result.shown.start, 3), "end": round(result.shown.end, 3)}
-    return {"class": name, **window, **_json_map(values)}
+    return {"class": name, **window, **_placed_map(result, values)}
+
+
+def _placed_map(result: Result, values: FloatArray) -> dict[str, Any]:
+    """A map with the Hz of its rows and the seconds of its columns; past `end` a short clip repeats."""
+    hz, seconds = map_axes(values.shape, result.config.frontend)
+    return _json_map(values) | {"hz": hz, "seconds": [round(result.shown.start + s, 4) for s in seconds]}
 
 
 def _json_map(values: FloatArray) -> dict[str, Any]:

@@ -30,7 +30,7 @@ SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: below it there is no
 
 @dataclass(frozen=True)
 class Shown:
-    """What pictures are drawn from: one window, the one that is surest of the clip's top class."""
+    """What pictures are drawn from: one window, the one that is surest of the class in question."""
 
     start: float  # seconds
     end: float
@@ -143,7 +143,9 @@ class Classifier:
         window_probs = softmax(outputs["logits"] / self.config.temperature)
         probs = windows.pool(window_probs)
         spans = windows.spans(len(clip.waveform), self.config.frontend)
-        surest = int(window_probs[:, probs.argmax()].argmax())
+        wanted = options.class_name
+        shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
+        surest = int(window_probs[:, shown_class].argmax())
         maps = {name: array[surest] for name, array in outputs.items() if name != "logits"}
         shown = Shown(*spans[surest], log_mel=log_mels[surest, 0], outputs=maps)
         return Result(self.config, options, probs, window_probs, spans, clip, shown)

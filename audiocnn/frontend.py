@@ -51,6 +51,20 @@ def mel_points(config: FrontendConfig) -> list[float]:
     return [mel_to_hz(float(mel)) for mel in mels]
 
 
+def map_axes(shape: tuple[int, int], config: FrontendConfig) -> tuple[list[float], list[float]]:
+    """Where the cells of a map lie: Hz of every row, and seconds into the window of every column.
+
+    `(n_mels, num_frames)` is the log-mel itself. For what the network makes of it each halving keeps
+    every second position (its kernels are odd and padded symmetrically), so cell `i` after a stride of
+    `s` is centred on band and frame `i * s`, though it sees much around it.
+    """
+    stride = config.n_mels // shape[0]
+    centres = mel_points(config)[1:-1]
+    frame_seconds = config.hop_length / config.sample_rate
+    hz = [round(centres[row * stride], 2) for row in range(shape[0])]
+    return hz, [round(column * stride * frame_seconds, 4) for column in range(shape[1])]
+
+
 def filter_bank(config: FrontendConfig) -> Tensor:
     """Triangular filters with peak 1: float32 `(n_mels, n_fft // 2 + 1)`.
 

@@ -26,10 +26,13 @@ class Options:
     waveform: bool = False
     windows: bool = False
     reduce_payload: bool = False  # predictions only, whatever else is asked for
+    explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
 
     @property
     def graph_outputs(self) -> tuple[str, ...]:
         """Names of the graph outputs that the answer needs."""
+        if self.explain:
+            return ("logits", "evidence")
         if self.reduce_payload:
             return ("logits",)
         evidence = ("evidence",) if self.evidence else ()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from audiocnn.errors import AudioError, BadBase64, BadOption
 from audiocnn.options import Options
 from audiocnn.protocol import HEADERS
 
+log = logging.getLogger(__name__)
+
+MAX_ID_LENGTH = 128
 AUDIO_FIELDS = ("data", "body", "audio_data")
 
 
@@ -57,13 +62,16 @@ class AudioHandler:
             options.append(wish)
         answers = []
         for number, result in enumerate(self.classifier.classify(clips, options)):
+            request_id = request_id_of(context.get_all_request_header(number), context.get_request_id(number))
             context.set_response_content_type(number, "application/json")
             if isinstance(result, AudioError):
                 context.set_response_status(result.status, result.code, number)
-                answers.append(result.to_dict())
+                log.warning("request %s: %d %s", request_id, result.status, result.code)
+                answer = result.to_dict()
             else:
-                answers.append(render(result, self.classifier.engine))
-        return [orjson.dumps(answer) for answer in answers]
+                answer = render(result, self.classifier.engine)
+            answers.append(orjson.dumps(answer | {"request_id": request_id}))
+        return answers
 
 
 def read_request(
@@ -72,7 +80,8 @@ def read_request(
     """Audio and options of one request; what is wrong with them comes back as the `AudioError`.
 
     `fields` is `{"body": bytes}` for a raw body, `{"body": object}` for JSON, and one entry per field
-    for multipart. Options in the body win over headers (`X-Top-K`).
+    for multipart. Options in the body win over headers (`X-Top-K`). What is posted to
+    `/explanations/...` TorchServe marks with a header of its own.
     """
     try:
         given = _header_options(headers)
@@ -82,14 +91,25 @@ def read_request(
         else:
             audio = next((_bytes(fields[name]) for name in AUDIO_FIELDS if name in fields), b"")
         given |= {name: value for name, value in fields.items() if name not in AUDIO_FIELDS}
-        return audio, Options.parse(given, config)
+        options = Options.parse(given, config)
+        return audio, replace(options, explain=_lowered(headers).get("explain") == "True")
     except AudioError as error:
         return b"", error
 
 
 def _header_options(headers: Mapping[str, Any]) -> dict[str, object]:
-    lowered = {name.lower(): value for name, value in headers.items()}
+    lowered = _lowered(headers)
     return {option: lowered[name] for name, option in HEADERS.items() if name in lowered}
+
+
+def _lowered(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def request_id_of(headers: Mapping[str, Any], own: str) -> str:
+    """The client's `X-Request-Id` as far as it can be printed, else TorchServe's own id."""
+    given = "".join(c for c in str(_lowered(headers).get("x-request-id", "")) if c.isascii() and c.isprintable())
+    return given[:MAX_ID_LENGTH] or own
 
 
 def _is_json(headers: Mapping[str, Any]) -> bool:

@@ -75,7 +75,8 @@ def test_the_answer_has_the_documented_shape(server: Server) -> None:
     reply = post(server, RAIN)
     assert reply.headers["content-type"] == "application/json"
     answer = reply.json()
-    assert set(answer) == {"predictions", "is_unknown", "is_silent", "warnings", "duration", "model"}
+    documented = {"predictions", "is_unknown", "is_silent", "warnings", "duration", "model", "request_id"}
+    assert set(answer) == documented
     assert len(answer["predictions"]) == 5
     assert answer["duration"] == 5.0
     assert answer["model"]["name"] == "audiocnn"
