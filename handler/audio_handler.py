@@ -108,7 +108,9 @@ def _lowered(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def request_id_of(headers: Mapping[str, Any], own: str) -> str:
     """The client's `X-Request-Id` as far as it can be printed, else TorchServe's own id."""
-    given = "".join(c for c in str(_lowered(headers).get("x-request-id", "")) if c.isascii() and c.isprintable())
+    given = "".join(
+        c for c in str(_lowered(headers).get("x-request-id", "")) if c.isascii() and c.isprintable()
+    )
     return given[:MAX_ID_LENGTH] or own
 
 
