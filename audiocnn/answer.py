@@ -72,9 +72,7 @@ def _explanations(result: Result) -> list[dict[str, Any]]:
     """Evidence of the class that was named, or of all that are predicted, surest first."""
     probs = dict(zip(result.config.class_names, result.probs, strict=True))
     names = [result.options.class_name] if result.options.class_name else [name for name, _ in result.top()]
-    return [
-        {"confidence": round(float(probs[name]), 6), **_evidence(result, name)} for name in names if name
-    ]
+    return [{"confidence": round(float(probs[name]), 6), **_evidence(result, name)} for name in names if name]
 
 
 def _evidence(result: Result, name: str) -> dict[str, Any]:

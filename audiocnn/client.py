@@ -5,7 +5,7 @@
     for path, result in client.predict_many(paths):
         ...  # result is an answer or an exception
 
-`AsyncClient` is the same with `await`. Needs requests and httpx (`pip install audiocnn-serve[client]`),
+`audiocnn.async_client.AsyncClient` is the same with `await`. Needs `pip install audiocnn-serve[client]`,
 neither torch nor numpy. What is retried and how replies are read: `audiocnn.protocol`.
 
 A prediction changes nothing on the server, so asking twice is safe. Retried are a full queue, missing
@@ -15,18 +15,16 @@ least as long as the server's `Retry-After`; of the 4xx nothing but a refused to
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import httpx
 import requests
 
 from audiocnn.errors import AudioError, ServerError, TokenRefused
@@ -45,16 +43,16 @@ Clip = str | os.PathLike[str] | bytes | bytearray | memoryview
 C = TypeVar("C", bound=Clip)
 Failure = AudioError | ServerError | OSError
 
-_RENEWAL_SECONDS = 5.0
-_POOL_SIZE = 64
+RENEWAL_SECONDS = 5.0
+POOL_SIZE = 64
 
 
-def _audio(clip: Clip) -> bytes:
+def read_clip(clip: Clip) -> bytes:
     """The bytes, or those of the file whose path it is."""
     return bytes(clip) if isinstance(clip, bytes | bytearray | memoryview) else Path(clip).read_bytes()
 
 
-class _Settings:
+class Settings:
     """What both clients are constructed with."""
 
     def __init__(
@@ -68,13 +66,15 @@ class _Settings:
         max_server_failures: int = 5,
         key_file: str | Path | None = None,
         management: str | None = None,
+        ca_file: str | Path | None = None,
     ) -> None:
         """Where to ask, and how patiently.
 
         `deadline_seconds` bounds a call with all its attempts and pauses, `attempt_seconds` one attempt's
         silence. `max_server_failures` is how often a worker may die or fail at one clip before its error
         is raised. `key_file` is TorchServe's `key_file.json`, if it asks for tokens; with the `management`
-        address an expired key is renewed, without it the file is only read again.
+        address an expired key is renewed, without it the file is only read again. `ca_file` is the
+        certificate to trust, for a server that made its own.
         """
         self._endpoint = Endpoint(
             url=url,
@@ -86,6 +86,7 @@ class _Settings:
         )
         self._keys = KeyFile(Path(key_file)) if key_file else None
         self._management = management.rstrip("/") if management else None
+        self._ca_file = str(ca_file) if ca_file else None
         self._connect()
 
     def _connect(self) -> None:
@@ -95,15 +96,16 @@ class _Settings:
         return Exchange(self._endpoint, headers, self._keys, request_id)
 
 
-class Client(_Settings):
+class Client(Settings):
     """Asks with requests; may be shared by threads."""
 
     def _connect(self) -> None:
         self._renewal = threading.Lock()
         self._session = requests.Session()
         self._session.trust_env = not self._endpoint.is_local
+        self._session.verify = self._ca_file or True
         self._session.auth = lambda request: request  # else ~/.netrc would replace our token
-        adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=_POOL_SIZE)
+        adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=POOL_SIZE)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -181,7 +183,7 @@ class Client(_Settings):
     def _ask(
         self, verb: str, clip: Clip, headers: Mapping[str, str], request_id: str | None = None
     ) -> Answer:
-        audio = _audio(clip)
+        audio = read_clip(clip)
         exchange = self._exchange(headers, request_id)
         while True:
             try:
@@ -220,126 +222,7 @@ class Client(_Settings):
                 return
             path, headers = self._keys.renewal()
             try:
-                self._session.get(self._management + path, headers=headers, timeout=_RENEWAL_SECONDS)
+                self._session.get(self._management + path, headers=headers, timeout=RENEWAL_SECONDS)
             except requests.RequestException:
                 return  # the next refusal tries again, or is raised
-            self._keys.reload(refused)
-
-
-class AsyncClient(_Settings):
-    """Asks with httpx; for one event loop of asyncio."""
-
-    def _connect(self) -> None:
-        self._renewal = asyncio.Lock()
-        self._http = httpx.AsyncClient(
-            trust_env=not self._endpoint.is_local,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_POOL_SIZE),
-        )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-
-    async def predict(self, clip: Clip, *, request_id: str | None = None, **options: object) -> Answer:
-        """As `Client.predict`."""
-        return await self._ask("predictions", clip, option_headers(options), request_id)
-
-    async def explain(self, clip: Clip, *, request_id: str | None = None, **options: object) -> Answer:
-        """As `Client.explain`."""
-        return await self._ask("explanations", clip, option_headers(options), request_id)
-
-    def predict_many(
-        self, clips: Iterable[C], *, concurrency: int = 8, **options: object
-    ) -> AsyncIterator[tuple[C, Answer | Failure]]:
-        """As `Client.predict_many`, for `async for`."""
-        return self._many(clips, concurrency, option_headers(options))
-
-    async def ready(self, *, timeout_seconds: float = 10.0) -> bool:
-        """As `Client.ready`."""
-        endpoint = replace(self._endpoint, deadline_seconds=timeout_seconds)
-        exchange = Exchange(endpoint, {}, self._keys, None)
-        for _ in range(2):
-            try:
-                await self._attempt("predictions", probe_wav(), exchange)
-                return True
-            except TokenRefused:
-                await self._renew(exchange.authorization)
-            except (AudioError, ServerError):
-                break
-        return False
-
-    async def _many(
-        self, clips: Iterable[C], concurrency: int, headers: dict[str, str]
-    ) -> AsyncIterator[tuple[C, Answer | Failure]]:
-        slots = asyncio.Semaphore(concurrency)
-        pending: deque[tuple[C, asyncio.Task[Answer | Failure]]] = deque()
-
-        async def ask(clip: Clip) -> Answer | Failure:
-            async with slots:
-                try:
-                    return await self._ask("predictions", clip, headers)
-                except (AudioError, ServerError, OSError) as error:
-                    return error
-
-        try:
-            for clip in clips:
-                pending.append((clip, asyncio.create_task(ask(clip))))
-                if len(pending) >= 2 * concurrency:
-                    done, task = pending.popleft()
-                    yield done, await task
-            while pending:
-                done, task = pending.popleft()
-                yield done, await task
-        finally:
-            for _, task in pending:
-                task.cancel()
-
-    async def _ask(
-        self, verb: str, clip: Clip, headers: Mapping[str, str], request_id: str | None = None
-    ) -> Answer:
-        audio = await asyncio.to_thread(_audio, clip)
-        exchange = self._exchange(headers, request_id)
-        while True:
-            try:
-                return await self._attempt(verb, audio, exchange)
-            except AudioError as error:
-                raise exchange.sign(error) from None
-            except ServerError as error:
-                wait = exchange.wait_after(error)
-                if isinstance(error, TokenRefused):
-                    await self._renew(exchange.authorization)
-            await asyncio.sleep(wait)
-
-    async def _attempt(self, verb: str, audio: bytes, exchange: Exchange) -> Answer:
-        timeout = exchange.timeout_seconds
-        try:
-            async with asyncio.timeout(timeout):
-                reply = await self._http.post(
-                    self._endpoint.address(verb),
-                    content=audio,
-                    headers=exchange.next_headers(),
-                    timeout=httpx.Timeout(timeout, connect=exchange.connect_seconds),
-                )
-        except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            raise unreachable(error) from error
-        return read_reply(reply.status_code, reply.headers, reply.content)
-
-    async def _renew(self, refused: str | None) -> None:
-        """As `Client._renew`."""
-        if self._keys is None:
-            return
-        async with self._renewal:
-            if self._keys.reload(refused) or self._management is None:
-                return
-            path, headers = self._keys.renewal()
-            try:
-                await self._http.get(self._management + path, headers=headers, timeout=_RENEWAL_SECONDS)
-            except httpx.TransportError:
-                return
             self._keys.reload(refused)

@@ -9,7 +9,6 @@ outputs keep the optimiser from fusing operations, and most requests never ask f
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from audiocnn import checkpoint
+from audiocnn.checksums import sha256
 from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
 from audiocnn.frontend import LogMel
@@ -131,12 +131,6 @@ def _chunks(count: int) -> Iterator[slice]:
         size = min(MAX_BATCH, 1 << ((count - start).bit_length() - 1))
         yield slice(start, start + size)
         start += size
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class OnnxGraph:

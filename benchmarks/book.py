@@ -119,9 +119,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         "p99",
         "p99.9",
     )
-    table = Table(
-        *columns, *WENT_WRONG, caption="latencies in ms; in an open loop from when they were due"
-    )
+    table = Table(*columns, *WENT_WRONG, caption="latencies in ms; in an open loop from when they were due")
     for row in rows:
         split = f"{row['workers']} x {row['threads'] or 'all'}"
         ms = [f"{row[name]:.1f}" if row[name] is not None else "-" for name in load.PERCENTILES]

@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from audiocnn import checksums
 from audiocnn.engine import Engine
 from audiocnn.errors import ModelFileError
 from audiocnn.precision import CERTIFICATE
@@ -64,14 +65,14 @@ def stage(store: Path, engine_name: str, folder: Path) -> Engine:
     return engine
 
 
-def build(store: Path, engine_name: str) -> Path:
+def build(store: Path, engine_name: str, version: str | None) -> Path:
     """Stage, archive, unpack elsewhere and predict with it; only then does the file get its name."""
     with tempfile.TemporaryDirectory() as temporary:
         staged, built = Path(temporary, "mar"), Path(temporary, "built")
         built.mkdir()
         engine = stage(store, engine_name, staged)
         archiver = Path(sys.executable).with_name("torch-model-archiver")
-        command = [str(archiver), "--model-name", NAME, "--version", engine.config.version]
+        command = [str(archiver), "--model-name", NAME, "--version", version or engine.config.version]
         command += ["--handler", str(ROOT / "handler" / "audio_handler.py"), "--extra-files", str(staged)]
         command += ["--export-path", str(built)]
         subprocess.run(command, check=True)
@@ -79,6 +80,7 @@ def build(store: Path, engine_name: str) -> Path:
         part = store / f"{NAME}.mar.part"
         shutil.copy(built / f"{NAME}.mar", part)
         os.replace(part, store / f"{NAME}.mar")
+    checksums.record(store / f"{NAME}.mar", checksums.sha256(store / f"{NAME}.mar"))
     return store / f"{NAME}.mar"
 
 
@@ -92,6 +94,12 @@ def smoke_test(archive: Path, folder: Path) -> None:
         raise ModelFileError("the archive does not load in a clean process, see above: not written")
 
 
+def _version(text: str) -> str:
+    """TorchServe compares versions as numbers."""
+    float(text)
+    return text
+
+
 def main() -> int:
     """Build the archive."""
     parser = argparse.ArgumentParser(prog="python -m export.archive", description=__doc__.split("\n\n")[0])
@@ -99,9 +107,12 @@ def main() -> int:
     parser.add_argument(
         "--engine", choices=["auto", *SUFFIXES], default="auto", help="(auto: what the certificate says)"
     )
+    parser.add_argument(
+        "--version", type=_version, help="a number: what TorchServe calls it (the checkpoint's own)"
+    )
     args = parser.parse_args()
     try:
-        archive = build(args.store, args.engine)
+        archive = build(args.store, args.engine, args.version)
     except (ModelFileError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

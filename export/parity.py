@@ -25,11 +25,12 @@ from rich.table import Column, Table
 from tqdm import tqdm
 
 from audiocnn import audio, checkpoint, windows
+from audiocnn.checksums import sha256
 from audiocnn.classifier import softmax
 from audiocnn.config import Config
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.engine import INT8 as INT8_SUFFIX
-from audiocnn.engine import EagerGraph, Graph, open_graph, sha256
+from audiocnn.engine import EagerGraph, Graph, open_graph
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
 from audiocnn.model import feature_map_names

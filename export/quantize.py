@@ -34,8 +34,9 @@ from onnxruntime.quantization import (
 from tqdm import tqdm
 
 from audiocnn import audio, checkpoint, windows
+from audiocnn.checksums import sha256
 from audiocnn.datasets import LabelledClip, read_dataset
-from audiocnn.engine import Engine, sha256
+from audiocnn.engine import Engine
 from audiocnn.errors import DatasetError, ModelFileError
 from export.common import NAME
 

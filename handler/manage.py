@@ -23,6 +23,7 @@ from rich.table import Table
 from audiocnn.client import Client
 from audiocnn.errors import AudioError, ServerError
 from handler import rollout as steps
+from handler.archives import known_sha256
 from handler.management import ApiDisabled, Management, ManagementError, Version
 from handler.properties import ConfigError, locate, read_properties
 
@@ -92,7 +93,7 @@ def _explained(server: Server) -> Iterator[None]:
         )
     except (ManagementError, steps.RolloutError, ServerError, AudioError, ConfigError, OSError) as error:
         _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
-    except ValueError as error:  # an address that is none
+    except ValueError as error:  # an archive that is not to be loaded, an address that is none
         _fail(str(error))
 
 
@@ -228,7 +229,7 @@ def rollout(
     """
     server: Server = context.obj
     with _explained(server), _target(server, store, drain_seconds) as target:
-        known = steps.known_sha256(archive, target.store, sha256)
+        known = known_sha256(archive, target.store, sha256)
         checks = steps.Checks(sha256=known, clips=_clips(clip or []), min_agreement=min_agreement)
         version = steps.rollout(target, archive, checks, keep_old=keep_old)
         _done(target, server, version)

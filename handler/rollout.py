@@ -7,7 +7,6 @@ Whatever fails before the old version is gone undoes all of it: the old one has 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audiocnn import checksums
 from audiocnn.client import Answer, Client, Failure
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.protocol import probe_wav
+from handler.archives import MANIFEST, manifest_version, verify
 from handler.management import ApiDisabled, Management, ManagementError, Version
 
-MANIFEST = "MAR-INF/MANIFEST.json"
 RECORD = "rollout.json"  # in the store: which version came before
 _WARM_CONCURRENCY = 8
 _SHOWN = 5
@@ -54,41 +54,6 @@ class Checks:
     sha256: str | None = None  # of the archive
     clips: Sequence[Path] = ()
     min_agreement: float = 0.9
-
-
-def manifest_version(archive: Path, model: str) -> str:
-    """The version that TorchServe will read from an archive; `RolloutError` if it is not one of ours."""
-    try:
-        with zipfile.ZipFile(archive) as file:
-            if damaged := file.testzip():
-                raise RolloutError(f"{archive} is damaged: {damaged} does not match its checksum")
-            described = json.loads(file.read(MANIFEST))["model"]
-            name, version = described["modelName"], str(described["modelVersion"])
-            float(version)
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise RolloutError(f"{archive} is no model archive: {error}") from error
-    if name != model:
-        raise RolloutError(f"{archive} holds the model {name!r}, not {model!r}")
-    return version
-
-
-def known_sha256(archive: Path, store: Path, given: str | None) -> str | None:
-    """The checksum that an archive must have: given as hex digits or as a file, or found beside it.
-
-    One in the model store is not looked at: who can change the archive there can change it too.
-    """
-    if given and len(given) == 64 and not Path(given).exists():
-        return given.lower()
-    found = (Path(archive.name + ".sha256"), archive.with_name(archive.name + ".sha256"))
-    for path in (Path(given),) if given else found:
-        if path.is_file() and (given or path.resolve().parent != store.resolve()):
-            words = path.read_text(encoding="utf-8").split()
-            if words and len(words[0]) == 64:
-                return words[0].lower()
-            raise RolloutError(f"{path} does not begin with a SHA-256 in hex digits")
-    if given:
-        raise RolloutError(f"{given} is neither 64 hex digits nor a file")
-    return None
 
 
 def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) -> str:
@@ -217,16 +182,14 @@ def _place(archive: Path, version: str, target: Target, sha256: str | None) -> t
     try:
         if not inside:
             shutil.copy(archive, part)
-        with part.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = verify(part, sha256)
         if sha256 is None:
             target.say(f"not verified: no checksum of {archive.name} is known; its SHA-256 is {actual}")
-        elif actual != sha256:
-            raise RolloutError(f"{archive} has the SHA-256 {actual}, expected {sha256}: not registered")
         else:
             target.say("the archive has the expected SHA-256")
         if not inside:
             os.replace(part, place)
+            checksums.record(place, actual)  # what `handler.serve` will expect of it from now on
     finally:
         if not inside:
             part.unlink(missing_ok=True)

@@ -27,7 +27,8 @@ import pytest
 import requests
 
 from audiocnn import samples
-from audiocnn.client import AsyncClient, Client
+from audiocnn.async_client import AsyncClient
+from audiocnn.client import Client
 from audiocnn.errors import (
     AudioError,
     AudioTooLong,

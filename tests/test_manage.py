@@ -21,7 +21,8 @@ import requests
 
 from audiocnn import samples
 from audiocnn.client import Client
-from handler.rollout import RolloutError, known_sha256
+from audiocnn.errors import ModelFileError
+from handler.archives import ArchiveError, known_sha256
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
 from tests.test_client import torchserve_with_tokens
 
@@ -314,7 +315,13 @@ def test_a_checksum_is_found_beside_the_archive_but_not_in_the_store(tmp_path: P
     assert known_sha256(archive, tmp_path, None) is None  # who changes the archive can change it too
     assert known_sha256(archive, tmp_path, str(tmp_path / "new.mar.sha256")) == digest
     assert known_sha256(archive, tmp_path, "CD" * 32) == "cd" * 32
-    with pytest.raises(RolloutError, match="neither 64 hex digits nor a file"):
+    (tmp_path / "new.mar.sha256").write_text(f"{'cd' * 32}  store/new.mar\n")  # of the one in the store
+    with pytest.raises(ModelFileError, match=r"of new\.mar"):
+        known_sha256(archive, tmp_path / "store", None)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "new.mar").touch()
+    assert known_sha256(tmp_path / "store" / "new.mar", tmp_path / "store", None) == "cd" * 32
+    with pytest.raises(ArchiveError, match="neither 64 hex digits nor a file"):
         known_sha256(archive, tmp_path, "abc")
 
 
