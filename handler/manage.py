@@ -25,7 +25,7 @@ from audiocnn.errors import AudioError, ServerError
 from handler import rollout as steps
 from handler.archives import known_sha256
 from handler.management import ApiDisabled, Management, ManagementError, Version
-from handler.properties import ConfigError, locate, read_properties
+from handler.properties import ConfigError, ca_file, locate, read_properties
 
 _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 
@@ -61,6 +61,7 @@ class Server:
             max_server_failures=0,
             key_file=self.key_file if self.key_file.is_file() else None,
             management=self._management_url if self.key_file.is_file() else None,
+            ca_file=ca_file(self.properties),
         )
 
     @property
@@ -69,7 +70,9 @@ class Server:
 
     def api(self) -> Management:
         """The management API."""
-        return Management(self._management_url, self.model, key_file=self.key_file)
+        return Management(
+            self._management_url, self.model, key_file=self.key_file, ca_file=ca_file(self.properties)
+        )
 
     def store(self, given: Path | None) -> Path:
         """The model store."""

@@ -80,10 +80,13 @@ class Version:
 class Management:
     """The management API at one address, for one model. Raises `ManagementError` for every failure."""
 
-    def __init__(self, url: str, model: str = "audiocnn", *, key_file: Path | None = None) -> None:
+    def __init__(
+        self, url: str, model: str = "audiocnn", *, key_file: Path | None = None, ca_file: Path | None = None
+    ) -> None:
         self.model = model
         self._url = url.rstrip("/")
         self._session = requests.Session()
+        self._session.verify = str(ca_file) if ca_file else True
         self._session.trust_env = False  # this API stays on the machine or behind a tunnel: no proxy
         self._keys = KeyFile(key_file, "management") if key_file and key_file.is_file() else None
 

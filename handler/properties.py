@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -17,6 +18,20 @@ def read_properties(path: Path) -> dict[str, str]:
         raise ConfigError(f"cannot read the configuration: {error}") from error
     pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def key_file(properties: Mapping[str, str]) -> Path | None:
+    """Where this server's TorchServe writes its tokens; None if it asks for none.
+
+    It does unless it is told otherwise, and writes them into the folder that it is started from.
+    """
+    return None if properties.get("disable_token_authorization") == "true" else Path("key_file.json")
+
+
+def ca_file(properties: Mapping[str, str]) -> Path | None:
+    """The certificate that this server shows; None if it speaks plain HTTP."""
+    is_tls = properties.get("inference_address", "").startswith("https:")
+    return Path(properties["certificate_file"]) if is_tls and "certificate_file" in properties else None
 
 
 def locate(path: Path, key: str) -> str:

@@ -1,8 +1,9 @@
 """Start TorchServe and keep it: `python -m handler.serve`.
 
-It prepares the environment, starts TorchServe, waits until a real prediction comes back, and stops
-everything cleanly on Ctrl-C or SIGTERM. (TorchServe's own launcher dies of SIGTERM alone and leaves
-Java and the workers behind; the signal has to go to Java.)
+It verifies the archives, prepares the environment, starts TorchServe and waits until a real prediction
+comes back. On Ctrl-C or SIGTERM it waits for what is in hand, then stops everything cleanly.
+(TorchServe's own launcher dies of SIGTERM alone and leaves Java and the workers behind; the signal has
+to go to Java.)
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 import psutil
-import requests
 
-from audiocnn import samples
-from handler.properties import ConfigError, read_properties
+from audiocnn.client import Client
+from audiocnn.errors import ModelFileError
+from handler.archives import ArchiveError, known_sha256, verify
+from handler.management import Management, ManagementError
+from handler.properties import ConfigError, ca_file, key_file, read_properties
 
 MODEL = "audiocnn"
 _LOG_TAIL_LINES = 25
+_STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
 
 
 class ServeError(ConfigError):
@@ -45,6 +49,7 @@ class TorchServe:
         self.properties = dict(properties)
         self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
         self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
+        self.is_ready = False
         self._log_folder = log_folder.resolve()
         self._launcher: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -64,9 +69,10 @@ class TorchServe:
             )
 
     def _check(self) -> None:
-        archive = Path(self.properties.get("model_store", "."), f"{MODEL}.mar")
-        if not archive.is_file():
-            raise ServeError(f"{archive} is missing: build it with `make archive`")
+        for archive in self.archives():
+            if not archive.is_file():
+                raise ServeError(f"{archive} is missing: build it with `make archive`")
+            verify(archive, known_sha256(archive, archive.parent))
         environment = self._environment()
         if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
             raise ServeError("there is no Java: `make setup` puts one into .venv/bin")
@@ -76,6 +82,14 @@ class TorchServe:
                     f"port {port} ({name}) is taken: stop what listens there (torchserve --stop?), or give "
                     f"this server other ports with --set {name}=..."
                 )
+
+    def archives(self) -> list[Path]:
+        """The files that TorchServe will load."""
+        store = Path(self.properties.get("model_store", "."))
+        named = self.properties.get("load_models", f"{MODEL}.mar")
+        if named == "all":
+            return sorted(store.glob("*.mar"))
+        return [store / entry.rpartition("=")[2].strip() for entry in named.split(",") if entry.strip()]
 
     def _listeners(self) -> Iterator[tuple[str, str, int]]:
         """Name of the setting, host and port of everything that TorchServe will listen on."""
@@ -114,18 +128,13 @@ class TorchServe:
 
         `/ping` would not do: it says Healthy with no model loaded.
         """
-        sound = samples.wav("rain")
-        session = requests.Session()
-        session.trust_env = False  # no proxy between this machine and itself
         deadline = time.monotonic() + timeout_seconds
-        while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
-            try:
-                reply = session.post(f"{self.inference}/predictions/{MODEL}", data=sound, timeout=10)
-                if reply.status_code == 200:
+        keys, certificate = key_file(self.properties), ca_file(self.properties)
+        with Client(self.inference, model=MODEL, key_file=keys, ca_file=certificate) as client:
+            while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
+                if client.ready():
                     return
-            except requests.RequestException:
-                pass  # not listening yet
-            time.sleep(0.2)
+                time.sleep(0.2)
         if stop and stop.is_set():
             return
         reason = "did not answer in time" if self.is_alive() else "stopped"
@@ -138,14 +147,31 @@ class TorchServe:
                 yield f"The end of {path}:"
                 yield from path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
 
-    def stop(self, *, grace_seconds: float = 10.0) -> None:
+    def drain(self, seconds: float, hurry: threading.Event) -> bool:
+        """Wait until nothing is queued or in work, so long at most, or until `hurry`; whether it is so."""
+        deadline = time.monotonic() + seconds
+        keys, certificate = key_file(self.properties), ca_file(self.properties)
+        management = Management(self.management, MODEL, key_file=keys, ca_file=certificate)
+        try:
+            busy = [version.name for version in management.versions()]
+            while busy and time.monotonic() < deadline and not hurry.is_set():
+                slice_seconds = min(2.0, deadline - time.monotonic())
+                if management.wait_idle(busy[0], timeout_seconds=slice_seconds):
+                    busy.pop(0)
+        except ManagementError:
+            return False
+        finally:
+            management.close()
+        return not busy
+
+    def stop(self) -> None:
         """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed.
 
         The launcher leads a session of its own, so its members are found also when it has died before
         them; and Java gets its signal also when it appears only now.
         """
         if self._launcher is not None:
-            deadline = time.monotonic() + grace_seconds
+            deadline = time.monotonic() + _STOP_SECONDS
             while (members := _session(self._launcher)) and time.monotonic() < deadline:
                 _signal([process for process in members if _is_java(process)], signal.SIGTERM)
                 time.sleep(0.05)
@@ -201,24 +227,30 @@ def free_port() -> int:
 
 def run(server: TorchServe, *, timeout_seconds: float, grace_seconds: float) -> int:
     """Serve until a signal; 0 after a clean stop, 1 if TorchServe ended by itself."""
-    stopping = threading.Event()
+    stopping, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        stopping.set()
+        (hurry if stopping.is_set() else stopping).set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
     try:
         server.start()
         print(f"starting TorchServe, log in {server.log_file} ...", flush=True)
+        for archive in server.archives():
+            if known_sha256(archive, archive.parent) is None:
+                print(f"note: no checksum of {archive} is on record, it was not verified", flush=True)
         server.wait_ready(timeout_seconds, stopping)
         if not stopping.is_set():
+            server.is_ready = True
             print(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}", flush=True)
         while not stopping.wait(0.2):
             if not server.is_alive():
                 raise ServeError(f"TorchServe ended by itself, see {server.log_file}")
+        if server.is_ready and not server.drain(grace_seconds, hurry):
+            print("stopped with requests in hand", flush=True)
     finally:
-        server.stop(grace_seconds=grace_seconds)
+        server.stop()
     print("stopped", flush=True)
     return 0
 
@@ -232,7 +264,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder for logs (%(default)s)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds to become ready (%(default)s)")
-    parser.add_argument("--grace", type=float, default=10.0, help="seconds to stop in (%(default)s)")
+    parser.add_argument(
+        "--grace", type=float, default=20.0, help="seconds that requests in hand are waited for (%(default)s)"
+    )
     args = parser.parse_args(arguments)
     if wrong := [pair for pair in args.set if "=" not in pair]:
         parser.error(f"--set {wrong[0]}: expected KEY=VALUE")
@@ -247,7 +281,7 @@ def main() -> int:
         properties |= dict(pair.split("=", 1) for pair in args.set)
         server = TorchServe(properties, log_folder=args.logs)
         return run(server, timeout_seconds=args.timeout, grace_seconds=args.grace)
-    except ConfigError as error:
+    except (ConfigError, ArchiveError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
