@@ -1,0 +1,66 @@
+"""Start the gateway in front of a TorchServe that runs already: `python -m gateway`.
+
+Ctrl-C and SIGTERM stop it gracefully: requests under way are answered, streams are told to go.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+from pydantic import ValidationError
+
+from gateway.app import create_app
+from gateway.protocol import http_protocol
+from gateway.settings import Settings
+
+MAX_FRAME_BYTES = 1 << 20
+_GRACE_SECONDS = 10
+
+
+def server(settings: Settings) -> uvicorn.Server:
+    """The gateway's server, to be run by whoever starts it."""
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        http=http_protocol(settings.header_seconds),
+        ws="websockets-sansio",
+        ws_max_size=MAX_FRAME_BYTES,
+        ws_max_queue=4,
+        ws_per_message_deflate=False,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        limit_concurrency=None,
+    )
+    return uvicorn.Server(config)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: stopped when told to; 1: a setting is wrong, or the port is taken."""
+    if sys.argv[1:] if arguments is None else arguments:
+        print(__doc__, "\nIts settings are environment variables: see docs/gateway.md.")
+        return 1
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():  # without the values: one may be a key
+            print(f"error: {str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand slow callers are a thousand files
+    running = server(settings)
+    running.run()
+    return 0 if running.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+"""The application: routes in, `AsyncClient` out.
+
+Replies are TorchServe's, plus what a route adds; they are sent as bytes, not through response models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from audiocnn.async_client import AsyncClient
+from audiocnn.errors import AudioError, BadBase64, BadOption, ServerError
+from gateway import pictures, schemas
+from gateway.errors import BadRequest, Busy, GatewayError, NotReady, WrongMediaType, body_of
+from gateway.guard import Door, Guard, error_response
+from gateway.model import Served
+from gateway.settings import MIB, Settings
+from gateway.stream import Streams
+from gateway.uploads import (
+    Budget,
+    Form,
+    form_limit,
+    json_limit,
+    read_form,
+    read_json_bytes,
+    receiving,
+    too_large,
+)
+
+AUDIO_KEYS = ("audio_data", "data")
+SEED_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
+_BATCH_CONCURRENCY = 8
+_READY_SECONDS = 1.0  # so long one probe answers for all
+
+DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
+request may bring its own `X-Request-Id`. If keys are set, send one as `X-API-Key` or `Authorization: Bearer`.
+Live streams: the WebSocket `/ws/predict`, see docs/gateway.md."""
+
+
+class Gateway:
+    """What the routes share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.door = Door(settings)
+        self.budget = Budget(int(settings.max_buffered_mb * MIB))
+        self._in_flight = 0
+        self._ready_at = -_READY_SECONDS
+        self._probing = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the connections to TorchServe, and close them."""
+        async with self._client(self.settings.deadline_seconds) as self.client:
+            self.model = Served(self.client, self.settings.model_config_file)
+            # Late answers to a stream are worth nothing: ask once or twice, then take newer sound.
+            async with self._client(5.0) as stream_client:
+                self.streams = Streams(self.settings, self.door, stream_client, self.model)
+                yield
+
+    def _client(self, deadline_seconds: float) -> AsyncClient:
+        settings = self.settings
+        return AsyncClient(
+            settings.torchserve_url,
+            model=settings.torchserve_model,
+            deadline_seconds=deadline_seconds,
+            attempt_seconds=deadline_seconds,
+            max_server_failures=1,
+            key_file=settings.torchserve_key_file,
+            management=settings.torchserve_management,
+            ca_file=settings.torchserve_ca_file,
+        )
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the places for requests that wait for TorchServe; raises `Busy` if all are taken."""
+        if self._in_flight >= self.settings.max_in_flight:
+            raise Busy("As many requests as can be held are waiting: ask again.")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def predict(self, audio: bytes, request_id: str, options: dict[str, Any]) -> dict[str, Any]:
+        """TorchServe's answer."""
+        with self.slot():
+            return await self.client.predict(audio, request_id=request_id, **options)
+
+    async def check_ready(self) -> None:
+        """Raises `NotReady` unless a real prediction works, or did a second ago."""
+        async with self._probing:
+            if time.monotonic() - self._ready_at < _READY_SECONDS:
+                return
+            if not await self.client.ready(timeout_seconds=self.settings.deadline_seconds):
+                raise NotReady("A real prediction does not work now: is TorchServe running?")
+            self._ready_at = time.monotonic()
+
+    async def form(self, request: Request, stack: contextlib.AsyncExitStack) -> Form:
+        """The multipart body; what it holds of the budget is given back when the stack closes."""
+        limit = form_limit(self.settings)
+        chunks = await stack.enter_async_context(
+            receiving(request, self.settings, self.budget, max_bytes=limit)
+        )
+        return await read_form(request, chunks, self.settings)
+
+    async def predict_form(self, request: Request, **more: Any) -> dict[str, Any]:
+        """The answer to the one clip in a form, with the form's options and `more`."""
+        async with contextlib.AsyncExitStack() as stack:
+            form = await self.form(request, stack)
+            return await self.predict(only_file(form), request.state.request_id, form.fields | more)
+
+
+def only_file(form: Form) -> bytes:
+    """The clip of a form that must have one."""
+    names = [name for name, _, _ in form.files]
+    if names not in (["file"], ["data"]):
+        sent = ", ".join(name[:40] for name in [*names, *form.fields]) or "nothing"
+        raise BadRequest(f"Send one sound file in the field file (got: {sent}).")
+    return form.files[0][2]
+
+
+def json_reply(content: dict[str, Any]) -> Response:
+    """JSON as orjson writes it."""
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+def read_base64(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]]:
+    """Audio and options of a JSON body."""
+    try:
+        content = orjson.loads(body)
+    except ValueError as error:
+        raise BadOption(f"The body is not valid JSON: {str(error)[:80]}.") from error
+    if not isinstance(content, dict):
+        raise BadOption('The JSON body must be an object: {"audio_data": "<base64>"}.')
+    options = {name: value for name, value in content.items() if name not in AUDIO_KEYS}
+    text = content.get("audio_data", content.get("data", ""))
+    if not isinstance(text, str):
+        raise BadBase64("audio_data must be a string of base64.")
+    if text.startswith("data:"):  # what a browser's FileReader writes in front
+        text = text.partition(",")[2]
+    try:
+        audio = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadBase64(f"audio_data is not base64: {error}.") from error
+    if len(audio) > settings.max_upload_bytes:
+        raise too_large(settings)
+    return audio, options
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI application; settings come from the environment unless given."""
+    settings = settings or Settings()
+    gateway = Gateway(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    app = FastAPI(
+        title="AudioCNN Serve", version="1.0", description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
+    app.add_middleware(Guard, door=gateway.door)
+    app.add_middleware(  # the last one added is the outermost: refusals carry its headers too
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+    add_error_handlers(app)
+    add_reading_routes(app, gateway)
+    add_asking_routes(app, gateway)
+
+    @app.websocket("/ws/predict")
+    async def stream(socket: WebSocket) -> None:
+        await gateway.streams.serve(socket)
+
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """What the framework refuses, in the same shape as the rest."""
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        known = GatewayError(f"{error.detail}: see /docs for what there is.")
+        known.status = error.status_code
+        known.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        reply = error_response(known, request.state.request_id)
+        reply.headers.update(error.headers or {})
+        return reply
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"][1:]))
+        return error_response(BadRequest(f"{where}: {problem['msg']}."), request.state.request_id)
+
+
+def add_reading_routes(app: FastAPI, gateway: Gateway) -> None:
+    """`GET`: how the server is, and what it serves."""
+    settings = gateway.settings
+
+    @app.get("/health", tags=["server"], responses={200: {"model": schemas.StatusReply}})
+    async def health() -> Response:
+        """The gateway runs. Needs no key."""
+        return json_reply({"status": "ok"})
+
+    @app.get(
+        "/ready",
+        tags=["server"],
+        responses={200: {"model": schemas.StatusReply}, **schemas.errors(403, 503)},
+    )
+    async def ready() -> Response:
+        """A real prediction works. Needs no key; one probe a second answers for all who ask."""
+        await gateway.check_ready()
+        return json_reply({"status": "ready"})
+
+    @app.get(
+        "/labels",
+        tags=["model"],
+        responses={200: {"model": schemas.LabelsReply}, **schemas.errors(*schemas.GUARDED, 502, 503)},
+    )
+    async def labels() -> Response:
+        """The classes of the served model, with emoji and group."""
+        return json_reply({"labels": await gateway.model.labels()})
+
+    @app.get(
+        "/config",
+        tags=["model"],
+        responses={200: {"model": schemas.ConfigReply}, **schemas.errors(*schemas.GUARDED, 502, 503)},
+    )
+    async def config() -> Response:
+        """The served model, its front end, and the limits of requests and streams."""
+        names = schemas.Limits.model_fields
+        return json_reply(
+            await gateway.model.describe()
+            | {
+                "limits": {name: getattr(settings, name) for name in names},
+                "stream": gateway.streams.limits(),
+                "needs_key": bool(settings.api_keys),
+            }
+        )
+
+
+def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
+    """`POST`: clips in, answers out."""
+    failures = schemas.errors(*schemas.ASKED)
+
+    @app.post(
+        "/predict",
+        tags=["predict"],
+        responses={200: {"model": schemas.PredictReply}, **failures},
+        openapi_extra=schemas.form_body("file"),
+    )
+    async def predict(request: Request) -> Response:
+        """Name the sounds in one file: `curl -F file=@clip.wav -F top_k=3 .../predict`."""
+        return json_reply(await gateway.predict_form(request))
+
+    @app.post(
+        "/spectrogram",
+        tags=["predict"],
+        responses={
+            200: {"model": schemas.SpectrogramReply, "content": {"image/png": {}}},
+            **failures,
+        },
+        openapi_extra=schemas.form_body("file", more={}),
+    )
+    async def spectrogram(
+        request: Request, output: Annotated[Literal["json", "png"], Query(alias="format")] = "json"
+    ) -> Response:
+        """The log-mel spectrogram that the network saw, with Hz and seconds, or `?format=png`."""
+        answer = await gateway.predict_form(request, spectrogram=True, top_k=1)
+        if output == "png":
+            png = await asyncio.to_thread(pictures.spectrogram_png, answer["input_spectrogram"])
+            return Response(png, media_type="image/png")
+        names = ("input_spectrogram", "duration", "warnings", "request_id")
+        return json_reply({name: answer[name] for name in names})
+
+    @app.post(
+        "/inference",
+        tags=["predict"],
+        responses={200: {"model": schemas.PredictReply}, **failures},
+        openapi_extra=schemas.json_body(),
+    )
+    async def inference(request: Request) -> Response:
+        """Base64 in, everything out: top 3, all maps in [-1, 1], spectrogram and waveform.
+
+        For the front ends of the projects that this one grew from; options change what is sent.
+        """
+        if not request.headers.get("content-type", "").lower().startswith("application/json"):
+            raise WrongMediaType('Send JSON: {"audio_data": "<base64>"}, Content-Type: application/json.')
+        limit = json_limit(gateway.settings)
+        async with receiving(request, gateway.settings, gateway.budget, max_bytes=limit) as chunks:
+            body = await read_json_bytes(chunks)
+            audio, options = await asyncio.to_thread(read_base64, body, gateway.settings)
+            answer = await gateway.predict(audio, request.state.request_id, SEED_OPTIONS | options)
+        return await asyncio.to_thread(_with_scaled_maps, answer)
+
+    @app.post(
+        "/predict_batch",
+        tags=["predict"],
+        responses={200: {"model": schemas.BatchReply}, **failures},
+        openapi_extra=schemas.form_body("files", many=True),
+    )
+    async def predict_batch(request: Request) -> Response:
+        """Several files with the same options: one answer or error each, in their order."""
+        async with contextlib.AsyncExitStack() as stack:
+            form = await gateway.form(request, stack)
+            results = await answer_files(gateway, form, request)
+        return json_reply({"results": results, "request_id": request.state.request_id})
+
+
+def _with_scaled_maps(answer: dict[str, Any]) -> Response:
+    if "visualization" in answer:
+        answer["visualization"] = pictures.scaled_maps(answer["visualization"])
+    return json_reply(answer)
+
+
+async def answer_files(gateway: Gateway, form: Form, request: Request) -> list[dict[str, Any]]:
+    """One answer or error for each file of a form, in their order."""
+    if not form.files or any(name != "files" for name, _, _ in form.files):
+        raise BadRequest("Send sound files in fields named files: curl -F files=@a.wav -F files=@b.wav ...")
+    if len(form.files) > 1:  # the first one was paid for at the door
+        gateway.door.rate.charge(request.state.caller, len(form.files) - 1)
+    slots = asyncio.Semaphore(_BATCH_CONCURRENCY)
+
+    async def answer(number: int, file_name: str, audio: bytes) -> dict[str, Any]:
+        request_id = f"{request.state.request_id}-{number}"
+        async with slots:
+            try:
+                result = await gateway.predict(audio, request_id, form.fields)
+            except (AudioError, ServerError, Busy) as error:
+                result = body_of(error) | {"request_id": request_id}
+        return {"file": file_name, **result}
+
+    return await asyncio.gather(
+        *(answer(number, file_name, audio) for number, (_, file_name, audio) in enumerate(form.files))
+    )

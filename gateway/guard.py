@@ -1,0 +1,152 @@
+"""Who may ask, and how often: request ids, origins, keys, rates, and no error without a JSON body."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from audiocnn.errors import AudioError, ServerError
+from gateway.errors import ForbiddenOrigin, GatewayError, Known, RateLimited, Unauthorized, body_of, status_of
+from gateway.settings import Settings
+
+log = logging.getLogger("gateway")
+
+MAX_ID_LENGTH = 128
+OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json")  # for probes and readers: need no key
+_MAX_CALLERS = 10_000
+
+
+class RateLimit:
+    """A token bucket per caller: `per_minute` requests, as many at once as fit into ten seconds."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_minute / 60
+        self._burst = max(1.0, per_minute / 6)
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller: tokens left, when
+
+    def charge(self, caller: str, cost: int = 1) -> None:
+        """Take `cost` requests off the caller's bucket; raises `RateLimited` if it is empty.
+
+        A cost above what is left is a debt: a batch passes, and the caller waits afterwards.
+        """
+        if not self._per_second:
+            return
+        now = self._clock()
+        left, then = self._buckets.pop(caller, (self._burst, now))
+        left = min(self._burst, left + (now - then) * self._per_second)
+        refused = left < 1
+        self._buckets[caller] = (left if refused else left - cost, now)
+        if len(self._buckets) > _MAX_CALLERS:  # forget whoever was silent for longest
+            self._buckets.popitem(last=False)
+        if refused:
+            wait = (1 - left) / self._per_second
+            raise RateLimited(f"Too many requests: ask again in {wait:.0f} s or more.", wait)
+
+
+class Door:
+    """The checks that every request and every stream passes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.rate = RateLimit(settings.rate_limit_per_minute)
+
+    def check_origin(self, origin: str | None) -> None:
+        """Browsers say which page asks; programs say nothing and pass."""
+        allowed = self._settings.origins
+        if origin is not None and origin not in allowed and "*" not in allowed:
+            raise ForbiddenOrigin("Pages of this origin may not ask: add it to ALLOWED_ORIGINS.")
+
+    def check_key(self, key: str | None) -> None:
+        """Raises `Unauthorized` for a key that is none of ours, if there are any."""
+        digests = self._settings.key_digests
+        digest = hashlib.sha256((key or "").encode("utf-8", "surrogateescape")).digest()
+        matches = [hmac.compare_digest(digest, each) for each in digests]  # all of them, always
+        if digests and not any(matches):
+            raise Unauthorized("Send a key in the header X-API-Key, or Authorization: Bearer.")
+
+    def caller(self, key: str | None, host: str | None) -> str:
+        """Whose rate a request counts for; asked after `check_key`, so a key is a real one."""
+        if key and self._settings.key_digests:
+            return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        return host or ""
+
+
+def key_in(headers: Headers) -> str | None:
+    """The key that a request carries."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else None)
+
+
+def request_id_in(headers: Headers) -> str:
+    """The caller's `X-Request-Id` as far as it can be printed, else a new one."""
+    given = "".join(c for c in headers.get("x-request-id", "") if c.isascii() and c.isprintable())
+    return given[:MAX_ID_LENGTH].strip() or str(uuid.uuid4())
+
+
+def error_response(error: Known, request_id: str) -> Response:
+    """The error as JSON, with its status and headers."""
+    status, headers = status_of(error)
+    content = orjson.dumps(body_of(error) | {"request_id": request_id})
+    return Response(content, status_code=status, headers=headers, media_type="application/json")
+
+
+class Guard:
+    """ASGI middleware around all routes of HTTP; a stream asks the `Door` itself."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, and log it in one line."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = request_id_in(headers)
+        scope.setdefault("state", {})["request_id"] = request_id
+        began, status = time.perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            self._admit(scope, headers)
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass
+        except (GatewayError, AudioError, ServerError) as error:
+            await error_response(error, request_id)(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if not status:
+                failed = GatewayError("The gateway failed; its log has the request id and the reason.")
+                await error_response(failed, request_id)(scope, receive, send_with_id)
+        elapsed_ms = 1000 * (time.perf_counter() - began)
+        log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, elapsed_ms, request_id)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        self._door.check_origin(headers.get("origin"))
+        if scope["path"] in OPEN_PATHS:
+            return
+        key = key_in(headers)
+        self._door.check_key(key)
+        caller = self._door.caller(key, scope["client"][0] if scope.get("client") else None)
+        self._door.rate.charge(caller)
+        scope["state"]["caller"] = caller

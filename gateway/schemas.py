@@ -1,0 +1,248 @@
+"""What the OpenAPI document says about bodies; the routes send what TorchServe answered, unparsed.
+
+Running 250,000 numbers of feature maps through a validator would cost more than the network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Reply(BaseModel):
+    """Every reply carries the request's id."""
+
+    request_id: str
+
+
+class Prediction(BaseModel):
+    """A class and how sure the model is."""
+
+    class_: str = Field(alias="class", examples=["dog"])
+    confidence: float = Field(ge=0, le=1, examples=[0.93])
+
+
+class ModelId(BaseModel):
+    """Which model answered."""
+
+    name: str = Field(examples=["audiocnn"])
+    version: str = Field(examples=["1.0"])
+    sha256: str = Field(examples=["5f2a0c9d1e3b"], description="first 12 characters")
+
+
+class Window(BaseModel):
+    """The answer for one window, in seconds from the start of the clip."""
+
+    start: float
+    end: float
+    class_: str = Field(alias="class")
+    confidence: float
+
+
+class Map(BaseModel):
+    """A map `shape[0]` x `shape[1]`: `values`, or a PNG of 8-bit greys whose ends are `range`."""
+
+    shape: list[int] = Field(examples=[[32, 63]])
+    values: list[list[float]] | None = None
+    png: str | None = Field(None, description="base64")
+    range: list[float] | None = None
+
+
+class PlacedMap(BaseModel):
+    """A map with the Hz of its rows and the seconds of its columns."""
+
+    shape: list[int] = Field(examples=[[128, 251]])
+    values: list[list[float]]
+    hz: list[float]
+    seconds: list[float]
+
+
+class Evidence(PlacedMap):
+    """What every cell adds to the score of a class."""
+
+    class_: str = Field(alias="class")
+    start: float
+    end: float
+
+
+class Waveform(BaseModel):
+    """At most 8,000 values: samples, or minimum and maximum of equal stretches in turn."""
+
+    values: list[float]
+    sample_rate: int = Field(examples=[44100])
+    duration: float = Field(examples=[5.0])
+
+
+class Answer(BaseModel):
+    """The answer to one clip; with `reduce_payload` only the predictions."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    predictions: list[Prediction]
+    is_unknown: bool | None = None
+    is_silent: bool | None = None
+    warnings: list[str] | None = None
+    duration: float | None = Field(None, examples=[5.0], description="seconds")
+    model: ModelId | None = None
+    windows: list[Window] | None = None
+    visualization: dict[str, Map] | None = None
+    evidence: Evidence | None = None
+    input_spectrogram: PlacedMap | None = None
+    waveform: Waveform | None = None
+
+
+class PredictReply(Answer, Reply):
+    """An answer with its request's id."""
+
+
+class SpectrogramReply(Reply):
+    """The log-mel spectrogram that the network saw."""
+
+    input_spectrogram: PlacedMap
+    duration: float
+    warnings: list[str]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong and what to do."""
+
+    code: str = Field(examples=["unsupported_format"])
+    message: str
+
+
+class ErrorReply(Reply):
+    """Every error has this body."""
+
+    error: ErrorDetail
+
+
+class BatchItem(BaseModel):
+    """One file's answer, or its error."""
+
+    file: str
+    predictions: list[Prediction] | None = None
+    error: ErrorDetail | None = None
+
+
+class BatchReply(Reply):
+    """Results in the order of the files."""
+
+    results: list[BatchItem]
+
+
+class LabelReply(BaseModel):
+    """A class as people see it."""
+
+    name: str = Field(examples=["dog"])
+    emoji: str = Field(examples=["🐕"])
+    group: str = Field(examples=["Animals"])
+
+
+class LabelsReply(BaseModel):
+    """All classes of the served model."""
+
+    labels: list[LabelReply]
+
+
+class StatusReply(BaseModel):
+    """`ok` or `ready`."""
+
+    status: str = Field(examples=["ok"])
+
+
+class Limits(BaseModel):
+    """What one request may be."""
+
+    max_upload_mb: float
+    max_files: int
+    deadline_seconds: float
+    upload_seconds: float
+    rate_limit_per_minute: int
+
+
+class StreamLimits(BaseModel):
+    """What one stream may be."""
+
+    min_sample_rate: int
+    max_sample_rate: int
+    min_hop_seconds: float
+    max_hop_seconds: float
+    window_seconds: float
+    smoothing_seconds: float
+    idle_seconds: float
+    max_streams: int
+
+
+class ConfigReply(BaseModel):
+    """The served model, its front end if MODEL_CONFIG_FILE describes it, and the limits."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: ModelId
+    num_classes: int
+    frontend: dict[str, Any] | None
+    limits: Limits
+    stream: StreamLimits
+    needs_key: bool
+
+
+_FLAG = {"type": "boolean", "default": False}
+OPTIONS: dict[str, Any] = {
+    "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
+    "min_confidence": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+    "classes": {"type": "string", "description": "report only these, comma-separated", "example": "dog,cat"},
+    "feature_maps": {"type": "string", "enum": ["none", "json", "png"], "default": "none"},
+    "layers": {"type": "string", "description": "which feature maps (all)", "example": "conv1,layer4"},
+    "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
+    "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
+    "spectrogram": _FLAG | {"description": "the log-mel spectrogram that the network saw"},
+    "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
+    "windows": _FLAG | {"description": "the answer of every 5 s window"},
+    "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
+}
+_FILE = {"type": "string", "format": "binary"}
+
+
+def form_body(name: str, *, many: bool = False, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`openapi_extra` of a route that takes a multipart form."""
+    audio = {"type": "array", "items": _FILE, "minItems": 1} if many else _FILE
+    properties = {name: audio, **(OPTIONS if more is None else more)}
+    schema = {"type": "object", "required": [name], "properties": properties, "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def json_body() -> dict[str, Any]:
+    """`openapi_extra` of the route that takes base64."""
+    audio = {"type": "string", "format": "byte", "description": "a sound file in base64"}
+    options = OPTIONS | {"top_k": OPTIONS["top_k"] | {"default": 3}}
+    schema = {
+        "type": "object",
+        "properties": {"audio_data": audio, "data": audio, **options},
+        "anyOf": [{"required": ["audio_data"]}, {"required": ["data"]}],
+        "additionalProperties": False,
+        "example": {"audio_data": "UklGRg..."},
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_REASONS = {
+    400: "the clip or an option is wrong",
+    401: "a key is needed",
+    403: "a page of a foreign origin",
+    408: "the body took too long",
+    413: "too large, too long, too many channels or samples a second",
+    415: "no sound file that is known, or a body of another kind",
+    429: "too many requests: `Retry-After` says how long to wait",
+    502: "TorchServe failed at this request",
+    503: "busy or not ready: `Retry-After` says how long to wait",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route: what can go wrong."""
+    return {status: {"model": ErrorReply, "description": _REASONS[status]} for status in statuses}
+
+
+GUARDED = (401, 403, 429)
+ASKED = (400, *GUARDED, 408, 413, 415, 502, 503)

@@ -1,0 +1,89 @@
+"""What an operator may choose, read from environment variables; docs/gateway.md has the table."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AnyHttpUrl, Field, TypeAdapter, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIN_KEY_LENGTH = 32
+MIB = 1 << 20
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Settings(BaseSettings):
+    """Environment variables are these names in upper case; a wrong value stops the start."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(8000, ge=1, le=65_535)
+    torchserve_url: str = "http://127.0.0.1:8080"
+    torchserve_model: str = "audiocnn"
+    torchserve_management: str | None = None  # renews expired tokens
+    torchserve_key_file: Path | None = None
+    torchserve_ca_file: Path | None = None
+    model_config_file: Path = Path("checkpoints/esc50/config.json")
+
+    allowed_origins: Names = ()  # none given: the gateway's own two addresses on loopback
+    api_keys: Names = Field((), repr=False)
+    rate_limit_per_minute: int = Field(0, ge=0)  # per key, else per address; 0: no limit
+
+    max_upload_mb: float = Field(40.0, gt=0, le=2048)  # MiB in one request
+    max_buffered_mb: float = Field(512.0, gt=0)  # MiB in all requests together
+    max_files: int = Field(64, ge=1, le=1000)  # in one batch
+    max_in_flight: int = Field(64, ge=1)
+    header_seconds: Seconds = 10.0
+    upload_seconds: Seconds = 60.0
+    deadline_seconds: Seconds = 30.0
+
+    max_streams: int = Field(1000, ge=1)
+    stream_in_flight: int = Field(8, ge=1)
+    stream_idle_seconds: Seconds = 60.0
+    stream_start_seconds: Seconds = 10.0
+    stream_smoothing_seconds: float = Field(2.0, ge=0, le=60)
+
+    @field_validator("allowed_origins", "api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_long(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()) for key in keys):
+            raise ValueError(
+                f"every key needs at least {MIN_KEY_LENGTH} printable ASCII characters; "
+                'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+            )
+        return keys
+
+    @field_validator("torchserve_url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        TypeAdapter(AnyHttpUrl).validate_python(url)
+        return url.rstrip("/")
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Most bytes of audio in one request."""
+        return int(self.max_upload_mb * MIB)
+
+    @cached_property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of the keys: what is compared has one length, so nothing is learnt from the time."""
+        return tuple(hashlib.sha256(key.encode()).digest() for key in self.api_keys)
+
+    @cached_property
+    def origins(self) -> tuple[str, ...]:
+        """Origins whose pages may ask: those given, else the gateway's own addresses."""
+        own = tuple(f"http://{host}:{self.gateway_port}" for host in ("127.0.0.1", "localhost"))
+        return tuple(origin.rstrip("/") for origin in self.allowed_origins) or own

@@ -1,0 +1,210 @@
+"""Bodies into memory, and never further than allowed: nothing is written to disk.
+
+Starlette's own form parser spools files to disk and counts afterwards. Here every chunk is counted when
+it arrives, against the request's limit, against what all requests may hold together, and against time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from gateway.errors import BadRequest, Busy, UploadTimeout, UploadTooLarge, WrongMediaType
+from gateway.settings import MIB, Settings
+
+_MAX_FIELD_BYTES = 1 << 16
+_MAX_FIELDS = 32
+_MAX_PART_HEADER_BYTES = 4096
+_FORM_BYTES = MIB  # what boundaries, headers and option fields may add to the audio
+_DRAIN_SECONDS = 2.0
+
+
+class Budget:
+    """Bytes that all requests together may hold."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    def take(self, count: int) -> None:
+        """Raises `Busy` if there are not so many left."""
+        if count > self._left:
+            raise Busy("The server holds as many uploads as it can: ask again.")
+        self._left -= count
+
+    def give_back(self, count: int) -> None:
+        """When the request that took them is done."""
+        self._left += count
+
+
+@dataclass
+class Form:
+    """A multipart body: files in their order, other fields by name."""
+
+    files: list[tuple[str, str, bytes]] = field(default_factory=list)  # field, file name, content
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.asynccontextmanager
+async def receiving(
+    request: Request, settings: Settings, budget: Budget, *, max_bytes: int
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The chunks of the body, counted; what they cost is given back when the block ends.
+
+    The time limit covers the reading only: it ends with the last chunk.
+    """
+    taken = 0
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + settings.upload_seconds
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal taken
+        if int(request.headers.get("content-length", "0")) > max_bytes:
+            raise too_large(settings)
+        received = 0
+        stream = request.stream()
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(stream, None)
+            except TimeoutError:
+                raise UploadTimeout(
+                    f"The body did not arrive within {settings.upload_seconds:g} s."
+                ) from None
+            if chunk is None:
+                return
+            received += len(chunk)
+            if received > max_bytes:
+                raise too_large(settings)
+            budget.take(len(chunk))
+            taken += len(chunk)
+            yield chunk
+
+    try:
+        yield chunks()
+    except UploadTooLarge:
+        await _drain(request)
+        raise
+    finally:
+        budget.give_back(taken)
+
+
+async def _drain(request: Request) -> None:
+    """Read on for a moment: many clients look at the reply only after they have sent everything."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for _ in request.stream():
+                pass
+
+
+def too_large(settings: Settings) -> UploadTooLarge:
+    """The error that names the limit."""
+    return UploadTooLarge(
+        f"At most {settings.max_upload_mb:g} MiB of audio in one request (MAX_UPLOAD_MB): send FLAC, or less."
+    )
+
+
+def form_limit(settings: Settings) -> int:
+    """Bytes of a whole multipart body."""
+    return settings.max_upload_bytes + _FORM_BYTES
+
+
+def json_limit(settings: Settings) -> int:
+    """Bytes of a JSON body whose audio is base64: four characters for three bytes."""
+    return settings.max_upload_bytes * 4 // 3 + _FORM_BYTES
+
+
+async def read_json_bytes(chunks: AsyncIterator[bytes]) -> bytes:
+    """The whole body."""
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def read_form(request: Request, chunks: AsyncIterator[bytes], settings: Settings) -> Form:
+    """Parse a multipart body as it arrives."""
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise WrongMediaType("Send the clip as multipart/form-data: curl -F file=@clip.wav ...")
+    reader = _FormReader(boundary, settings)
+    try:
+        async for chunk in chunks:
+            reader.parser.write(chunk)
+    except MultipartParseError as error:
+        raise BadRequest("The multipart body is malformed.") from error
+    if not reader.is_complete:
+        raise BadRequest("The multipart body ends before its last boundary.")
+    return reader.form
+
+
+class _FormReader:
+    """Collects what the parser finds."""
+
+    def __init__(self, boundary: bytes, settings: Settings) -> None:
+        self.form = Form()
+        self.is_complete = False
+        self._settings = settings
+        self._audio_bytes = 0
+        self._new_part()
+        self.parser = MultipartParser(
+            boundary,
+            callbacks={
+                "on_part_begin": self._new_part,
+                "on_header_field": lambda data, start, end: self._header(self._name, data[start:end]),
+                "on_header_value": lambda data, start, end: self._header(self._value, data[start:end]),
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_finished,
+                "on_part_data": lambda data, start, end: self._part_data(data[start:end]),
+                "on_part_end": self._part_end,
+                "on_end": self._end,
+            },
+        )
+
+    def _new_part(self) -> None:
+        self._name, self._value, self._content = bytearray(), bytearray(), bytearray()
+        self._disposition: dict[bytes, bytes] = {}
+
+    def _header(self, target: bytearray, data: bytes) -> None:
+        target += data
+        if len(target) > _MAX_PART_HEADER_BYTES:
+            raise BadRequest("A part of the form has a header that is too long.")
+
+    def _header_end(self) -> None:
+        if bytes(self._name).lower() == b"content-disposition":
+            self._disposition = parse_options_header(bytes(self._value))[1]
+        self._name.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        if b"name" not in self._disposition:
+            raise BadRequest("A part of the form has no name.")
+        if b"filename" in self._disposition and len(self.form.files) >= self._settings.max_files:
+            raise BadRequest(f"At most {self._settings.max_files} files in one request.")
+        if b"filename" not in self._disposition and len(self.form.fields) >= _MAX_FIELDS:
+            raise BadRequest("Too many fields in the form.")
+
+    def _part_data(self, data: bytes) -> None:
+        self._content += data
+        if b"filename" not in self._disposition:
+            if len(self._content) > _MAX_FIELD_BYTES:
+                raise BadRequest("A field of the form is too long; a clip needs a file name.")
+            return
+        self._audio_bytes += len(data)
+        if self._audio_bytes > self._settings.max_upload_bytes:
+            raise too_large(self._settings)
+
+    def _part_end(self) -> None:
+        name = self._disposition[b"name"].decode("utf-8", "replace")
+        if b"filename" in self._disposition:
+            file_name = self._disposition[b"filename"].decode("utf-8", "replace")
+            self.form.files.append((name, file_name, bytes(self._content)))
+        else:
+            self.form.fields[name] = self._content.decode("utf-8", "replace")
+        self._content = bytearray()
+
+    def _end(self) -> None:
+        self.is_complete = True
