@@ -105,16 +105,17 @@ class Server:
         return [set(line.partition("#hostname:")[2].split(",")[2:]) for line in metrics if line]
 
 
-def server_settings(**model: object) -> dict[str, str]:
-    """The repository's configuration on free ports; keyword arguments change the model's entry."""
-    properties = read_properties(ROOT / "config.properties")
+def server_settings(config: str = "config.properties", **model: object) -> dict[str, str]:
+    """A configuration of the repository on free ports; keyword arguments change the model's entry."""
+    properties = read_properties(ROOT / config)
     inference, management, metrics, grpc1, grpc2 = free_ports(5)
     entry = json.loads(properties["models"])
     entry["audiocnn"]["1.0"] |= model
+    scheme = properties["inference_address"].partition(":")[0]
     return properties | {
-        "inference_address": f"http://127.0.0.1:{inference}",
-        "management_address": f"http://127.0.0.1:{management}",
-        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "inference_address": f"{scheme}://127.0.0.1:{inference}",
+        "management_address": f"{scheme}://127.0.0.1:{management}",
+        "metrics_address": f"{scheme}://127.0.0.1:{metrics}",
         "grpc_inference_port": str(grpc1),
         "grpc_management_port": str(grpc2),
         "models": json.dumps(entry),
@@ -122,15 +123,16 @@ def server_settings(**model: object) -> dict[str, str]:
 
 
 @contextmanager
-def running_server(logs: Path, settings: dict[str, str]) -> Iterator[Server]:
-    """`python -m handler.serve` with these settings, ready, and stopped afterwards."""
+def running_server(logs: Path, settings: dict[str, str], *, folder: Path = ROOT) -> Iterator[Server]:
+    """`python -m handler.serve` with these settings, started in a folder, ready, and stopped afterwards."""
     command = [sys.executable, "-m", "handler.serve", "--logs", str(logs)]
+    command += ["--config", str(ROOT / "config.properties")]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
-        env=os.environ | {"AUDIOCNN_LOG_LEVEL": "info"},  # for `Server.batches`
+        cwd=folder,
+        env=os.environ | {"AUDIOCNN_LOG_LEVEL": "info", "PYTHONPATH": str(ROOT)},  # info: `Server.batches`
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

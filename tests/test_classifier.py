@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,46 @@ def test_evidence_explains_the_logit(classifier: Classifier) -> None:
         bias = logits - result.shown.outputs["evidence"].mean(axis=(1, 2))
         biases.append(bias - bias.mean())
     np.testing.assert_allclose(*biases, atol=1e-3)
+
+
+def test_an_explanation_has_the_evidence_of_all_that_is_predicted(classifier: Classifier) -> None:
+    wish = replace(Options.parse({"top_k": 3}, classifier.config), explain=True)
+    (result,) = classifier.classify([samples.wav("siren")], [wish])
+    assert isinstance(result, Result)
+    reply = render(result, classifier.engine)
+    rows = reply["explanations"]
+    assert [(row["class"], row["confidence"]) for row in rows] == [
+        (row["class"], row["confidence"]) for row in reply["predictions"]
+    ]
+    for row in rows:
+        values = np.array(row["values"])
+        assert list(values.shape) == row["shape"] == [len(row["hz"]), len(row["seconds"])]
+        assert row["hz"] == sorted(row["hz"])
+        assert row["start"] == row["seconds"][0] < row["seconds"][-1] < row["end"]
+    wish = replace(Options.parse({"class": "rain"}, classifier.config), explain=True)
+    (result,) = classifier.classify([samples.wav("siren")], [wish])
+    assert isinstance(result, Result)
+    assert [row["class"] for row in render(result, classifier.engine)["explanations"]] == ["rain"]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 3.5])
+def test_evidence_lies_where_the_sound_is(classifier: Classifier, seconds: float) -> None:
+    waveform = np.zeros(5 * SAMPLE_RATE, np.float32)
+    bell = samples.church_bells()[: SAMPLE_RATE // 2]
+    first = round(seconds * SAMPLE_RATE)
+    waveform[first : first + len(bell)] = bell
+    evidence = answer(classifier, sound_file(waveform), evidence=True)["evidence"]
+    strongest = int(np.array(evidence["values"]).sum(axis=0).argmax())
+    # A cell is 0.64 s wide: one beside the sound's half second may still see it.
+    assert seconds - 0.64 <= evidence["seconds"][strongest] <= seconds + 0.5 + 0.64
+
+
+def test_a_map_knows_its_hz_and_seconds(classifier: Classifier) -> None:
+    spectrogram = answer(classifier, sound_file(tone(5.0, hz=1000.0)), spectrogram=True)["input_spectrogram"]
+    loudest = int(np.array(spectrogram["values"]).mean(axis=1).argmax())
+    assert spectrogram["hz"][loudest] == pytest.approx(1000, rel=0.05)
+    assert spectrogram["seconds"][:2] == [0, 0.02]
+    assert len(spectrogram["seconds"]) == spectrogram["shape"][1]
 
 
 def test_evidence_of_a_class_that_is_named(classifier: Classifier) -> None:

@@ -10,7 +10,7 @@ import pytest
 from audiocnn.config import Config
 from audiocnn.errors import AudioError
 from audiocnn.options import Options
-from handler.audio_handler import read_request
+from handler.audio_handler import read_request, request_id_of
 
 CONFIG = Config(class_names=("dog", "cat"))
 SOUND = bytes(range(256)) * 4
@@ -77,6 +77,29 @@ def test_a_bad_request_is_that_clips_error(fields: dict, headers: dict, code: st
     assert isinstance(error, AudioError)
     assert error.code == code
     assert word in str(error)
+
+
+def test_explanations_are_asked_for_by_torchserves_own_header() -> None:
+    for headers, explain in (({}, False), ({"explain": "True"}, True), ({"X-Explain": "True"}, False)):
+        _, options = read_request({"body": SOUND}, headers, CONFIG)
+        assert isinstance(options, Options)
+        assert options.explain is explain
+    _, error = read_request({"data": SOUND, "explain": b"true"}, {}, CONFIG)
+    assert isinstance(error, AudioError)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"X-Request-Id": "job-7"}, "job-7"),
+        ({"x-request-id": "a\nb\x00c\u2028"}, "abc"),
+        ({"X-Request-Id": "x" * 1000}, "x" * 128),
+        ({"X-Request-Id": "\n"}, "own"),
+        ({}, "own"),
+    ],
+)
+def test_a_request_id_cannot_break_a_line_of_the_log(headers: dict, expected: str) -> None:
+    assert request_id_of(headers, "own") == expected
 
 
 def test_a_request_without_audio_is_empty() -> None:

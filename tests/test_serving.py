@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,34 @@ def test_clips_with_and_without_maps_share_a_batch(batching: Server) -> None:
     assert len(top) == 1
 
 
+def test_predictions_and_explanations_share_a_batch(batching: Server) -> None:
+    def ask(verb: str, number: int) -> requests.Response:
+        url = f"{batching.inference}/{verb}/audiocnn"
+        return requests.post(url, data=RAIN, headers={"X-Request-Id": f"mixed-{number}"}, timeout=60)
+
+    verbs = ["predictions", "explanations"] * 4
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(ask, verbs, range(8)))
+    ids = {reply.headers["x-request-id"] for reply in replies}
+    assert wait_until(lambda: ids in batching.batches(), 5)
+    for number, (verb, reply) in enumerate(zip(verbs, replies, strict=True)):
+        assert reply.status_code == 200
+        assert reply.json()["request_id"] == f"mixed-{number}"
+        assert ("explanations" in reply.json()) is (verb == "explanations")
+
+
+def test_a_request_id_is_in_the_error_and_in_the_log_and_the_audio_is_not(server: Server) -> None:
+    secret = b"these bytes are somebody's voice"
+    reply = post(server, secret, headers={"X-Request-Id": "find-me-7"})
+    assert reply.json()["request_id"] == "find-me-7"
+
+    def logged() -> str:
+        return "".join(path.read_text() for path in server.logs.glob("*.log"))
+
+    assert wait_until(lambda: "request find-me-7: 415 unsupported_format" in logged(), 5)
+    assert secret.decode() not in logged()
+
+
 # --- management ---
 
 
@@ -276,6 +305,35 @@ def test_a_signal_stops_everything_within_5_seconds(tmp_path: Path, number: sign
         assert running.process.wait(timeout=20) == 0
         assert time.monotonic() - began < 5
         assert not [process for process in processes if is_alive(process)]
+
+
+def test_requests_in_hand_are_answered_before_the_stop(tmp_path: Path) -> None:
+    minute = sound_file(tone(60.0))
+    with running_server(tmp_path, server_settings(minWorkers=1)) as running, ThreadPoolExecutor(12) as pool:
+        replies = [pool.submit(post, running, minute) for _ in range(12)]
+        time.sleep(0.5)
+        assert not all(reply.done() for reply in replies)
+        running.process.terminate()
+        assert [reply.result().status_code for reply in replies] == [200] * 12
+        assert running.process.wait(timeout=20) == 0
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    silence = sound_file(np.zeros(590 * 8000, np.float32), sample_rate=8000)
+    settings = server_settings(minWorkers=1, batchSize=1)
+    with running_server(tmp_path, settings) as running, ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(post, running, silence) for _ in range(4)]
+        time.sleep(1.0)
+        running.process.terminate()
+        time.sleep(1.0)
+        assert running.process.poll() is None  # it waits for them
+        began = time.monotonic()
+        running.process.terminate()
+        assert running.process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 8
+        for reply in replies:
+            with suppress(requests.ConnectionError):
+                reply.result()
 
 
 def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> None:
