@@ -12,12 +12,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
+from audiocnn.av_decoder import TRUNCATED, UNKNOWN_FRAMES, AvFile, demuxer_of
 from audiocnn.config import AudioLimits
 from audiocnn.errors import (
     AudioError,
@@ -32,12 +34,10 @@ from audiocnn.errors import (
 
 FloatArray = npt.NDArray[np.float32]
 
-FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3 or AIFF"
-_TRUNCATED = "The file is truncated; what could be decoded was used."
+FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, M4A/AAC or WebM"
 _NOT_FINITE = "The audio has samples that are NaN, infinite, or too large to compute with."
 _BLOCK_FRAMES = 1 << 16
 _STREAM_BYTES = 0x7FFF_F000  # sizes from here on are what encoders write when they cannot know
-_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
 _LOUD = 2.0  # lossy codecs overshoot full scale a little; beyond twice of it the scale is wrong
 
 
@@ -66,11 +66,13 @@ def decode(data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) 
     `sample_rate_out_of_range` and `unsupported_format`.
     """
     limits = limits or AudioLimits()
+    warnings: list[str] = []
     with _open(data) as file:
         _check_header(file, limits)
-        blocks, warnings = _read(file, sample_rate, limits)
-    if _is_cut_off(data) and _TRUNCATED not in warnings:
-        warnings.append(_TRUNCATED)
+        read = file.blocks if isinstance(file, AvFile) else partial(_blocks, file)
+        blocks = _read(file, read(warnings), sample_rate, limits)
+    if _is_cut_off(data) and TRUNCATED not in warnings:
+        warnings.append(TRUNCATED)
     waveform = np.concatenate(blocks)
     if not len(waveform):
         raise EmptyAudio(f"The audio is shorter than one sample at {sample_rate} Hz.")
@@ -92,9 +94,11 @@ class _Bytes(io.BytesIO):
             return -1
 
 
-def _open(data: bytes) -> soundfile.SoundFile:
+def _open(data: bytes) -> soundfile.SoundFile | AvFile:
     if not data:
         raise EmptyAudio("The request has no audio: the body is empty. Send the bytes of a sound file.")
+    if demuxer := demuxer_of(data):
+        return AvFile(data, demuxer)
     if not _is_known_container(data):
         raise UnsupportedFormat(f"The bytes are in no known audio container. Send {FORMATS}.")
     try:
@@ -130,7 +134,7 @@ def _is_cut_off(data: bytes) -> bool:
     return promised < _STREAM_BYTES and promised + 8 > len(data)
 
 
-def _check_header(file: soundfile.SoundFile, limits: AudioLimits) -> None:
+def _check_header(file: soundfile.SoundFile | AvFile, limits: AudioLimits) -> None:
     if file.channels > limits.max_channels:
         raise TooManyChannels(f"{file.channels} channels; at most {limits.max_channels} are accepted.")
     if not limits.min_sample_rate <= file.samplerate <= limits.max_sample_rate:
@@ -138,7 +142,7 @@ def _check_header(file: soundfile.SoundFile, limits: AudioLimits) -> None:
             f"A sample rate of {file.samplerate} Hz; it must be between {limits.min_sample_rate} and "
             f"{limits.max_sample_rate} Hz."
         )
-    if _UNKNOWN_FRAMES != file.frames > limits.max_seconds * file.samplerate:
+    if UNKNOWN_FRAMES != file.frames > limits.max_seconds * file.samplerate:
         raise _too_long(file.frames / file.samplerate, limits)
 
 
@@ -150,16 +154,18 @@ def _too_long(seconds: float, limits: AudioLimits) -> AudioError:
 
 
 def _read(
-    file: soundfile.SoundFile, sample_rate: int, limits: AudioLimits
-) -> tuple[list[FloatArray], list[str]]:
-    """All blocks of the file, mono and resampled, and the warnings met on the way."""
+    file: soundfile.SoundFile | AvFile,
+    channel_blocks: Iterator[FloatArray],
+    sample_rate: int,
+    limits: AudioLimits,
+) -> list[FloatArray]:
+    """All blocks `(frames, channels)` of the file, mono and resampled."""
     resampler = None
     if file.samplerate != sample_rate:
         resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
     blocks: list[FloatArray] = []
-    warnings: list[str] = []
     frames = 0
-    for block in _blocks(file, warnings):
+    for block in channel_blocks:
         frames += len(block)
         if frames > limits.max_seconds * file.samplerate:
             raise _too_long(frames / file.samplerate, limits)
@@ -173,7 +179,7 @@ def _read(
         raise error("The file has a valid header but not one audio frame in it.")
     if resampler:
         blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    return blocks, warnings
+    return blocks
 
 
 def _blocks(file: soundfile.SoundFile, warnings: list[str]) -> Iterator[FloatArray]:
@@ -193,5 +199,5 @@ def _blocks(file: soundfile.SoundFile, warnings: list[str]) -> Iterator[FloatArr
         goes_on &= frames > 0
         got += frames
         yield block[:frames]
-    if 0 < got < expected != _UNKNOWN_FRAMES:
-        warnings.append(_TRUNCATED)
+    if 0 < got < expected != UNKNOWN_FRAMES:
+        warnings.append(TRUNCATED)

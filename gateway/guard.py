@@ -139,9 +139,12 @@ class Guard:
                 failed = GatewayError("The gateway failed; its log has the request id and the reason.")
                 await error_response(failed, request_id)(scope, receive, send_with_id)
         elapsed_ms = 1000 * (time.perf_counter() - began)
-        log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, elapsed_ms, request_id)
+        path = scope["raw_path"].decode("ascii", "replace")  # still quoted: no line breaks into the log
+        log.info("%s %s %d %.1f ms %s", scope["method"], path, status, elapsed_ms, request_id)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
+        if scope["path"] == "/health":
+            return
         self._door.check_origin(headers.get("origin"))
         if scope["path"] in OPEN_PATHS:
             return

@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     gateway_host: str = "127.0.0.1"
-    gateway_port: int = Field(8000, ge=1, le=65_535)
+    gateway_port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     torchserve_url: str = "http://127.0.0.1:8080"
     torchserve_model: str = "audiocnn"
     torchserve_management: str | None = None  # renews expired tokens
@@ -32,22 +32,22 @@ class Settings(BaseSettings):
     model_config_file: Path = Path("checkpoints/esc50/config.json")
 
     allowed_origins: Names = ()  # none given: the gateway's own two addresses on loopback
-    api_keys: Names = Field((), repr=False)
-    rate_limit_per_minute: int = Field(0, ge=0)  # per key, else per address; 0: no limit
+    api_keys: Annotated[Names, Field(repr=False)] = ()
+    rate_limit_per_minute: Annotated[int, Field(ge=0)] = 0  # per key, else per address; 0: no limit
 
-    max_upload_mb: float = Field(40.0, gt=0, le=2048)  # MiB in one request
-    max_buffered_mb: float = Field(512.0, gt=0)  # MiB in all requests together
-    max_files: int = Field(64, ge=1, le=1000)  # in one batch
-    max_in_flight: int = Field(64, ge=1)
+    max_upload_mb: Annotated[float, Field(gt=0, le=2048)] = 40.0  # MiB in one request
+    max_buffered_mb: Annotated[float, Field(gt=0)] = 512.0  # MiB in all requests together
+    max_files: Annotated[int, Field(ge=1, le=1000)] = 64  # in one batch
+    max_in_flight: Annotated[int, Field(ge=1)] = 64
     header_seconds: Seconds = 10.0
     upload_seconds: Seconds = 60.0
     deadline_seconds: Seconds = 30.0
 
-    max_streams: int = Field(1000, ge=1)
-    stream_in_flight: int = Field(8, ge=1)
+    max_streams: Annotated[int, Field(ge=1)] = 1000
+    stream_in_flight: Annotated[int, Field(ge=1)] = 8
     stream_idle_seconds: Seconds = 60.0
     stream_start_seconds: Seconds = 10.0
-    stream_smoothing_seconds: float = Field(2.0, ge=0, le=60)
+    stream_smoothing_seconds: Annotated[float, Field(ge=0, le=60)] = 2.0
 
     @field_validator("allowed_origins", "api_keys", mode="before")
     @classmethod

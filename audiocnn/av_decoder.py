@@ -1,0 +1,145 @@
+"""AAC in M4A and ADTS, Opus and Vorbis in WebM: what phones and browsers record, read through PyAV.
+
+Optional, `pip install audiocnn-serve[formats]`: PyAV brings FFmpeg's libraries. Only the demuxers and
+codecs named here are ever opened, however clever the bytes: FFmpeg knows hundreds, and playlists that
+fetch from the network among them.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from audiocnn.errors import EmptyAudio, UndecodableAudio, UnsupportedFormat
+
+FloatArray = npt.NDArray[np.float32]
+
+DECODE_SECONDS = 20.0
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
+TRUNCATED = "The file is truncated; what could be decoded was used."
+_CODECS = frozenset({"aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus", "pcm_s16le", "vorbis"})
+_BLOCK_FRAMES = 1 << 16
+_MISSING_SECONDS = 0.25  # less than promised by so much is padding that encoders add, and no loss
+
+
+def demuxer_of(data: bytes) -> str | None:
+    """FFmpeg's name of the container, if it is one of those read here."""
+    head = bytes(data[:12])
+    if head[4:8] == b"ftyp":
+        return "mp4"
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"
+    is_adts = len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
+    return "aac" if is_adts else None
+
+
+class AvFile:
+    """A sound file as `soundfile.SoundFile` shows one: `channels`, `samplerate` (Hz), `frames`, blocks."""
+
+    def __init__(self, data: bytes, demuxer: str, *, seconds: float = DECODE_SECONDS) -> None:
+        """Read the header; `seconds` of wall time are all that this and the decoding may take."""
+        try:
+            import av
+        except ImportError as error:
+            raise UnsupportedFormat(
+                "This server does not read M4A, AAC and WebM: it lacks PyAV "
+                "(pip install audiocnn-serve[formats]). Send WAV, FLAC, Ogg or MP3."
+            ) from error
+        self._av = av
+        self._demuxer = demuxer
+        self._deadline = time.monotonic() + seconds
+        try:
+            self._container: Any = av.open(_Bytes(data, self._deadline), mode="r", format=demuxer)
+        except (av.FFmpegError, ValueError) as error:
+            self._check_time()
+            raise UndecodableAudio(
+                "The file looks like audio but cannot be opened. Is it complete?"
+            ) from error
+        try:
+            self._read_header()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _read_header(self) -> None:
+        if not self._container.streams.audio:
+            raise EmptyAudio("The file has no sound in it.")
+        self._stream = self._container.streams.audio[0]
+        codec = self._stream.codec_context
+        if codec is None or codec.name not in _CODECS:
+            name = codec.name if codec else "unknown"
+            raise UnsupportedFormat(f"The codec {name} is not read. Send AAC, Opus, WAV, FLAC, Ogg or MP3.")
+        if not codec.sample_rate or not codec.channels:
+            raise UndecodableAudio("Not one audio frame can be read in the file.")
+        codec.thread_count = 1
+        self.channels: int = codec.channels
+        self.samplerate: int = codec.sample_rate
+        self.frames = self._promised_frames()
+
+    def _promised_frames(self) -> int:
+        if self._demuxer == "aac":
+            return UNKNOWN_FRAMES  # it says nothing; FFmpeg guesses from the bit rate
+        if self._stream.duration is not None:
+            return int(self._stream.duration * self._stream.time_base * self.samplerate)
+        if self._container.duration is not None:
+            return int(self._container.duration * self.samplerate // 1_000_000)  # given in microseconds
+        return UNKNOWN_FRAMES
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def blocks(self, warnings: list[str]) -> Iterator[FloatArray]:
+        """Blocks `(frames, channels)` until the file ends, breaks off, or changes its kind midway."""
+        got = 0
+        parts: list[FloatArray] = []
+        for part in self._parts(warnings):
+            got += len(part)
+            parts.append(part)
+            if sum(map(len, parts)) >= _BLOCK_FRAMES:
+                yield np.concatenate(parts)
+                parts = []
+        if parts:
+            yield np.concatenate(parts)
+        missing = self.frames - got
+        if got > 0 and self.frames != UNKNOWN_FRAMES and missing > _MISSING_SECONDS * self.samplerate:
+            warnings.append(TRUNCATED)
+        warnings[:] = dict.fromkeys(warnings)
+
+    def _parts(self, warnings: list[str]) -> Iterator[FloatArray]:
+        to_float = self._av.AudioResampler(format="fltp")
+        try:
+            for frame in self._container.decode(self._stream):
+                self._check_time()
+                if (frame.sample_rate, frame.layout.nb_channels) != (self.samplerate, self.channels):
+                    warnings.append(TRUNCATED)
+                    return
+                for planar in to_float.resample(frame):
+                    yield planar.to_ndarray().astype(np.float32, copy=False).T
+        except (self._av.FFmpegError, ValueError):
+            self._check_time()
+            warnings.append(TRUNCATED)
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise UndecodableAudio("Decoding took too long. Send the clip as WAV or FLAC.")
+
+
+class _Bytes(io.BytesIO):
+    """Refuses to be read after the deadline, so that opening and seeking are bounded as well."""
+
+    def __init__(self, data: bytes, deadline: float) -> None:
+        super().__init__(data)
+        self._deadline = deadline
+
+    def read(self, size: int | None = -1) -> bytes:
+        if time.monotonic() > self._deadline:
+            raise ValueError("too late")
+        return super().read(size)
