@@ -6,7 +6,9 @@ CHECKPOINT ?= checkpoints/esc50
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-STORE := model_store
+STORE ?= model_store
+# What TorchServe calls the archive; a rollout needs another number than the running one's.
+VERSION ?=
 CORE := $(wildcard audiocnn/*.py)
 WEIGHTS := $(CHECKPOINT)/model.safetensors $(CHECKPOINT)/config.json
 # onnxruntime and onnxruntime-gpu exclude each other.
@@ -71,6 +73,7 @@ export: $(STORE)/parity.json ## TorchScript, ONNX, int8 and waveform files into 
 SOURCE := $(STORE)/.checkpoint
 .PHONY: FORCE
 $(SOURCE): FORCE
+	@mkdir -p $(STORE)
 	@echo '$(CHECKPOINT)' | cmp -s - $@ || echo '$(CHECKPOINT)' > $@
 
 GRAPHS := $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(STORE)/audiocnn-waveform.onnx
@@ -103,7 +106,7 @@ parity: $(STORE)/parity.json ## compare all exported files with PyTorch
 archive: $(STORE)/audiocnn.mar samples ## the archive that TorchServe loads
 
 $(STORE)/audiocnn.mar: $(STORE)/parity.json $(CORE) export/archive.py handler/audio_handler.py handler/model-config.yaml
-	$(PY) -m export.archive --store $(STORE)
+	$(PY) -m export.archive --store $(STORE) $(if $(VERSION),--version $(VERSION))
 
 .PHONY: samples
 samples: samples/rain.wav ## five synthetic sounds to try the server with
