@@ -1,6 +1,6 @@
 """SHA-256 of archives, kept where who can change an archive cannot change it: outside the model store.
 
-`model_store/audiocnn.mar` has its line in `audiocnn.mar.sha256` beside the store, in the format of
+Every archive of `model_store/` has its line in `audiocnn.mar.sha256` beside the store, in the format of
 `sha256sum`, so that `sha256sum --check audiocnn.mar.sha256` says the same.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from audiocnn.errors import ModelFileError
 
+RECORD = "audiocnn.mar.sha256"
 _DIGITS = 64
 
 
@@ -22,17 +23,25 @@ def sha256(path: Path) -> str:
 
 def file_for(archive: Path) -> Path:
     """Where the checksum of an archive in a model store is kept."""
-    return archive.resolve().parent.with_name(archive.name + ".sha256")
+    return archive.resolve().parent.with_name(RECORD)
 
 
 def record(archive: Path, digest: str) -> Path:
     """Write down the checksum that an archive must have from now on; returns the file."""
     path = file_for(archive)
-    name = archive.resolve().relative_to(path.parent)
-    lines = _lines(path) if path.is_file() else []
-    others = [line for line in lines if line.partition("  ")[2] != str(name)]
-    path.write_text("".join(f"{line}\n" for line in [*others, f"{digest}  {name}"]), encoding="utf-8")
+    forget(archive)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{digest}  {archive.resolve().relative_to(path.parent)}\n")
     return path
+
+
+def forget(archive: Path) -> None:
+    """Nothing is on record for the archive any more; for one that is removed."""
+    path = file_for(archive)
+    if path.is_file():
+        name = str(archive.resolve().relative_to(path.parent))
+        kept = [line for line in _lines(path) if line.partition("  ")[2] != name]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def recorded(archive: Path) -> str | None:
@@ -46,12 +55,12 @@ def recorded(archive: Path) -> str | None:
 
 
 def read(path: Path, *, name: str | None = None) -> str:
-    """The checksum in a file: the one in front of `name`, or else the first that stands alone or first.
+    """The checksum in a file: the one in front of a file name `name`, or else the first.
 
     Raises `ModelFileError` if there is none.
     """
     rows = [line.split() for line in _lines(path)]
-    named = [row[0] for row in rows if len(row) > 1 and row[1].lstrip("*") == name]
+    named = [row[0] for row in rows if len(row) > 1 and Path(row[1].lstrip("*")).name == name]
     unnamed = [row[0] for row in rows if row and (name is None or len(row) == 1)]
     digest = next(iter([*named, *unnamed]), "")
     if not is_digest(digest):

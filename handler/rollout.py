@@ -21,7 +21,7 @@ from audiocnn import checksums
 from audiocnn.client import Answer, Client, Failure
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.protocol import probe_wav
-from handler.archives import MANIFEST, manifest_version, verify
+from handler.archives import MANIFEST, known_sha256, manifest_version, verify
 from handler.management import ApiDisabled, Management, ManagementError, Version
 
 RECORD = "rollout.json"  # in the store: which version came before
@@ -76,6 +76,7 @@ def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) ->
         _undo(target, version, old)
         if is_ours:
             stored.unlink(missing_ok=True)
+            checksums.forget(stored)
         raise
     _remember(target, old)
     if keep_old:
@@ -105,7 +106,8 @@ def rollback(target: Target) -> str:
         return str(name)
     if not archive.is_file():
         raise RolloutError(f"{archive} is gone: use `rollout` with an archive of version {name}")
-    return rollout(target, archive, Checks(), keep_old=False)
+    checks = Checks(sha256=known_sha256(archive, target.store))
+    return rollout(target, archive, checks, keep_old=False)
 
 
 def retire(target: Target, name: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from audiocnn import samples
+from audiocnn import checksums, samples
 from audiocnn.client import Client
 from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
@@ -189,6 +189,7 @@ def test_a_server_that_registers_nothing_names_the_line(server: Server, tmp_path
     assert f"config.properties:{number}" in printed
     assert versions(server) == ["1.0"]
     assert not (STORE / "audiocnn-2.0.mar").exists()
+    assert "audiocnn-2.0.mar" not in checksums.file_for(STORE / "audiocnn-2.0.mar").read_text()
 
 
 def test_drain(server: Server) -> None:
@@ -315,9 +316,10 @@ def test_a_checksum_is_found_beside_the_archive_but_not_in_the_store(tmp_path: P
     assert known_sha256(archive, tmp_path, None) is None  # who changes the archive can change it too
     assert known_sha256(archive, tmp_path, str(tmp_path / "new.mar.sha256")) == digest
     assert known_sha256(archive, tmp_path, "CD" * 32) == "cd" * 32
-    (tmp_path / "new.mar.sha256").write_text(f"{'cd' * 32}  store/new.mar\n")  # of the one in the store
+    (tmp_path / "new.mar.sha256").write_text(f"{'cd' * 32}  other.mar\n")
     with pytest.raises(ModelFileError, match=r"of new\.mar"):
         known_sha256(archive, tmp_path / "store", None)
+    (tmp_path / "audiocnn.mar.sha256").write_text(f"{'cd' * 32}  store/new.mar\n")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "new.mar").touch()
     assert known_sha256(tmp_path / "store" / "new.mar", tmp_path / "store", None) == "cd" * 32
