@@ -26,7 +26,7 @@ setup: $(STAMP) ## create .venv with everything pinned, and a Java if the machin
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),serve,train,export,bench,dev]'
+	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),formats,serve,gateway,train,export,bench,dev]'
 # torchaudio's compiled extension wants CUDA's libraries. Beside a CPU-only torch it cannot be loaded;
 # without its files torchaudio imports, and all that we use of it is written in Python.
 	$(PY) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
@@ -36,8 +36,8 @@ $(STAMP): pyproject.toml
 	touch $@
 
 .PHONY: serve
-serve: archive ## start the server on http://127.0.0.1:8080 (Ctrl-C stops it)
-	@exec $(PY) -m handler.serve
+serve: archive ## start TorchServe and the gateway, http://127.0.0.1:8000 (Ctrl-C stops both)
+	@exec $(PY) -m handler.serve --gateway
 
 .PHONY: test
 test: archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from audiocnn import samples
 from handler.properties import read_properties
-from handler.serve import MODEL, TorchServe
+from handler.torchserve import MODEL, TorchServe
 from handler.tune import Setting, running
 
 RATE = 44_100

@@ -26,7 +26,7 @@ from benchmarks import load, rivals
 from benchmarks.clips import Clips
 from benchmarks.load import Measured, Sample, Target
 from handler.properties import read_properties
-from handler.serve import MODEL, TorchServe, free_port
+from handler.torchserve import MODEL, TorchServe, free_port
 from handler.tune import Setting, entry
 
 READY_SECONDS = 180.0

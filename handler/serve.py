@@ -1,4 +1,4 @@
-"""Start TorchServe and keep it: `python -m handler.serve`.
+"""Start TorchServe and keep it: `python -m handler.serve`, with the gateway in front: `--gateway`.
 
 It verifies the archives, prepares the environment, starts TorchServe and waits until a real prediction
 comes back. On Ctrl-C or SIGTERM it waits for what is in hand, then stops everything cleanly.
@@ -11,222 +11,80 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
-import psutil
+import requests
 
-from audiocnn.client import Client
 from audiocnn.errors import ModelFileError
-from handler.archives import ArchiveError, known_sha256, verify
-from handler.management import Management, ManagementError
+from handler.archives import ArchiveError, known_sha256
 from handler.properties import ConfigError, ca_file, key_file, read_properties
+from handler.torchserve import MODEL, ServeError, TorchServe
 
-MODEL = "audiocnn"
-_LOG_TAIL_LINES = 25
-_STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
-
-
-class ServeError(ConfigError):
-    """The server cannot start, with what to do about it."""
+_GATEWAY = "127.0.0.1:8000"
+_GATEWAY_START_SECONDS = 60.0
+_GATEWAY_STOP_SECONDS = 15.0
 
 
-class TorchServe:
-    """One TorchServe: the launcher, the Java front end and its workers, in a private folder for
-    sockets and unpacked models, so that two servers on one machine do not meet."""
+class Gateway:
+    """`python -m gateway` as our child, in front of our TorchServe; its other settings are its own."""
 
-    def __init__(self, properties: Mapping[str, str], *, log_folder: Path) -> None:
-        self.properties = dict(properties)
-        self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
-        self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
-        self.is_ready = False
-        self._log_folder = log_folder.resolve()
-        self._launcher: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
+    def __init__(self, address: str, properties: Mapping[str, str], *, log_folder: Path) -> None:
+        host, _, port = address.rpartition(":")
+        self.url = f"http://{address}"
+        self.log_file = log_folder.resolve() / "gateway.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        keys, certificate = key_file(properties), ca_file(properties)
+        self._environment = os.environ | {
+            "GATEWAY_HOST": host,
+            "GATEWAY_PORT": port,
+            "TORCHSERVE_URL": properties.get("inference_address", "http://127.0.0.1:8080"),
+            "TORCHSERVE_MANAGEMENT": properties.get("management_address", "") if keys else "",
+            "TORCHSERVE_KEY_FILE": str(keys or ""),
+            "TORCHSERVE_CA_FILE": str(certificate or ""),
+        }
 
     def start(self) -> None:
-        """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand."""
-        self._check()
-        self._folder = Path(tempfile.mkdtemp(prefix="audiocnn-"))
-        config = self._folder / "config.properties"
-        config.write_text("".join(f"{k}={v}\n" for k, v in self.properties.items()), encoding="utf-8")
-        self._log_folder.mkdir(parents=True, exist_ok=True)
-        command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
-        command += ["--ts-config", str(config), "--no-config-snapshots"]
+        """Start it and wait until it answers; `ServeError` with the end of its log if it does not."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("wb") as log:
-            self._launcher = subprocess.Popen(
-                command, env=self._environment(), stdout=log, stderr=log, start_new_session=True
-            )
-
-    def _check(self) -> None:
-        for archive in self.archives():
-            if not archive.is_file():
-                raise ServeError(f"{archive} is missing: build it with `make archive`")
-            verify(archive, known_sha256(archive, archive.parent))
-        environment = self._environment()
-        if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
-            raise ServeError("there is no Java: `make setup` puts one into .venv/bin")
-        for name, host, port in self._listeners():
-            if not _is_free(host, port):
-                raise ServeError(
-                    f"port {port} ({name}) is taken: stop what listens there (torchserve --stop?), or give "
-                    f"this server other ports with --set {name}=..."
-                )
-
-    def archives(self) -> list[Path]:
-        """The files that TorchServe will load."""
-        store = Path(self.properties.get("model_store", "."))
-        named = self.properties.get("load_models", f"{MODEL}.mar")
-        if named == "all":
-            return sorted(store.glob("*.mar"))
-        return [store / entry.rpartition("=")[2].strip() for entry in named.split(",") if entry.strip()]
-
-    def _listeners(self) -> Iterator[tuple[str, str, int]]:
-        """Name of the setting, host and port of everything that TorchServe will listen on."""
-        for name in ("inference_address", "management_address", "metrics_address"):
-            address = urlsplit(self.properties.get(name, ""))
-            if address.hostname and address.port:
-                yield name, address.hostname, address.port
-        for name, port in (("grpc_inference_port", "7070"), ("grpc_management_port", "7071")):
-            host = self.properties.get(name.replace("port", "address"), "127.0.0.1")
-            yield name, host, int(self.properties.get(name, port))
-
-    def _environment(self) -> dict[str, str]:
-        """Ours, less what would silently win over the configuration, the archive or the Java found."""
-        environment = dict(os.environ)
-        for name in ("PYTHONPATH", "TS_CONFIG_FILE"):
-            environment.pop(name, None)
-        if not Path(environment.get("JAVA_HOME", ""), "bin", "java").is_file():
-            environment.pop("JAVA_HOME", None)
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-        environment["LOG_LOCATION"] = environment["METRICS_LOCATION"] = str(self._log_folder)
-        if self._folder:
-            environment["TMPDIR"] = environment["TEMP"] = str(self._folder)
-        return environment
-
-    @property
-    def log_file(self) -> Path:
-        """Where everything that TorchServe prints goes."""
-        return self._log_folder / "torchserve.log"
+            command = [sys.executable, "-m", "gateway"]
+            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + _GATEWAY_START_SECONDS
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy between this machine and itself
+            while time.monotonic() < deadline and self.is_alive():
+                with contextlib.suppress(requests.RequestException):
+                    if session.get(f"{self.url}/health", timeout=5).ok:
+                        return
+                time.sleep(0.1)
+        end = self.log_file.read_text(errors="replace")[-2000:]
+        raise ServeError(f"the gateway did not start. The end of {self.log_file}:\n{end}")
 
     def is_alive(self) -> bool:
-        """Whether the launcher, and with it Java, still runs."""
-        return self._launcher is not None and self._launcher.poll() is None
-
-    def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
-        """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.
-
-        `/ping` would not do: it says Healthy with no model loaded.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        keys, certificate = key_file(self.properties), ca_file(self.properties)
-        with Client(self.inference, model=MODEL, key_file=keys, ca_file=certificate) as client:
-            while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
-                if client.ready():
-                    return
-                time.sleep(0.2)
-        if stop and stop.is_set():
-            return
-        reason = "did not answer in time" if self.is_alive() else "stopped"
-        raise ServeError(f"TorchServe {reason}. " + "\n".join(self._ends_of_logs()))
-
-    def _ends_of_logs(self) -> Iterator[str]:
-        """What Java printed last, and what the workers did."""
-        for path in (self.log_file, self.log_file.with_name("model_log.log")):
-            if path.is_file():
-                yield f"The end of {path}:"
-                yield from path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-
-    def drain(self, seconds: float, hurry: threading.Event) -> bool:
-        """Wait until nothing is queued or in work, so long at most, or until `hurry`; whether it is so."""
-        deadline = time.monotonic() + seconds
-        keys, certificate = key_file(self.properties), ca_file(self.properties)
-        management = Management(self.management, MODEL, key_file=keys, ca_file=certificate)
-        try:
-            busy = [version.name for version in management.versions()]
-            while busy and time.monotonic() < deadline and not hurry.is_set():
-                slice_seconds = min(2.0, deadline - time.monotonic())
-                if management.wait_idle(busy[0], timeout_seconds=slice_seconds):
-                    busy.pop(0)
-        except ManagementError:
-            return False
-        finally:
-            management.close()
-        return not busy
+        """Whether it still runs."""
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed.
-
-        The launcher leads a session of its own, so its members are found also when it has died before
-        them; and Java gets its signal also when it appears only now.
-        """
-        if self._launcher is not None:
-            deadline = time.monotonic() + _STOP_SECONDS
-            while (members := _session(self._launcher)) and time.monotonic() < deadline:
-                _signal([process for process in members if _is_java(process)], signal.SIGTERM)
-                time.sleep(0.05)
-            _signal(_session(self._launcher), signal.SIGKILL)
-            self._launcher.wait()
-            self._launcher = None
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-
-def _session(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The living processes of the session that `leader` leads, or led."""
-    leader.poll()  # reaps it, so that it does not count as living
-    members = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            is_alive = process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and os.getsid(process.pid) == leader.pid:
-                members.append(process)
-    return members
-
-
-def _is_java(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name() == "java"
-    return False
-
-
-def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        """It answers what it has, at most for a while."""
+        if self._process is None:
+            return
+        self._process.terminate()
         try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+            self._process.wait(_GATEWAY_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
-def free_port() -> int:
-    """A port on loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def run(server: TorchServe, *, timeout_seconds: float, grace_seconds: float) -> int:
-    """Serve until a signal; 0 after a clean stop, 1 if TorchServe ended by itself."""
+def run(server: TorchServe, gateway: Gateway | None, *, timeout_seconds: float, grace_seconds: float) -> int:
+    """Serve until a signal; 0 after a clean stop. Raises `ServeError` if something ended by itself."""
     stopping, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -241,15 +99,24 @@ def run(server: TorchServe, *, timeout_seconds: float, grace_seconds: float) -> 
             if known_sha256(archive, archive.parent) is None:
                 print(f"note: no checksum of {archive} is on record, it was not verified", flush=True)
         server.wait_ready(timeout_seconds, stopping)
+        if gateway and not stopping.is_set():
+            gateway.start()
+            print(f"gateway: {gateway.url}, log in {gateway.log_file}", flush=True)
         if not stopping.is_set():
             server.is_ready = True
             print(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}", flush=True)
         while not stopping.wait(0.2):
             if not server.is_alive():
                 raise ServeError(f"TorchServe ended by itself, see {server.log_file}")
+            if gateway and not gateway.is_alive():
+                raise ServeError(f"the gateway ended by itself, see {gateway.log_file}")
+        if gateway:
+            gateway.stop()  # first, so that nothing new comes
         if server.is_ready and not server.drain(grace_seconds, hurry):
             print("stopped with requests in hand", flush=True)
     finally:
+        if gateway:
+            gateway.stop()
         server.stop()
     print("stopped", flush=True)
     return 0
@@ -267,6 +134,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--grace", type=float, default=20.0, help="seconds that requests in hand are waited for (%(default)s)"
     )
+    parser.add_argument(
+        "--gateway",
+        nargs="?",
+        const=_GATEWAY,
+        metavar="HOST:PORT",
+        help=f"start the gateway too, on this address ({_GATEWAY})",
+    )
     args = parser.parse_args(arguments)
     if wrong := [pair for pair in args.set if "=" not in pair]:
         parser.error(f"--set {wrong[0]}: expected KEY=VALUE")
@@ -280,7 +154,8 @@ def main() -> int:
         properties = read_properties(args.config)
         properties |= dict(pair.split("=", 1) for pair in args.set)
         server = TorchServe(properties, log_folder=args.logs)
-        return run(server, timeout_seconds=args.timeout, grace_seconds=args.grace)
+        gateway = Gateway(args.gateway, properties, log_folder=args.logs) if args.gateway else None
+        return run(server, gateway, timeout_seconds=args.timeout, grace_seconds=args.grace)
     except (ConfigError, ArchiveError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from audiocnn import samples
 from handler.properties import ConfigError, read_properties
-from handler.serve import MODEL, ServeError, TorchServe, free_port
+from handler.torchserve import MODEL, ServeError, TorchServe, free_port
 
 WARM_UP_SECONDS = 1.0
 CLIENTS = {"throughput": 16, "latency": 1}

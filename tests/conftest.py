@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +123,12 @@ def server_settings(config: str = "config.properties", **model: object) -> dict[
 
 
 @contextmanager
-def running_server(logs: Path, settings: dict[str, str], *, folder: Path = ROOT) -> Iterator[Server]:
+def running_server(
+    logs: Path, settings: dict[str, str], *, folder: Path = ROOT, flags: Sequence[str] = ()
+) -> Iterator[Server]:
     """`python -m handler.serve` with these settings, started in a folder, ready, and stopped afterwards."""
     command = [sys.executable, "-m", "handler.serve", "--logs", str(logs)]
-    command += ["--config", str(ROOT / "config.properties")]
+    command += ["--config", str(ROOT / "config.properties"), *flags]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
     process = subprocess.Popen(

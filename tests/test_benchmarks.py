@@ -33,7 +33,7 @@ from benchmarks.clips import Clips
 from benchmarks.contestants import Bare, Rival, WithoutMaps
 from benchmarks.load import Measured, Sample, Target
 from benchmarks.serving import grid, without_delay
-from handler.serve import free_port
+from handler.torchserve import free_port
 from handler.tune import Setting
 from tests.conftest import CHECKPOINT, ROOT, STORE
 

@@ -27,6 +27,7 @@ from audiocnn.model import feature_map_names
 from tests.conftest import (
     ROOT,
     Server,
+    free_ports,
     running_server,
     server_settings,
     sound_file,
@@ -316,6 +317,32 @@ def test_requests_in_hand_are_answered_before_the_stop(tmp_path: Path) -> None:
         running.process.terminate()
         assert [reply.result().status_code for reply in replies] == [200] * 12
         assert running.process.wait(timeout=20) == 0
+
+
+def test_with_the_gateway_both_start_and_both_stop(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    settings = server_settings(minWorkers=1)
+    with running_server(tmp_path, settings, flags=["--gateway", f"127.0.0.1:{port}"]) as running:
+        processes = family(running.process.pid)
+        reply = requests.post(f"http://127.0.0.1:{port}/predict", files={"file": RAIN}, timeout=30)
+        assert reply.json()["predictions"][0]["class"] == "rain"
+        running.process.terminate()
+        assert running.process.wait(timeout=20) == 0
+        assert not [process for process in processes if is_alive(process)]
+
+
+def test_a_gateway_that_cannot_start_is_explained_and_nothing_is_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "handler.serve", "--logs", str(tmp_path), "--gateway", "127.0.0.1:1"]
+    for key, value in server_settings(minWorkers=1).items():
+        command += ["--set", f"{key}={value}"]
+    environment = os.environ | {"API_KEYS": "too-short"}
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 1
+    assert "API_KEYS" in run.stderr
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert not left
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:

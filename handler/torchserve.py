@@ -1,0 +1,216 @@
+"""One TorchServe as an object: started, watched, drained, stopped; nothing of it is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from audiocnn.client import Client
+from handler.archives import known_sha256, verify
+from handler.management import Management, ManagementError
+from handler.properties import ConfigError, ca_file, key_file
+
+MODEL = "audiocnn"
+_LOG_TAIL_LINES = 25
+_STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
+
+
+class ServeError(ConfigError):
+    """The server cannot start, with what to do about it."""
+
+
+class TorchServe:
+    """One TorchServe: the launcher, the Java front end and its workers, in a private folder for
+    sockets and unpacked models, so that two servers on one machine do not meet."""
+
+    def __init__(self, properties: Mapping[str, str], *, log_folder: Path) -> None:
+        self.properties = dict(properties)
+        self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
+        self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
+        self.is_ready = False
+        self._log_folder = log_folder.resolve()
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def start(self) -> None:
+        """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand."""
+        self._check()
+        self._folder = Path(tempfile.mkdtemp(prefix="audiocnn-"))
+        config = self._folder / "config.properties"
+        config.write_text("".join(f"{k}={v}\n" for k, v in self.properties.items()), encoding="utf-8")
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
+        command += ["--ts-config", str(config), "--no-config-snapshots"]
+        with self.log_file.open("wb") as log:
+            self._launcher = subprocess.Popen(
+                command, env=self._environment(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _check(self) -> None:
+        for archive in self.archives():
+            if not archive.is_file():
+                raise ServeError(f"{archive} is missing: build it with `make archive`")
+            verify(archive, known_sha256(archive, archive.parent))
+        environment = self._environment()
+        if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
+            raise ServeError("there is no Java: `make setup` puts one into .venv/bin")
+        for name, host, port in self._listeners():
+            if not _is_free(host, port):
+                raise ServeError(
+                    f"port {port} ({name}) is taken: stop what listens there (torchserve --stop?), or give "
+                    f"this server other ports with --set {name}=..."
+                )
+
+    def archives(self) -> list[Path]:
+        """The files that TorchServe will load."""
+        store = Path(self.properties.get("model_store", "."))
+        named = self.properties.get("load_models", f"{MODEL}.mar")
+        if named == "all":
+            return sorted(store.glob("*.mar"))
+        return [store / entry.rpartition("=")[2].strip() for entry in named.split(",") if entry.strip()]
+
+    def _listeners(self) -> Iterator[tuple[str, str, int]]:
+        """Name of the setting, host and port of everything that TorchServe will listen on."""
+        for name in ("inference_address", "management_address", "metrics_address"):
+            address = urlsplit(self.properties.get(name, ""))
+            if address.hostname and address.port:
+                yield name, address.hostname, address.port
+        for name, port in (("grpc_inference_port", "7070"), ("grpc_management_port", "7071")):
+            host = self.properties.get(name.replace("port", "address"), "127.0.0.1")
+            yield name, host, int(self.properties.get(name, port))
+
+    def _environment(self) -> dict[str, str]:
+        """Ours, less what would silently win over the configuration, the archive or the Java found."""
+        environment = dict(os.environ)
+        for name in ("PYTHONPATH", "TS_CONFIG_FILE"):
+            environment.pop(name, None)
+        if not Path(environment.get("JAVA_HOME", ""), "bin", "java").is_file():
+            environment.pop("JAVA_HOME", None)
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+        environment["LOG_LOCATION"] = environment["METRICS_LOCATION"] = str(self._log_folder)
+        if self._folder:
+            environment["TMPDIR"] = environment["TEMP"] = str(self._folder)
+        return environment
+
+    @property
+    def log_file(self) -> Path:
+        """Where everything that TorchServe prints goes."""
+        return self._log_folder / "torchserve.log"
+
+    def is_alive(self) -> bool:
+        """Whether the launcher, and with it Java, still runs."""
+        return self._launcher is not None and self._launcher.poll() is None
+
+    def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
+        """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.
+
+        `/ping` would not do: it says Healthy with no model loaded.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        keys, certificate = key_file(self.properties), ca_file(self.properties)
+        with Client(self.inference, model=MODEL, key_file=keys, ca_file=certificate) as client:
+            while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
+                if client.ready():
+                    return
+                time.sleep(0.2)
+        if stop and stop.is_set():
+            return
+        reason = "did not answer in time" if self.is_alive() else "stopped"
+        raise ServeError(f"TorchServe {reason}. " + "\n".join(self._ends_of_logs()))
+
+    def _ends_of_logs(self) -> Iterator[str]:
+        """What Java printed last, and what the workers did."""
+        for path in (self.log_file, self.log_file.with_name("model_log.log")):
+            if path.is_file():
+                yield f"The end of {path}:"
+                yield from path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+
+    def drain(self, seconds: float, hurry: threading.Event) -> bool:
+        """Wait until nothing is queued or in work, so long at most, or until `hurry`; whether it is so."""
+        deadline = time.monotonic() + seconds
+        keys, certificate = key_file(self.properties), ca_file(self.properties)
+        management = Management(self.management, MODEL, key_file=keys, ca_file=certificate)
+        try:
+            busy = [version.name for version in management.versions()]
+            while busy and time.monotonic() < deadline and not hurry.is_set():
+                slice_seconds = min(2.0, deadline - time.monotonic())
+                if management.wait_idle(busy[0], timeout_seconds=slice_seconds):
+                    busy.pop(0)
+        except ManagementError:
+            return False
+        finally:
+            management.close()
+        return not busy
+
+    def stop(self) -> None:
+        """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed.
+
+        The launcher leads a session of its own, so its members are found also when it has died before
+        them; and Java gets its signal also when it appears only now.
+        """
+        if self._launcher is not None:
+            deadline = time.monotonic() + _STOP_SECONDS
+            while (members := _session(self._launcher)) and time.monotonic() < deadline:
+                _signal([process for process in members if _is_java(process)], signal.SIGTERM)
+                time.sleep(0.05)
+            _signal(_session(self._launcher), signal.SIGKILL)
+            self._launcher.wait()
+            self._launcher = None
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _session(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The living processes of the session that `leader` leads, or led."""
+    leader.poll()  # reaps it, so that it does not count as living
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            is_alive = process.status() != psutil.STATUS_ZOMBIE
+            if is_alive and os.getsid(process.pid) == leader.pid:
+                members.append(process)
+    return members
+
+
+def _is_java(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name() == "java"
+    return False
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
