@@ -1,4 +1,7 @@
-"""Classify sound files without a server: `python -m audiocnn clip.wav`."""
+"""Classify sound files without a server: `python -m audiocnn clip.wav`.
+
+`python -m audiocnn listen clip.wav` plays one to a running gateway and prints what it hears.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from audiocnn import listen
 from audiocnn.answer import render
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError, BadOption, ModelFileError
@@ -26,7 +30,7 @@ STORE = Path("model_store")
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m audiocnn", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV, FLAC, Ogg, MP3 or AIFF")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="sound files")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument("--top-k", default="3", help="classes per file (%(default)s)")
     parser.add_argument("--min-confidence", default="0", help="leave out what is less sure (%(default)s)")
@@ -63,7 +67,10 @@ def _add_rows(table: Table, answer: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: all answered; 1: some files had errors; 2: the model or an option is wrong."""
-    args = parse_arguments(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["listen"]:
+        return listen.main(words[1:])
+    args = parse_arguments(words)
     try:
         classifier = Classifier.load(args.model or served(STORE), threads=args.threads)
         raw = {"top_k": args.top_k, "min_confidence": args.min_confidence}

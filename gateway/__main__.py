@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand slow callers are a thousand files
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn stops, then raises the signal again: no need to die
     running = server(settings)
     running.run()
     return 0 if running.started else 1

@@ -11,11 +11,10 @@ import binascii
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import orjson
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -117,12 +116,6 @@ class Gateway:
         )
         return await read_form(request, chunks, self.settings)
 
-    async def predict_form(self, request: Request, **more: Any) -> dict[str, Any]:
-        """The answer to the one clip in a form, with the form's options and `more`."""
-        async with contextlib.AsyncExitStack() as stack:
-            form = await self.form(request, stack)
-            return await self.predict(only_file(form), request.state.request_id, form.fields | more)
-
 
 def only_file(form: Form) -> bytes:
     """The clip of a form that must have one."""
@@ -205,12 +198,6 @@ def add_error_handlers(app: FastAPI) -> None:
         reply.headers.update(error.headers or {})
         return reply
 
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"][1:]))
-        return error_response(BadRequest(f"{where}: {problem['msg']}."), request.state.request_id)
-
 
 def add_reading_routes(app: FastAPI, gateway: Gateway) -> None:
     """`GET`: how the server is, and what it serves."""
@@ -270,7 +257,9 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
     )
     async def predict(request: Request) -> Response:
         """Name the sounds in one file: `curl -F file=@clip.wav -F top_k=3 .../predict`."""
-        return json_reply(await gateway.predict_form(request))
+        async with contextlib.AsyncExitStack() as stack:
+            form = await gateway.form(request, stack)
+            return json_reply(await gateway.predict(only_file(form), request.state.request_id, form.fields))
 
     @app.post(
         "/spectrogram",
@@ -279,13 +268,19 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
             200: {"model": schemas.SpectrogramReply, "content": {"image/png": {}}},
             **failures,
         },
-        openapi_extra=schemas.form_body("file", more={}),
+        openapi_extra=schemas.form_body("file", more=schemas.FORMAT) | schemas.FORMAT_PARAMETER,
     )
-    async def spectrogram(
-        request: Request, output: Annotated[Literal["json", "png"], Query(alias="format")] = "json"
-    ) -> Response:
+    async def spectrogram(request: Request) -> Response:
         """The log-mel spectrogram that the network saw, with Hz and seconds, or `?format=png`."""
-        answer = await gateway.predict_form(request, spectrogram=True, top_k=1)
+        async with contextlib.AsyncExitStack() as stack:
+            form = await gateway.form(request, stack)
+            output = request.query_params.get("format") or form.fields.pop("format", "json")
+            if output not in ("json", "png"):
+                raise BadOption(f"format={output[:40]!r} is not possible: it must be json or png.")
+            if form.fields:
+                raise BadOption(f"There is no option {next(iter(form.fields))[:40]!r} here: only format.")
+            options = {"spectrogram": True, "top_k": 1}
+            answer = await gateway.predict(only_file(form), request.state.request_id, options)
         if output == "png":
             png = await asyncio.to_thread(pictures.spectrogram_png, answer["input_spectrogram"])
             return Response(png, media_type="image/png")

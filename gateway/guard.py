@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -25,6 +27,7 @@ log = logging.getLogger("gateway")
 MAX_ID_LENGTH = 128
 OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json")  # for probes and readers: need no key
 _MAX_CALLERS = 10_000
+_DRAIN_SECONDS = 2.0
 
 
 class RateLimit:
@@ -102,6 +105,29 @@ def error_response(error: Known, request_id: str) -> Response:
     return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 
+class Body:
+    """Knows how much of a request's body was read."""
+
+    def __init__(self, receive: Receive, *, is_awaited: bool) -> None:
+        self.is_read = False
+        self._receive = receive
+        self._is_awaited = is_awaited  # the caller waits for "100 Continue", which the first read sends
+
+    async def receive(self) -> Message:
+        """The next message of the connection."""
+        message = await self._receive()
+        self._is_awaited = False
+        self.is_read = not message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read on for a moment: many clients look at the reply only after they have sent everything."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not (self.is_read or self._is_awaited):
+                    await self.receive()
+
+
 class Guard:
     """ASGI middleware around all routes of HTTP; a stream asks the `Door` itself."""
 
@@ -110,7 +136,11 @@ class Guard:
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, and log it in one line."""
+        """Serve one request, and log it in one line.
+
+        A request that is refused before its body was read loses its connection: who sends slowly, or
+        endlessly, would else go on doing so.
+        """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -118,26 +148,31 @@ class Guard:
         request_id = request_id_in(headers)
         scope.setdefault("state", {})["request_id"] = request_id
         began, status = time.perf_counter(), 0
+        body = Body(receive, is_awaited="expect" in headers)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                reply_headers = MutableHeaders(scope=message)
+                reply_headers["X-Request-Id"] = request_id
+                if scope["method"] == "POST" and not body.is_read:
+                    await body.drain()
+                    reply_headers["Connection"] = "close"
             await send(message)
 
         try:
             self._admit(scope, headers)
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, body.receive, send_with_id)
         except ClientDisconnect:
             pass
         except (GatewayError, AudioError, ServerError) as error:
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            await error_response(error, request_id)(scope, body.receive, send_with_id)
         except Exception:
             log.exception("request %s failed", request_id)
             if not status:
                 failed = GatewayError("The gateway failed; its log has the request id and the reason.")
-                await error_response(failed, request_id)(scope, receive, send_with_id)
+                await error_response(failed, request_id)(scope, body.receive, send_with_id)
         elapsed_ms = 1000 * (time.perf_counter() - began)
         path = scope["raw_path"].decode("ascii", "replace")  # still quoted: no line breaks into the log
         log.info("%s %s %d %.1f ms %s", scope["method"], path, status, elapsed_ms, request_id)

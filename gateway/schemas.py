@@ -201,6 +201,9 @@ OPTIONS: dict[str, Any] = {
     "windows": _FLAG | {"description": "the answer of every 5 s window"},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
 }
+_FORMAT = {"type": "string", "enum": ["json", "png"], "default": "json"}
+FORMAT: dict[str, Any] = {"format": _FORMAT}
+FORMAT_PARAMETER = {"parameters": [{"name": "format", "in": "query", "schema": _FORMAT}]}
 _FILE = {"type": "string", "format": "binary"}
 
 

@@ -22,7 +22,6 @@ _MAX_FIELD_BYTES = 1 << 16
 _MAX_FIELDS = 32
 _MAX_PART_HEADER_BYTES = 4096
 _FORM_BYTES = MIB  # what boundaries, headers and option fields may add to the audio
-_DRAIN_SECONDS = 2.0
 
 
 class Budget:
@@ -87,19 +86,8 @@ async def receiving(
 
     try:
         yield chunks()
-    except UploadTooLarge:
-        await _drain(request)
-        raise
     finally:
         budget.give_back(taken)
-
-
-async def _drain(request: Request) -> None:
-    """Read on for a moment: many clients look at the reply only after they have sent everything."""
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            async for _ in request.stream():
-                pass
 
 
 def too_large(settings: Settings) -> UploadTooLarge:
