@@ -274,9 +274,10 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
         """The log-mel spectrogram that the network saw, with Hz and seconds, or `?format=png`."""
         async with contextlib.AsyncExitStack() as stack:
             form = await gateway.form(request, stack)
-            output = request.query_params.get("format") or form.fields.pop("format", "json")
-            if output not in ("json", "png"):
-                raise BadOption(f"format={output[:40]!r} is not possible: it must be json or png.")
+            given = [form.fields.pop("format", "json"), *request.query_params.getlist("format")]
+            if wrong := [value for value in given if value not in ("json", "png")]:
+                raise BadOption(f"format={wrong[0][:40]!r} is not possible: it must be json or png.")
+            output = given[-1]
             if form.fields:
                 raise BadOption(f"There is no option {next(iter(form.fields))[:40]!r} here: only format.")
             options = {"spectrogram": True, "top_k": 1}
@@ -344,6 +345,10 @@ async def answer_files(gateway: Gateway, form: Form, request: Request) -> list[d
                 result = body_of(error) | {"request_id": request_id}
         return {"file": file_name, **result}
 
-    return await asyncio.gather(
+    results = await asyncio.gather(
         *(answer(number, file_name, audio) for number, (_, file_name, audio) in enumerate(form.files))
     )
+    problems = [row["error"] for row in results if row.get("error", {}).get("code") == BadOption.code]
+    if len(problems) == len(results):  # it is the same option for all: not one file's fault
+        raise BadOption(problems[0]["message"])
+    return results

@@ -264,6 +264,11 @@ def test_a_batch_answers_each_file(gateway: RunningGateway) -> None:
     assert [row["error"]["code"] for row in results[1::2]] == ["unsupported_format", "empty_audio"]
 
 
+def test_a_bad_option_of_a_batch_is_one_error(gateway: RunningGateway) -> None:
+    reply = gateway.post("/predict_batch", files=[("files", RAIN)] * 2, data={"top_k": "0"})
+    assert (reply.status_code, code(reply)) == (400, "bad_option")
+
+
 # --- who may ask ---
 
 
@@ -552,3 +557,19 @@ def test_the_document_describes_the_replies(gateway: RunningGateway) -> None:
             assert operation["description"]
             assert "422" not in operation["responses"]
     assert "Traceback" not in json.dumps(schema)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_schemathesis_finds_nothing(gateway: RunningGateway) -> None:
+    """Thousands of requests made up from the document: no 5xx, no reply that it does not describe."""
+    command = [str(Path(sys.executable).with_name("st")), "run", f"{gateway.url}/openapi.json", "--no-color"]
+    command += ["--max-examples", "100", "--seed", "1", "--request-timeout", "60"]
+    # The document cannot say that a string is the name of a class, or bytes a sound; and forms carry text,
+    # so yes, 1 and on are taken for true though it says boolean.
+    command += ["--exclude-checks", "positive_data_acceptance,negative_data_rejection"]
+    environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
+    print(result.stdout[-1500:])
+    assert result.returncode == 0, result.stdout[:20_000] + result.stderr
+    assert gateway.get("/ready").status_code == 200
