@@ -95,8 +95,10 @@ def nothing(waveform: Tensor, target: Tensor, probability: float) -> tuple[Tenso
     """Noise alone in place of some of the clips, with equal shares for all classes as target: a hiss is
     no sound to name.
 
-    Its level is -70 to -6 dB re full scale (rms), its power falls or rises with frequency by up to 1.5 dB
-    an octave: nearly white. (What falls faster is rain, wind or the sea.)
+    Its level is -70 to 0 dB re full scale (rms), its power falls or rises with frequency by up to 1.5 dB
+    an octave: nearly white. (What falls faster is rain, wind or the sea.) Its samples are distributed
+    normally, evenly, or as if hard clipped: where the front end raises peaks to full scale, noise of low
+    peaks is the louder noise.
     """
     chosen = _chosen(waveform, probability)[:, 0].nonzero()[:, 0]
     if not len(chosen):
@@ -105,7 +107,9 @@ def nothing(waveform: Tensor, target: Tensor, probability: float) -> tuple[Tenso
     octaves = torch.arange(1, spectrum.shape[1] + 1, device=waveform.device).log2()
     slope = _uniform(chosen, -0.25, 0.25)  # of the amplitude, in octaves an octave: 6 dB each
     noise = torch.fft.irfft(spectrum * torch.exp2(octaves * slope), n=waveform.shape[1])
-    level = torch.pow(10.0, _uniform(chosen, -70.0, -6.0) / 20)
+    noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt()
+    noise = torch.erf(noise * torch.pow(10.0, _uniform(chosen, -1.0, 0.5)))  # even at a drive of 0.7
+    level = torch.pow(10.0, _uniform(chosen, -70.0, 0.0) / 20)
     noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt() * level
     waveform, target = waveform.clone(), target.clone()
     waveform[chosen] = noise.clamp(-1.0, 1.0)
