@@ -24,7 +24,7 @@ from audiocnn.client import Client
 from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
-from tests.test_client import torchserve_with_tokens
+from tests.test_client_torchserve import torchserve_with_tokens
 
 RAIN = samples.wav("rain")
 MANIFEST = "MAR-INF/MANIFEST.json"
