@@ -7,7 +7,8 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,10 @@ async def listen(args: argparse.Namespace, waveform: npt.NDArray[np.float32]) ->
     start = {"sample_rate": SAMPLE_RATE, "hop_seconds": args.hop_seconds, "top_k": args.top_k}
     headers = {"X-API-Key": args.api_key} if args.api_key else {}
     try:
-        async with connect(args.url, additional_headers=headers, proxy=None) as socket:
+        proxy: Literal[True] | None = (
+            None if urlsplit(args.url).hostname in ("127.0.0.1", "localhost", "::1") else True
+        )
+        async with connect(args.url, additional_headers=headers, proxy=proxy) as socket:
             await socket.send(json.dumps(start))
             playing = asyncio.create_task(play(socket, waveform))
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,16 @@ from gateway.settings import Settings
 
 MAX_FRAME_BYTES = 1 << 20
 _GRACE_SECONDS = 10
+
+
+class Server(uvicorn.Server):
+    """Says on standard output when it listens: whoever started it may wait for the line."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            print(f"gateway: http://{self.config.host}:{self.config.port} (/docs)", flush=True)
 
 
 def server(settings: Settings) -> uvicorn.Server:
@@ -40,7 +51,7 @@ def server(settings: Settings) -> uvicorn.Server:
         timeout_graceful_shutdown=_GRACE_SECONDS,
         limit_concurrency=None,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand slow callers are a thousand files
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn stops, then raises the signal again: no need to die
+    if settings.gateway_host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
+        logging.getLogger("gateway").warning("others can reach this gateway, and API_KEYS is not set")
     running = server(settings)
-    running.run()
+    try:
+        running.run()
+    except SystemExit:  # uvicorn has said why
+        return 1
     return 0 if running.started else 1
 
 

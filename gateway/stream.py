@@ -37,6 +37,7 @@ MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 192_000  # Hz: what microphones and so
 MIN_HOP_SECONDS, MAX_HOP_SECONDS = 0.1, 10.0
 _AHEAD_SECONDS = 10.0  # of sound that may come faster than real time before we stop reading
 _MAX_CONTROL_LENGTH = 4096
+_GOODBYE_SECONDS = 2.0
 
 NORMAL, GOING_AWAY, BAD_DATA, TRY_LATER = 1000, 1001, 1007, 1013
 BAD_START, UNAUTHORIZED, IDLE, TOO_MANY = 4400, 4401, 4408, 4429
@@ -223,7 +224,8 @@ class Stream:
             if self._hop == self._answered_hop:
                 continue
             async with self._streams.turns:
-                await self._send(await self._answer())
+                answer = await self._answer()
+            await self._send(answer)  # the turn is over: a caller who does not read holds up nobody
 
     async def _answer(self) -> dict[str, Any]:
         """The answer to the newest window, or why there is none; the stream goes on."""
@@ -260,7 +262,11 @@ class Stream:
         }
 
     async def _send(self, content: dict[str, Any]) -> None:
-        await self._socket.send_text(orjson.dumps(content).decode())
+        try:
+            async with asyncio.timeout(self._streams.settings.stream_idle_seconds):
+                await self._socket.send_text(orjson.dumps(content).decode())
+        except TimeoutError:
+            raise Refused(IDLE, "idle", "The answers are not read.") from None
 
 
 async def _receive(socket: WebSocket) -> str | bytes:
@@ -280,7 +286,9 @@ def _json(text: str) -> object:
 
 
 async def _say_goodbye(socket: WebSocket, refusal: Refused) -> None:
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # they may be gone already
-        if socket.application_state == WebSocketState.CONNECTED:
-            await socket.send_text(orjson.dumps(refusal.body).decode())
-            await socket.close(refusal.close_code)
+    # They may be gone already, or not read.
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+        async with asyncio.timeout(_GOODBYE_SECONDS):
+            if socket.application_state == WebSocketState.CONNECTED:
+                await socket.send_text(orjson.dumps(refusal.body).decode())
+                await socket.close(refusal.close_code)

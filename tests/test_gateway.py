@@ -28,6 +28,7 @@ from audiocnn.labels import ESC50
 from tests.conftest import ROOT, Server, free_ports, sound_file, tone, wait_until
 from tests.gateways import KEY, RunningGateway, running_gateway
 from tests.test_client import BUSY, script
+from tests.test_contracts import OURS, imports_of
 from tests.test_formats import encoded
 
 RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
@@ -315,6 +316,20 @@ def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str) 
     assert name != "API_KEYS" or value not in result.stderr
 
 
+def test_a_port_that_is_taken(gateway: RunningGateway) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gateway"],
+        cwd=ROOT,
+        env=os.environ | {"GATEWAY_PORT": str(gateway.port)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 1
+    assert "address already in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_pages_of_foreign_origins(strict: RunningGateway) -> None:
     headers = {"X-API-Key": KEY}
     for origin in ("https://evil.example", "null", f"http://127.0.0.1:{strict.port}"):
@@ -390,6 +405,18 @@ def test_an_endless_body_is_stopped(strict: RunningGateway) -> None:
     headers = {"X-API-Key": KEY, "Content-Type": "multipart/form-data; boundary=b"}
     reply = strict.post("/predict", content=body(), headers=headers)
     assert (reply.status_code, code(reply)) == (413, "upload_too_large")
+
+
+def test_a_polite_caller_is_refused_before_it_sends(strict: RunningGateway) -> None:
+    """`Expect: 100-continue` with a length that is too large: not a byte of the body is asked for."""
+    with socket.create_connection(("127.0.0.1", strict.port)) as connection:
+        connection.settimeout(10)
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\nExpect: 100-continue\r\n"
+            b"X-API-Key: " + KEY.encode() + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+        )
+        reply = b"".join(iter(lambda: connection.recv(10_000), b""))
+    assert reply.startswith(b"HTTP/1.1 413")
 
 
 def test_too_many_files(strict: RunningGateway) -> None:
@@ -575,3 +602,13 @@ def test_schemathesis_finds_nothing(gateway: RunningGateway, tmp_path: Path) -> 
     print(result.stdout[-1500:])
     assert result.returncode == 0, result.stdout[:20_000] + result.stderr
     assert gateway.get("/ready").status_code == 200
+
+
+def test_the_gateway_imports_only_the_light_part_of_the_core() -> None:
+    light = {"async_client", "client", "config", "errors", "labels", "protocol"}
+    for path in (ROOT / "gateway").glob("**/*.py"):
+        foreign = {name for name in imports_of(path) if name.split(".")[0] in OURS}
+        modules = {name.split(".")[1] for name in foreign if name.split(".")[0] == "audiocnn"}
+        assert modules <= light, path
+        assert {name.split(".")[0] for name in foreign} <= {"audiocnn", "gateway"}, path
+        assert not {name.split(".")[0] for name in imports_of(path)} & {"torch", "soundfile", "onnxruntime"}
