@@ -57,7 +57,10 @@ def gateway_before(torchserve: str, **settings: str) -> Iterator[tuple[str, int]
     port = new_port()
     values = {"TORCHSERVE_URL": torchserve, "GATEWAY_PORT": str(port)} | settings
     process = subprocess.Popen(
-        [sys.executable, "-m", "gateway"], env=os.environ | values, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "gateway"],
+        env=os.environ | values,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -332,8 +332,7 @@ async def answer_files(gateway: Gateway, form: Form, request: Request) -> list[d
     """One answer or error for each file of a form, in their order."""
     if not form.files or any(name != "files" for name, _, _ in form.files):
         raise BadRequest("Send sound files in fields named files: curl -F files=@a.wav -F files=@b.wav ...")
-    if len(form.files) > 1:  # the first one was paid for at the door
-        gateway.door.rate.charge(request.state.caller, len(form.files) - 1)
+    gateway.door.rate.owe(request.state.caller, len(form.files) - 1)  # one was paid for at the door
     slots = asyncio.Semaphore(_BATCH_CONCURRENCY)
 
     async def answer(number: int, file_name: str, audio: bytes) -> dict[str, Any]:

@@ -39,23 +39,32 @@ class RateLimit:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller: tokens left, when
 
-    def charge(self, caller: str, cost: int = 1) -> None:
-        """Take `cost` requests off the caller's bucket; raises `RateLimited` if it is empty.
-
-        A cost above what is left is a debt: a batch passes, and the caller waits afterwards.
-        """
+    def charge(self, caller: str) -> None:
+        """Take a request off the caller's bucket; raises `RateLimited` if it is empty."""
         if not self._per_second:
             return
-        now = self._clock()
-        left, then = self._buckets.pop(caller, (self._burst, now))
-        left = min(self._burst, left + (now - then) * self._per_second)
+        left = self._left(caller)
         refused = left < 1
-        self._buckets[caller] = (left if refused else left - cost, now)
-        if len(self._buckets) > _MAX_CALLERS:  # forget whoever was silent for longest
-            self._buckets.popitem(last=False)
+        self._put(caller, left if refused else left - 1)
         if refused:
             wait = (1 - left) / self._per_second
             raise RateLimited(f"Too many requests: ask again in {wait:.0f} s or more.", wait)
+
+    def owe(self, caller: str, count: int) -> None:
+        """Take so many more off, below zero too: a batch passes, and the caller waits afterwards."""
+        if self._per_second:
+            self._put(caller, self._left(caller) - count)
+
+    def _left(self, caller: str) -> float:
+        now = self._clock()
+        left, then = self._buckets.get(caller, (self._burst, now))
+        return min(self._burst, left + (now - then) * self._per_second)
+
+    def _put(self, caller: str, left: float) -> None:
+        self._buckets[caller] = (left, self._clock())
+        self._buckets.move_to_end(caller)
+        if len(self._buckets) > _MAX_CALLERS:  # forget whoever was silent for longest
+            self._buckets.popitem(last=False)
 
 
 class Door:

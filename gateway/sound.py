@@ -32,7 +32,8 @@ class NewestWindow:
         self.received = 0  # samples at the input rate
         self.is_too_loud = False
         self._size = round(window_seconds * sample_rate)
-        self._kept: FloatArray | None = None
+        self._ring: FloatArray | None = None  # (size,)
+        self._kept = 0  # samples kept since the beginning; the next one goes to this place, modulo size
         self._energy = 0.0  # sum of squares since the last `take_level`
         self._count = 0
         self._resampler: soxr.ResampleStream | None = None
@@ -63,8 +64,24 @@ class NewestWindow:
         return resampled
 
     def _keep(self, samples: FloatArray) -> None:
-        kept = np.zeros(0, np.float32) if self._kept is None else self._kept
-        self._kept = np.concatenate([kept[-self._size :], samples])[-self._size :].copy()
+        """Over the oldest. Browsers send 128 samples at a time: moving the whole window would cost."""
+        if self._ring is None:
+            self._ring = np.zeros(self._size, np.float32)
+        self._kept += max(0, len(samples) - self._size)
+        samples = samples[-self._size :]
+        place = self._kept % self._size
+        first = samples[: self._size - place]
+        self._ring[place : place + len(first)] = first
+        self._ring[: len(samples) - len(first)] = samples[len(first) :]
+        self._kept += len(samples)
+
+    def newest(self) -> FloatArray:
+        """The window, oldest sample first: `(num_samples,)`, shorter at the beginning of the stream."""
+        if self._ring is None:
+            return np.zeros(0, np.float32)
+        if self._kept < self._size:
+            return self._ring[: self._kept].copy()
+        return np.roll(self._ring, -(self._kept % self._size))
 
     @property
     def seconds(self) -> float:
@@ -79,14 +96,15 @@ class NewestWindow:
 
     def wav(self) -> bytes | None:
         """The newest window as a 16-bit WAV file; None before the first sample."""
-        if self._kept is None or not len(self._kept):
+        waveform = self.newest()
+        if not len(waveform):
             return None
         file = io.BytesIO()
         with wave.open(file, "wb") as writer:
             writer.setnchannels(1)
             writer.setsampwidth(2)
             writer.setframerate(self.sample_rate)
-            writer.writeframes(np.round(self._kept * 32_767).astype("<i2").tobytes())
+            writer.writeframes(np.round(waveform * 32_767).astype("<i2").tobytes())
         return file.getvalue()
 
 

@@ -25,6 +25,8 @@ from PIL import Image
 
 from audiocnn.client import Client
 from audiocnn.labels import ESC50
+from gateway.errors import RateLimited
+from gateway.guard import RateLimit
 from tests.conftest import ROOT, Server, free_ports, sound_file, tone, wait_until
 from tests.gateways import KEY, RunningGateway, running_gateway
 from tests.test_client import BUSY, script
@@ -374,6 +376,23 @@ def test_a_rate_is_kept_per_caller(server: Server, tmp_path: Path) -> None:
         assert gateway.post("/predict_batch", files=files, headers=batch).status_code == 200
         assert gateway.get("/labels", headers=batch).status_code == 429  # a batch counts as its files
         assert gateway.get("/health").status_code == 200
+
+
+def test_the_rate_comes_back_with_time() -> None:
+    now = 0.0
+    rate = RateLimit(60, clock=lambda: now)
+    for _ in range(10):
+        rate.charge("a")
+    with pytest.raises(RateLimited):
+        rate.charge("a")
+    rate.charge("b")
+    rate.owe("a", 3)
+    now = 3.5
+    with pytest.raises(RateLimited) as caught:
+        rate.charge("a")
+    assert caught.value.retry_after_seconds == pytest.approx(0.5)
+    now = 4.1
+    rate.charge("a")
 
 
 # --- limits ---

@@ -396,6 +396,27 @@ def test_the_window_is_the_newest_and_does_not_grow(input_rate: int) -> None:
     assert window.seconds == pytest.approx(4.0, abs=0.001)
 
 
+@pytest.mark.parametrize("sizes", [[1], [128], [999], [1000], [1001], [2500], [1, 998, 5, 1000, 3, 2500, 7]])
+def test_the_window_is_the_end_of_all_that_came(sizes: list[int]) -> None:
+    window = NewestWindow(input_rate=1000, sample_rate=1000, window_seconds=1.0)
+    sound = np.random.default_rng(0).uniform(-1, 1, 6000).astype(np.float32)
+    place = 0
+    for size in sizes * 20:
+        window.push(sound[place : place + size].tobytes())
+        place = min(place + size, len(sound))
+        np.testing.assert_array_equal(window.newest(), sound[max(0, place - 1000) : place])
+
+
+def test_small_frames_are_cheap() -> None:
+    """A browser's 128 samples at a time: a second of sound in a small part of a second."""
+    window = NewestWindow(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
+    frame = np.zeros(128, np.float32).tobytes()
+    began = time.perf_counter()
+    for _ in range(375):
+        window.push(frame)
+    assert time.perf_counter() - began < 0.1
+
+
 def test_an_idle_stream_holds_nothing() -> None:
     window = NewestWindow(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
     assert window.take_level() == SILENCE_DBFS
