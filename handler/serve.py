@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,7 @@ class Gateway:
         host, _, port = address.rpartition(":")
         self.url = f"http://{address}"
         self.log_file = log_folder.resolve() / "gateway.log"
+        self._model_config = log_folder.resolve() / "model-config.json"
         self._process: subprocess.Popen[bytes] | None = None
         keys, certificate = key_file(properties), ca_file(properties)
         self._environment = os.environ | {
@@ -48,11 +50,17 @@ class Gateway:
             "TORCHSERVE_MANAGEMENT": properties.get("management_address", "") if keys else "",
             "TORCHSERVE_KEY_FILE": str(keys or ""),
             "TORCHSERVE_CA_FILE": str(certificate or ""),
+            "MODEL_CONFIG_FILE": str(self._model_config),
         }
 
-    def start(self) -> None:
-        """Start it and wait until it answers; `ServeError` with the end of its log if it does not."""
+    def start(self, archive: Path) -> None:
+        """Start it and wait until it answers; `ServeError` with the end of its log if it does not.
+
+        `archive` is what TorchServe serves: the gateway is told its front end.
+        """
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(archive) as file:
+            self._model_config.write_bytes(file.read("config.json"))
         with self.log_file.open("wb") as log:
             command = [sys.executable, "-m", "gateway"]
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
@@ -100,7 +108,7 @@ def run(server: TorchServe, gateway: Gateway | None, *, timeout_seconds: float, 
                 print(f"note: no checksum of {archive} is on record, it was not verified", flush=True)
         server.wait_ready(timeout_seconds, stopping)
         if gateway and not stopping.is_set():
-            gateway.start()
+            gateway.start(server.archives()[0])
             print(f"gateway: {gateway.url}, log in {gateway.log_file}", flush=True)
         if not stopping.is_set():
             server.is_ready = True
