@@ -195,7 +195,7 @@ def test_bare_noise_is_no_class_at_all() -> None:
     level = 20 * rms(noisy[replaced]).log10()
     assert level.min() > -71
     assert level.max() < 0.1
-    crest = 20 * noisy[replaced].abs().amax(dim=1).log10() - level  # dB: 12 if normal, 5 if even, 0 if clipped
+    crest = 20 * noisy[replaced].abs().amax(dim=1).log10() - level  # 12 dB: normal; 5: even; 0: clipped
     assert crest.min() < 2
     assert crest.max() > 10
     power = torch.fft.rfft(noisy[replaced]).abs().square()

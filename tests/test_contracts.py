@@ -186,7 +186,7 @@ LIGHT = {
     "errors",
     "labels",
     "protocol",
-}  # what the gateway and thin clients may import
+}  # all that clients import
 
 
 def imports_of(path: Path) -> set[str]:
