@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -24,7 +25,7 @@ from audiocnn.async_client import AsyncClient
 from audiocnn.errors import AudioError, BadBase64, BadOption, ServerError
 from gateway import pictures, schemas
 from gateway.errors import BadRequest, Busy, GatewayError, NotReady, WrongMediaType, body_of
-from gateway.guard import Door, Guard, error_response
+from gateway.guard import DOCS_ASSETS, Door, Guard, error_response
 from gateway.model import Served
 from gateway.settings import MIB, Settings
 from gateway.stream import Streams
@@ -164,8 +165,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with gateway.running():
             yield
 
-    app = FastAPI(
-        title="AudioCNN Serve", version="1.0", description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    app = FastAPIOffline(  # /docs with its scripts from here, not from somebody's network
+        title="AudioCNN Serve",
+        version="1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        static_url=DOCS_ASSETS,
     )
     app.add_middleware(Guard, door=gateway.door)
     app.add_middleware(  # the last one added is the outermost: refusals carry its headers too

@@ -26,6 +26,7 @@ log = logging.getLogger("gateway")
 
 MAX_ID_LENGTH = 128
 OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json")  # for probes and readers: need no key
+DOCS_ASSETS = "/docs-assets"
 _MAX_CALLERS = 10_000
 _DRAIN_SECONDS = 2.0
 
@@ -190,7 +191,7 @@ class Guard:
         if scope["path"] == "/health":
             return
         self._door.check_origin(headers.get("origin"))
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS or scope["path"].startswith(f"{DOCS_ASSETS}/"):
             return
         key = key_in(headers)
         self._door.check_key(key)

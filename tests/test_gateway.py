@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,7 +92,11 @@ def test_config_names_the_model_its_front_end_and_the_limits(gateway: RunningGat
 
 
 def test_documentation_is_there(gateway: RunningGateway) -> None:
-    assert gateway.get("/docs").status_code == 200
+    page = gateway.get("/docs")
+    assert page.status_code == 200
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sources
+    assert all(gateway.get(source).status_code == 200 for source in sources)  # none from another server
     paths = gateway.get("/openapi.json").json()["paths"]
     expected = {"/health", "/ready", "/labels", "/config"}
     assert set(paths) == expected | {"/predict", "/spectrogram", "/inference", "/predict_batch"}
