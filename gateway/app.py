@@ -23,7 +23,7 @@ from starlette.websockets import WebSocket
 
 from audiocnn.async_client import AsyncClient
 from audiocnn.errors import AudioError, BadBase64, BadOption, ServerError
-from gateway import pictures, schemas
+from gateway import page, pictures, schemas
 from gateway.errors import BadRequest, Busy, GatewayError, NotReady, WrongMediaType, body_of
 from gateway.guard import DOCS_ASSETS, Door, Guard, error_response
 from gateway.model import Served
@@ -189,6 +189,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def stream(socket: WebSocket) -> None:
         await gateway.streams.serve(socket)
 
+    page.mount(app, gateway.predict, gateway.door, max_upload_bytes=settings.max_upload_bytes)
     return app
 
 

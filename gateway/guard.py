@@ -25,8 +25,18 @@ from gateway.settings import Settings
 log = logging.getLogger("gateway")
 
 MAX_ID_LENGTH = 128
-OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json")  # for probes and readers: need no key
+OPEN_PATHS = (  # for probes and readers: need no key
+    "/",
+    "/docs",
+    "/favicon.ico",
+    "/health",
+    "/manifest.json",
+    "/openapi.json",
+    "/ready",
+    "/ui",
+)
 DOCS_ASSETS = "/docs-assets"
+OPEN_FOLDERS = (f"{DOCS_ASSETS}/", "/ui/")  # the page asks for a key itself: gateway.page_key
 _MAX_CALLERS = 10_000
 _DRAIN_SECONDS = 2.0
 
@@ -191,7 +201,7 @@ class Guard:
         if scope["path"] == "/health":
             return
         self._door.check_origin(headers.get("origin"))
-        if scope["path"] in OPEN_PATHS or scope["path"].startswith(f"{DOCS_ASSETS}/"):
+        if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDERS):
             return
         key = key_in(headers)
         self._door.check_key(key)

@@ -26,8 +26,9 @@ from audiocnn.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.labels import describe
 from gateway.errors import GatewayError, body_of
-from gateway.guard import Door, key_in, request_id_in
+from gateway.guard import Door, request_id_in
 from gateway.model import ALL_CLASSES, Served
+from gateway.page_key import key_of
 from gateway.settings import Settings
 from gateway.sound import BadSound, NewestWindow, Smoothed
 
@@ -127,7 +128,7 @@ class Streams:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "the first frame"
             raise Refused(BAD_START, "bad_start", f"{where}: {problem['msg']}.") from None
-        key = key_in(socket.headers) or start.api_key
+        key = key_of(socket.headers) or start.api_key
         try:
             self.door.check_key(key)
             self.door.rate.charge(self.door.caller(key, socket.client.host if socket.client else None))

@@ -17,6 +17,10 @@ from tests.conftest import ROOT, free_ports, wait_until
 
 KEY = "a-key-of-at-least-thirty-two-characters"
 
+# Warnings are errors, but Gradio's own: it leaves event loops behind, and calls what pandas will drop.
+WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
+WARNINGS += ["-W", "ignore:'future.no_silent", "-W", "ignore:The copy keyword"]
+
 
 @dataclass
 class RunningGateway:
@@ -55,7 +59,7 @@ def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterat
     log = folder / "gateway.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "gateway"],
+            [sys.executable, *WARNINGS, "-m", "gateway"],
             cwd=ROOT,
             env=os.environ | {name.upper(): str(value) for name, value in values.items()},
             stdout=file,

@@ -591,9 +591,15 @@ def test_a_stop_answers_what_is_under_way(server: Server, tmp_path: Path) -> Non
 def test_log_lines_name_the_request_and_cannot_be_forged(server: Server, tmp_path: Path) -> None:
     with running_gateway(tmp_path, server.inference) as gateway:
         gateway.get("/nothing%0aforged", headers={"X-Request-Id": "of-mine"})
-        lines = gateway.log.read_text().splitlines()
-        assert any("GET /nothing%0aforged 404" in line and "of-mine" in line for line in lines)
-        assert not any(line.startswith("forged") for line in lines)
+
+        def lines() -> list[str]:
+            return gateway.log.read_text().splitlines()
+
+        # It is written when the reply is on its way already.
+        assert wait_until(
+            lambda: any("GET /nothing%0aforged 404" in line and "of-mine" in line for line in lines()), 5
+        )
+        assert not any(line.startswith("forged") for line in lines())
 
 
 # --- the document ---
