@@ -25,7 +25,7 @@ from audiocnn.client import Client
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioError
 from gateway import cards, drawing
-from gateway.app import Gateway
+from gateway.core import Gateway
 from gateway.errors import _SERVER_CODES, GatewayError
 from gateway.guard import Guard
 from gateway.page import mount

@@ -114,7 +114,7 @@ def test_feature_maps_by_header(server: Server) -> None:
     assert np.array(maps["layer1"]["values"]).shape == tuple(maps["layer1"]["shape"])
     (with_maps, *_), (without, *_) = reply.json()["predictions"], post(server, RAIN).json()["predictions"]
     assert with_maps["class"] == without["class"]
-    assert with_maps["confidence"] == pytest.approx(without["confidence"], abs=0.05)  # float32 and int8
+    assert with_maps["confidence"] == pytest.approx(without["confidence"], abs=0.1)  # float32 and int8
 
 
 def test_unseen_clips_over_http_and_on_the_command_line(server: Server, fold4: list[LabelledClip]) -> None:
