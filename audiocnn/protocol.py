@@ -6,6 +6,8 @@ and once with httpx. Imports neither torch nor numpy.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import json
 import math
@@ -26,6 +28,7 @@ from urllib.parse import urlsplit
 from audiocnn.errors import (
     AudioError,
     AudioTooLong,
+    BadBase64,
     BadOption,
     RequestRefused,
     ServerBusy,
@@ -169,6 +172,19 @@ def option_headers(options: Mapping[str, object]) -> dict[str, str]:
         if value is not None:
             headers["X-" + name.replace("_", "-").title()] = text
     return headers
+
+
+def read_base64(content: Mapping[str, Any]) -> bytes:
+    """The clip in a JSON request, `audio_data` or `data`; raises `BadBase64`. None of them: no bytes."""
+    text = content.get("audio_data", content.get("data", ""))
+    if not isinstance(text, str):
+        raise BadBase64("audio_data must be a string of base64.")
+    if text.startswith("data:"):  # what a browser's FileReader writes in front
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadBase64(f"audio_data is not base64: {error}.") from error
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:

@@ -6,8 +6,6 @@ Replies are TorchServe's, plus what a route adds; they are sent as bytes, not th
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 from typing import Any
 
@@ -15,7 +13,8 @@ import orjson
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from audiocnn.errors import AudioError, BadBase64, BadOption, ServerError
+from audiocnn.errors import AudioError, BadOption, ServerError
+from audiocnn.protocol import read_base64
 from gateway import pictures, schemas
 from gateway.core import Gateway
 from gateway.errors import BadRequest, Busy, WrongMediaType, body_of
@@ -47,7 +46,7 @@ def json_reply(content: dict[str, Any]) -> Response:
     return Response(orjson.dumps(content), media_type="application/json")
 
 
-def read_base64(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]]:
+def read_request(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]]:
     """Audio and options of a JSON body."""
     try:
         content = orjson.loads(body)
@@ -56,15 +55,7 @@ def read_base64(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]]
     if not isinstance(content, dict):
         raise BadOption('The JSON body must be an object: {"audio_data": "<base64>"}.')
     options = {name: value for name, value in content.items() if name not in AUDIO_KEYS}
-    text = content.get("audio_data", content.get("data", ""))
-    if not isinstance(text, str):
-        raise BadBase64("audio_data must be a string of base64.")
-    if text.startswith("data:"):  # what a browser's FileReader writes in front
-        text = text.partition(",")[2]
-    try:
-        audio = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadBase64(f"audio_data is not base64: {error}.") from error
+    audio = read_base64(content)
     if len(audio) > settings.max_upload_bytes:
         raise too_large(settings)
     return audio, options
@@ -175,7 +166,7 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
         limit = json_limit(gateway.settings)
         async with receiving(request, gateway.settings, gateway.budget, max_bytes=limit) as chunks:
             body = await read_json_bytes(chunks)
-            audio, options = await asyncio.to_thread(read_base64, body, gateway.settings)
+            audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             answer = await gateway.predict(audio, request.state.request_id, SEED_OPTIONS | options)
         return await asyncio.to_thread(_with_scaled_maps, answer)
 

@@ -6,8 +6,6 @@ request can carry a clip and its options, and the status of every answer.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import os
 from collections.abc import Mapping
@@ -23,9 +21,9 @@ from audiocnn import samples
 from audiocnn.answer import render
 from audiocnn.classifier import Classifier
 from audiocnn.config import AudioLimits, Config
-from audiocnn.errors import AudioError, BadBase64, BadOption
+from audiocnn.errors import AudioError, BadOption
 from audiocnn.options import Options
-from audiocnn.protocol import HEADERS
+from audiocnn.protocol import HEADERS, read_base64
 
 log = logging.getLogger(__name__)
 
@@ -128,15 +126,7 @@ def _from_json(body: Any) -> tuple[Mapping[str, Any], bytes]:
             raise BadOption(f"The body is not valid JSON: {str(error)[:80]}.") from error
     if not isinstance(body, Mapping):
         raise BadOption('The JSON body must be an object: {"audio_data": "<base64>"}.')
-    text = body.get("audio_data", body.get("data", ""))
-    if not isinstance(text, str):
-        raise BadBase64("audio_data must be a string of base64.")
-    if text.startswith("data:"):  # what a browser's FileReader writes in front
-        text = text.partition(",")[2]
-    try:
-        return body, base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadBase64(f"audio_data is not base64: {error}.") from error
+    return body, read_base64(body)
 
 
 def _bytes(value: Any) -> bytes:
