@@ -96,7 +96,7 @@ def run_all(
                 for job in [job for job, process in running.items() if process.poll() is not None]:
                     _finish(job, running.pop(job))
                     bar.update()
-                time.sleep(_POLL_SECONDS)
+                time.sleep(max(0.0, min(_POLL_SECONDS, deadline - time.monotonic())))
         finally:
             for process in running.values():
                 process.terminate()
