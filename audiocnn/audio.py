@@ -10,9 +10,11 @@ its header claims, and so that memory stays near the size of the mono waveform.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,7 @@ FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, M4A/AAC or WebM"
 _NOT_FINITE = "The audio has samples that are NaN, infinite, or too large to compute with."
 _BLOCK_FRAMES = 1 << 16
 _STREAM_BYTES = 0x7FFF_F000  # sizes from here on are what encoders write when they cannot know
+_TAIL_BYTES = 1 << 17  # two Ogg pages of the largest size
 _LOUD = 2.0  # lossy codecs overshoot full scale a little; beyond twice of it the scale is wrong
 
 
@@ -65,52 +68,97 @@ def decode(data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) 
     `undecodable_audio`, `not_finite_audio`, `audio_too_long`, `too_many_channels`,
     `sample_rate_out_of_range` and `unsupported_format`.
     """
-    limits = limits or AudioLimits()
     warnings: list[str] = []
-    with _open(data) as file:
-        _check_header(file, limits)
-        read = file.blocks if isinstance(file, AvFile) else partial(_blocks, file)
-        blocks = _read(file, read(warnings), sample_rate, limits)
-    if _is_cut_off(data) and TRUNCATED not in warnings:
-        warnings.append(TRUNCATED)
-    waveform = np.concatenate(blocks)
-    if not len(waveform):
+    blocks = list(stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=warnings))
+    return Clip(waveform=np.concatenate(blocks), sample_rate=sample_rate, warnings=warnings)
+
+
+def stream(
+    file: BinaryIO, *, sample_rate: int, limits: AudioLimits | None = None, warnings: list[str]
+) -> Iterator[FloatArray]:
+    """The waveform that `decode` returns, in blocks, so that a file of any length takes little memory.
+
+    `file` is open for reading and can seek. What the listener should be told is appended to `warnings`,
+    some of it only at the end. Raises what `decode` raises, perhaps after blocks that were good, and
+    `OSError` where the file itself cannot be read.
+    """
+    limits = limits or AudioLimits()
+    source = _Source(file)
+    num_samples, peak = 0, 0.0
+    with _open(source, limits) as sound:
+        _check_header(sound, limits)
+        read = sound.blocks if isinstance(sound, AvFile) else partial(_blocks, sound)
+        for block in _mono(sound, read(warnings), sample_rate, limits):
+            if not np.isfinite(block).all():  # resampling adds: huge values overflow on the way
+                raise NotFiniteAudio(_NOT_FINITE)
+            num_samples += len(block)
+            peak = max(peak, float(np.abs(block).max(initial=0.0)))
+            yield np.clip(block, -1.0, 1.0)
+    if source.failed:
+        raise source.failed
+    if not num_samples:
         raise EmptyAudio(f"The audio is shorter than one sample at {sample_rate} Hz.")
-    if not np.isfinite(waveform).all():  # resampling adds: huge values overflow on the way
-        raise NotFiniteAudio(_NOT_FINITE)
-    if (peak := float(np.abs(waveform).max(initial=0.0))) > _LOUD:
+    if _is_cut_off(source) and TRUNCATED not in warnings:
+        warnings.append(TRUNCATED)
+    if peak > _LOUD:
         warnings.append(f"Samples reach {peak:.3g} times full scale; they were clipped.")
-    return Clip(waveform=np.clip(waveform, -1.0, 1.0), sample_rate=sample_rate, warnings=warnings)
 
 
-class _Bytes(io.BytesIO):
-    """Damaged headers make libsndfile seek before the start: say no, as a file would, without a
-    traceback from inside the callback."""
+class _Source:
+    """A file as libsndfile and FFmpeg may read it from inside a callback, where nothing may be raised.
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    Damaged headers make libsndfile seek before the start: it is told no. A file that can no longer be
+    read ends, and `failed` says why.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = file.seek(0, os.SEEK_END)
+        self.failed: OSError | None = None
+        self.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
-            return super().seek(offset, whence)
-        except ValueError:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
             return -1
 
+    def tell(self) -> int:
+        return self._file.tell()
 
-def _open(data: bytes) -> soundfile.SoundFile | AvFile:
-    if not data:
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            self.failed = error
+            return b""
+
+    def between(self, start: int, end: int) -> bytes:
+        """The bytes there, or as many as there are; the next `read` starts wherever."""
+        self.seek(max(0, start))
+        return self.read(end - max(0, start))
+
+
+def _open(source: _Source, limits: AudioLimits) -> soundfile.SoundFile | AvFile:
+    if not source.size:
         raise EmptyAudio("The request has no audio: the body is empty. Send the bytes of a sound file.")
-    if demuxer := demuxer_of(data):
-        return AvFile(data, demuxer)
-    if not _is_known_container(data):
+    head = source.between(0, 12)
+    source.seek(0)
+    if demuxer := demuxer_of(head):
+        return AvFile(source, demuxer, seconds=limits.decode_seconds)
+    if source.failed:
+        raise source.failed
+    if not _is_known_container(head):
         raise UnsupportedFormat(f"The bytes are in no known audio container. Send {FORMATS}.")
     try:
-        return soundfile.SoundFile(_Bytes(data))
+        return soundfile.SoundFile(source)
     except soundfile.LibsndfileError as error:
         raise UndecodableAudio(
             f"The file looks like audio but cannot be opened: {error.error_string} Is it complete?"
         ) from error
 
 
-def _is_known_container(data: bytes) -> bool:
-    head = bytes(data[:12])
+def _is_known_container(head: bytes) -> bool:
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         return head[8:12] in (b"WAVE", b"")
     if head[:4] == b"FORM":
@@ -119,19 +167,21 @@ def _is_known_container(data: bytes) -> bool:
     return head[:4] in (b"fLaC", b"OggS") or head[:3] == b"ID3" or is_mpeg_frame
 
 
-def _is_cut_off(data: bytes) -> bool:
+def _is_cut_off(source: _Source) -> bool:
     """Whether the container promises more than came: sizes in RIFF and AIFF, the end flag in Ogg."""
-    if data[:4] == b"OggS":
-        page = data.rfind(b"OggS")
-        segments = data[page + 27 : page + 27 + data[page + 26]] if len(data) > page + 26 else b""
-        is_last = len(data) > page + 5 and bool(data[page + 5] & 4)
-        return not is_last or page + 27 + len(segments) + sum(segments) > len(data)
-    if data[:4] == b"RF64":
-        return int.from_bytes(data[20:28], "little") + 8 > len(data)
-    if data[:4] not in (b"RIFF", b"RIFX", b"FORM"):
+    head = source.between(0, 28)
+    if head[:4] == b"OggS":
+        tail = source.between(source.size - _TAIL_BYTES, source.size)
+        page = tail[max(0, tail.rfind(b"OggS")) :]
+        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+        is_last = page[:4] == b"OggS" and len(page) > 5 and bool(page[5] & 4)
+        return not is_last or 27 + len(segments) + sum(segments) > len(page)
+    if head[:4] == b"RF64":
+        return int.from_bytes(head[20:28], "little") + 8 > source.size
+    if head[:4] not in (b"RIFF", b"RIFX", b"FORM"):
         return False
-    promised = int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big")
-    return promised < _STREAM_BYTES and promised + 8 > len(data)
+    promised = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+    return promised < _STREAM_BYTES and promised + 8 > source.size
 
 
 def _check_header(file: soundfile.SoundFile | AvFile, limits: AudioLimits) -> None:
@@ -153,17 +203,16 @@ def _too_long(seconds: float, limits: AudioLimits) -> AudioError:
     )
 
 
-def _read(
+def _mono(
     file: soundfile.SoundFile | AvFile,
     channel_blocks: Iterator[FloatArray],
     sample_rate: int,
     limits: AudioLimits,
-) -> list[FloatArray]:
+) -> Iterator[FloatArray]:
     """All blocks `(frames, channels)` of the file, mono and resampled."""
     resampler = None
     if file.samplerate != sample_rate:
         resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
-    blocks: list[FloatArray] = []
     frames = 0
     for block in channel_blocks:
         frames += len(block)
@@ -173,13 +222,12 @@ def _read(
         if not np.isfinite(mono).all():
             raise NotFiniteAudio(_NOT_FINITE)
         mono = mono.astype(np.float32, copy=False)
-        blocks.append(resampler.resample_chunk(mono) if resampler else mono)
+        yield resampler.resample_chunk(mono) if resampler else mono
     if frames == 0:
         error = UndecodableAudio if file.frames else EmptyAudio
         raise error("The file has a valid header but not one audio frame in it.")
     if resampler:
-        blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    return blocks
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _blocks(file: soundfile.SoundFile, warnings: list[str]) -> Iterator[FloatArray]:

@@ -7,10 +7,9 @@ fetch from the network among them.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,6 @@ from audiocnn.errors import EmptyAudio, UndecodableAudio, UnsupportedFormat
 
 FloatArray = npt.NDArray[np.float32]
 
-DECODE_SECONDS = 20.0
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
 TRUNCATED = "The file is truncated; what could be decoded was used."
 _CODECS = frozenset({"aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus", "pcm_s16le", "vorbis"})
@@ -27,9 +25,24 @@ _BLOCK_FRAMES = 1 << 16
 _MISSING_SECONDS = 0.25  # less than promised by so much is padding that encoders add, and no loss
 
 
-def demuxer_of(data: bytes) -> str | None:
-    """FFmpeg's name of the container, if it is one of those read here."""
-    head = bytes(data[:12])
+class Source(Protocol):
+    """A file that is open for reading; see `audiocnn.audio`."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """At most `size` bytes."""
+        ...
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """The new position."""
+        ...
+
+    def tell(self) -> int:
+        """The position."""
+        ...
+
+
+def demuxer_of(head: bytes) -> str | None:
+    """FFmpeg's name of the container, if it is one of those read here; `head` is its first 12 bytes."""
     if head[4:8] == b"ftyp":
         return "mp4"
     if head[:4] == b"\x1a\x45\xdf\xa3":
@@ -41,7 +54,7 @@ def demuxer_of(data: bytes) -> str | None:
 class AvFile:
     """A sound file as `soundfile.SoundFile` shows one: `channels`, `samplerate` (Hz), `frames`, blocks."""
 
-    def __init__(self, data: bytes, demuxer: str, *, seconds: float = DECODE_SECONDS) -> None:
+    def __init__(self, file: Source, demuxer: str, *, seconds: float) -> None:
         """Read the header; `seconds` of wall time are all that this and the decoding may take."""
         try:
             import av
@@ -54,7 +67,7 @@ class AvFile:
         self._demuxer = demuxer
         self._deadline = time.monotonic() + seconds
         try:
-            self._container: Any = av.open(_Bytes(data, self._deadline), mode="r", format=demuxer)
+            self._container: Any = av.open(_Timed(file, self._deadline), mode="r", format=demuxer)
         except (av.FFmpegError, ValueError) as error:
             self._check_time()
             raise UndecodableAudio(
@@ -132,14 +145,14 @@ class AvFile:
             raise UndecodableAudio("Decoding took too long. Send the clip as WAV or FLAC.")
 
 
-class _Bytes(io.BytesIO):
+class _Timed:
     """Refuses to be read after the deadline, so that opening and seeking are bounded as well."""
 
-    def __init__(self, data: bytes, deadline: float) -> None:
-        super().__init__(data)
-        self._deadline = deadline
+    def __init__(self, file: Source, deadline: float) -> None:
+        self._file, self._deadline = file, deadline
+        self.seek, self.tell = file.seek, file.tell  # without `tell` PyAV takes the file for a pipe
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         if time.monotonic() > self._deadline:
             raise ValueError("too late")
-        return super().read(size)
+        return self._file.read(size)

@@ -25,6 +25,7 @@ class AudioLimits:
     max_channels: int = 8
     min_sample_rate: int = 1_000  # Hz
     max_sample_rate: int = 384_000  # Hz
+    decode_seconds: float = 20.0  # of wall time that FFmpeg's decoders may take
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ window is dropped if it is shorter than 0.25 s, else a last window is aligned to
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +37,32 @@ def cut(waveform: FloatArray, config: FrontendConfig) -> FloatArray:
     if len(waveform) < window:
         waveform = np.resize(waveform, window)
     return np.stack([waveform[start : start + window] for start in starts(len(waveform), config)])
+
+
+def iter_windows(
+    blocks: Iterable[FloatArray], config: FrontendConfig, *, hop: int | None = None
+) -> Iterator[tuple[int, FloatArray]]:
+    """What `cut` makes of a waveform that comes in blocks, in the memory of two windows.
+
+    Yields the first sample of each window and the window `(window_samples,)`. `hop` is the distance in
+    samples from one window to the next, 1 to `window_samples`; None: half a window. Blocks without one
+    sample in them give no window.
+    """
+    window, hop = config.window_samples, hop or config.window_samples // 2
+    kept = np.zeros(0, np.float32)  # the samples from `first` on: what the next windows need
+    first, start = 0, 0
+    for block in blocks:
+        kept = np.concatenate([kept, block])
+        while first + len(kept) - start >= window:
+            yield start, kept[start - first :][:window]
+            start += hop
+        done = max(0, min(start - first, len(kept) - window))
+        kept, first = kept[done:], first + done
+    end = first + len(kept)
+    if start == 0 and end:
+        yield 0, np.resize(kept, window)
+    elif end - (start - hop + window) >= MIN_TAIL_SECONDS * config.sample_rate:
+        yield end - window, kept[-window:]
 
 
 def spans(num_samples: int, config: FrontendConfig) -> list[tuple[float, float]]:

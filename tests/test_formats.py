@@ -132,12 +132,12 @@ def test_a_head_without_a_file_is_undecodable(head: bytes) -> None:
 
 def test_decoding_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(tone(60.0, sample_rate=48_000), "mp4", "aac")
-    file = av_decoder.AvFile(data, "mp4", seconds=0.05)
+    file = av_decoder.AvFile(io.BytesIO(data), "mp4", seconds=0.05)
     time.sleep(0.06)
     with file, pytest.raises(UndecodableAudio, match="too long"):
         list(file.blocks([]))
     with pytest.raises(UndecodableAudio, match="too long"):
-        av_decoder.AvFile(data, "mp4", seconds=-1.0)
+        av_decoder.AvFile(io.BytesIO(data), "mp4", seconds=-1.0)
 
 
 def test_without_pyav_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

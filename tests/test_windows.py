@@ -45,6 +45,31 @@ def test_cut_is_fixed_in_shape_and_repeats_what_is_short(num_samples: int) -> No
         np.testing.assert_array_equal(row[real:], row[: len(row) - real])
 
 
+@pytest.mark.parametrize("seconds", [0.00003, 1.0, 5.0, 5.02, 5.24, 5.26, 7.0, 12.0, 31.7])
+@pytest.mark.parametrize("block", [1000, 65536, 10**7])
+def test_windows_of_a_stream_are_those_of_the_whole(seconds: float, block: int) -> None:
+    waveform = np.random.default_rng(0).normal(size=round(seconds * RATE)).astype(np.float32)
+    blocks = (waveform[first : first + block] for first in range(0, len(waveform), block))
+    streamed = [(start, window.copy()) for start, window in windows.iter_windows(blocks, CONFIG)]
+    assert [start for start, _ in streamed] == windows.starts(len(waveform), CONFIG)
+    np.testing.assert_array_equal([window for _, window in streamed], windows.cut(waveform, CONFIG))
+
+
+@pytest.mark.parametrize("hop_seconds", [0.5, 4.5, 5.0])
+def test_a_stream_may_be_cut_with_another_overlap(hop_seconds: float) -> None:
+    waveform = np.arange(12 * RATE, dtype=np.float32)
+    hop = round(hop_seconds * RATE)
+    streamed = list(windows.iter_windows([waveform[: 7 * RATE], waveform[7 * RATE :]], CONFIG, hop=hop))
+    begins = [start for start, _ in streamed]
+    assert begins[:-1] == list(range(0, hop * (len(begins) - 1), hop))
+    assert all(window[0] == start for start, window in streamed)
+    assert 12 * RATE - (begins[-1] + 5 * RATE) < 0.25 * RATE  # all but a tail that is too short was seen
+
+
+def test_a_stream_without_samples_has_no_windows() -> None:
+    assert list(windows.iter_windows([np.zeros(0, np.float32)], CONFIG)) == []
+
+
 def test_spans_end_with_the_audio() -> None:
     assert windows.spans(RATE, CONFIG) == [(0.0, 1.0)]
     assert windows.spans(7 * RATE, CONFIG) == [(0.0, 5.0), (2.0, 7.0)]
