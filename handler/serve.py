@@ -1,7 +1,8 @@
 """Start TorchServe and keep it: `python -m handler.serve`, with the gateway in front: `--gateway`.
 
 It verifies the archives, prepares the environment, starts TorchServe and waits until a real prediction
-comes back. On Ctrl-C or SIGTERM it waits for what is in hand, then stops everything cleanly.
+comes back. What dies then is started again (`--no-restart`: ends it all with an error). On Ctrl-C or
+SIGTERM it waits for what is in hand, then stops everything cleanly.
 (TorchServe's own launcher dies of SIGTERM alone and leaves Java and the workers behind; the signal has
 to go to Java.)
 """
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -26,54 +27,59 @@ import requests
 from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
 from handler.properties import ConfigError, ca_file, key_file, read_properties
+from handler.supervisor import Child, Supervisor
 from handler.torchserve import MODEL, ServeError, TorchServe
 
 _GATEWAY = "127.0.0.1:8000"
-_GATEWAY_START_SECONDS = 60.0
 _GATEWAY_STOP_SECONDS = 15.0
 
 
 class Gateway:
     """`python -m gateway` as our child, in front of our TorchServe; its other settings are its own."""
 
-    def __init__(self, address: str, properties: Mapping[str, str], *, log_folder: Path) -> None:
+    name = "the gateway"
+
+    def __init__(self, address: str, server: TorchServe, *, log_folder: Path) -> None:
         host, _, port = address.rpartition(":")
         self.url = f"http://{address}"
         self.log_file = log_folder.resolve() / "gateway.log"
+        self._server = server
         self._model_config = log_folder.resolve() / "model-config.json"
         self._process: subprocess.Popen[bytes] | None = None
-        keys, certificate = key_file(properties), ca_file(properties)
+        keys, certificate = key_file(server.properties), ca_file(server.properties)
         self._environment = os.environ | {
             "GATEWAY_HOST": host,
             "GATEWAY_PORT": port,
-            "TORCHSERVE_URL": properties.get("inference_address", "http://127.0.0.1:8080"),
-            "TORCHSERVE_MANAGEMENT": properties.get("management_address", "") if keys else "",
+            "TORCHSERVE_URL": server.inference,
+            "TORCHSERVE_MANAGEMENT": server.management if keys else "",
             "TORCHSERVE_KEY_FILE": str(keys or ""),
             "TORCHSERVE_CA_FILE": str(certificate or ""),
             "MODEL_CONFIG_FILE": str(self._model_config),
         }
 
-    def start(self, archive: Path) -> None:
-        """Start it and wait until it answers; `ServeError` with the end of its log if it does not.
-
-        `archive` is what TorchServe serves: the gateway is told its front end.
-        """
+    def start(self) -> None:
+        """Start it; it is told the front end of the archive that TorchServe serves."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(archive) as file:
+        with zipfile.ZipFile(self._server.archives()[0]) as file:
             self._model_config.write_bytes(file.read("config.json"))
-        with self.log_file.open("wb") as log:
+        is_first = self._process is None
+        with self.log_file.open("wb" if is_first else "ab") as log:
             command = [sys.executable, "-m", "gateway"]
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + _GATEWAY_START_SECONDS
+
+    def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
+        """Wait until it answers; `ServeError` with the end of its log if it does not."""
+        deadline = time.monotonic() + timeout_seconds
         with requests.Session() as session:
             session.trust_env = False  # no proxy between this machine and itself
-            while time.monotonic() < deadline and self.is_alive():
+            while time.monotonic() < deadline and self.is_alive() and not stop.is_set():
                 with contextlib.suppress(requests.RequestException):
                     if session.get(f"{self.url}/health", timeout=5).ok:
                         return
                 time.sleep(0.1)
-        end = self.log_file.read_text(errors="replace")[-2000:]
-        raise ServeError(f"the gateway did not start. The end of {self.log_file}:\n{end}")
+        if not stop.is_set():
+            end = self.log_file.read_text(errors="replace")[-2000:]
+            raise ServeError(f"the gateway did not start. The end of {self.log_file}:\n{end}")
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
@@ -91,8 +97,15 @@ class Gateway:
             self._process.wait()
 
 
-def run(server: TorchServe, gateway: Gateway | None, *, timeout_seconds: float, grace_seconds: float) -> int:
-    """Serve until a signal; 0 after a clean stop. Raises `ServeError` if something ended by itself."""
+def run(
+    server: TorchServe,
+    gateway: Gateway | None,
+    *,
+    timeout_seconds: float,
+    grace_seconds: float,
+    restart: bool,
+) -> int:
+    """Serve until a signal; 0 after a clean stop. Raises `ServeError` if something cannot be kept up."""
     stopping, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -100,24 +113,12 @@ def run(server: TorchServe, gateway: Gateway | None, *, timeout_seconds: float, 
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
+    children: list[Child] = [server, *([gateway] if gateway else [])]
+    supervisor = Supervisor(children, stopping, timeout_seconds=timeout_seconds, restart=restart)
     try:
-        server.start()
-        print(f"starting TorchServe, log in {server.log_file} ...", flush=True)
-        for archive in server.archives():
-            if known_sha256(archive, archive.parent) is None:
-                print(f"note: no checksum of {archive} is on record, it was not verified", flush=True)
-        server.wait_ready(timeout_seconds, stopping)
-        if gateway and not stopping.is_set():
-            gateway.start(server.archives()[0])
-            print(f"gateway: {gateway.url}, log in {gateway.log_file}", flush=True)
-        if not stopping.is_set():
-            server.is_ready = True
-            print(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}", flush=True)
-        while not stopping.wait(0.2):
-            if not server.is_alive():
-                raise ServeError(f"TorchServe ended by itself, see {server.log_file}")
-            if gateway and not gateway.is_alive():
-                raise ServeError(f"the gateway ended by itself, see {gateway.log_file}")
+        supervisor.start()
+        _announce(server, gateway, stopping)
+        supervisor.watch()
         if gateway:
             gateway.stop()  # first, so that nothing new comes
         if server.is_ready and not server.drain(grace_seconds, hurry):
@@ -128,6 +129,16 @@ def run(server: TorchServe, gateway: Gateway | None, *, timeout_seconds: float, 
         server.stop()
     print("stopped", flush=True)
     return 0
+
+
+def _announce(server: TorchServe, gateway: Gateway | None, stopping: threading.Event) -> None:
+    for archive in server.archives():
+        if known_sha256(archive, archive.parent) is None:
+            print(f"note: no checksum of {archive} is on record, it was not verified", flush=True)
+    if gateway and not stopping.is_set():
+        print(f"gateway: {gateway.url}, log in {gateway.log_file}", flush=True)
+    if not stopping.is_set():
+        print(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}", flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -149,6 +160,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="HOST:PORT",
         help=f"start the gateway too, on this address ({_GATEWAY})",
     )
+    parser.add_argument(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start again what dies; --no-restart ends with an error instead, for where something else "
+        "restarts us (%(default)s)",
+    )
     args = parser.parse_args(arguments)
     if wrong := [pair for pair in args.set if "=" not in pair]:
         parser.error(f"--set {wrong[0]}: expected KEY=VALUE")
@@ -159,11 +177,16 @@ def main() -> int:
     """Entry point."""
     args = parse_arguments()
     try:
-        properties = read_properties(args.config)
-        properties |= dict(pair.split("=", 1) for pair in args.set)
-        server = TorchServe(properties, log_folder=args.logs)
-        gateway = Gateway(args.gateway, properties, log_folder=args.logs) if args.gateway else None
-        return run(server, gateway, timeout_seconds=args.timeout, grace_seconds=args.grace)
+        changes = dict(pair.split("=", 1) for pair in args.set)
+        server = TorchServe(
+            read_properties(args.config) | changes,
+            log_folder=args.logs,
+            reread=lambda: read_properties(args.config) | changes,
+        )
+        gateway = Gateway(args.gateway, server, log_folder=args.logs) if args.gateway else None
+        return run(
+            server, gateway, timeout_seconds=args.timeout, grace_seconds=args.grace, restart=args.restart
+        )
     except (ConfigError, ArchiveError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

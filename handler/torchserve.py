@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from handler.management import Management, ManagementError
 from handler.properties import ConfigError, ca_file, key_file
 
 MODEL = "audiocnn"
+_SERVED = ("load_models", "models")  # the settings that a rollout says to change
 _LOG_TAIL_LINES = 25
 _STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
 
@@ -36,17 +37,38 @@ class TorchServe:
     """One TorchServe: the launcher, the Java front end and its workers, in a private folder for
     sockets and unpacked models, so that two servers on one machine do not meet."""
 
-    def __init__(self, properties: Mapping[str, str], *, log_folder: Path) -> None:
+    name = "TorchServe"
+
+    def __init__(
+        self,
+        properties: Mapping[str, str],
+        *,
+        log_folder: Path,
+        reread: Callable[[], Mapping[str, str]] | None = None,
+    ) -> None:
+        """`reread` gives the configuration as it is when TorchServe is started another time: a rollout
+        has perhaps changed what is served since."""
         self.properties = dict(properties)
+        self._reread = reread
         self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
         self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
         self.is_ready = False
+        self._starts = 0
         self._log_folder = log_folder.resolve()
         self._launcher: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
 
     def start(self) -> None:
-        """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand."""
+        """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand.
+
+        Another start goes on in the same log.
+        """
+        is_first = self._starts == 0
+        if self._reread and not is_first:
+            now = self._reread()
+            self.properties |= {name: now[name] for name in _SERVED if name in now}
+        self._starts += 1
+        self.is_ready = False
         self._check()
         self._folder = Path(tempfile.mkdtemp(prefix="audiocnn-"))
         config = self._folder / "config.properties"
@@ -54,7 +76,7 @@ class TorchServe:
         self._log_folder.mkdir(parents=True, exist_ok=True)
         command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
         command += ["--ts-config", str(config), "--no-config-snapshots"]
-        with self.log_file.open("wb") as log:
+        with self.log_file.open("wb" if is_first else "ab") as log:
             self._launcher = subprocess.Popen(
                 command, env=self._environment(), stdout=log, stderr=log, start_new_session=True
             )
@@ -124,6 +146,7 @@ class TorchServe:
         with Client(self.inference, model=MODEL, key_file=keys, ca_file=certificate) as client:
             while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
                 if client.ready():
+                    self.is_ready = True
                     return
                 time.sleep(0.2)
         if stop and stop.is_set():
@@ -164,7 +187,10 @@ class TorchServe:
         if self._launcher is not None:
             deadline = time.monotonic() + _STOP_SECONDS
             while (members := _session(self._launcher)) and time.monotonic() < deadline:
-                _signal([process for process in members if _is_java(process)], signal.SIGTERM)
+                java = [process for process in members if _is_java(process)]
+                if not java and not self.is_alive():
+                    break  # workers whose Java was killed: nobody will tell them to end
+                _signal(java, signal.SIGTERM)
                 time.sleep(0.05)
             _signal(_session(self._launcher), signal.SIGKILL)
             self._launcher.wait()

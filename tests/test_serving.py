@@ -288,7 +288,7 @@ def test_a_signal_while_starting_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_killed_launcher_does_not_leave_java_behind(tmp_path: Path) -> None:
-    with running_server(tmp_path, server_settings(minWorkers=1)) as running:
+    with running_server(tmp_path, server_settings(minWorkers=1), flags=["--no-restart"]) as running:
         processes = family(running.process.pid)
         (launcher,) = psutil.Process(running.process.pid).children()
         launcher.kill()

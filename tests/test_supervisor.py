@@ -1,0 +1,228 @@
+"""What dies is started again; what dies again and again is given up; nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from audiocnn import samples
+from audiocnn.client import Client
+from handler.supervisor import Failures, Supervisor
+from handler.torchserve import ServeError
+from tests.conftest import STORE, Server, free_ports, running_server, server_settings, wait_until
+
+RAIN = samples.wav("rain")
+
+
+class Program:
+    """A child as the supervisor wants it: a command that is ready when it has written a file."""
+
+    name = "the program"
+
+    def __init__(self, folder: Path, code: str) -> None:
+        self.log_file = folder / "program.log"
+        self.pids: list[int] = []
+        self._ready = folder / "ready"
+        self._command = [sys.executable, "-c", code, str(self._ready)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._ready.unlink(missing_ok=True)
+        self._process = subprocess.Popen(self._command)
+        self.pids.append(self._process.pid)
+
+    def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
+        if not wait_until(lambda: self._ready.exists() or stop.is_set() or not self.is_alive(), 10):
+            raise ServeError("the program is not ready")
+        if not self._ready.exists() and not stop.is_set():
+            raise ServeError("the program died\nthe end of its log")
+
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+LASTS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+DIES = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
+
+
+@pytest.fixture
+def stopping() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def supervisor(child: Program, stopping: threading.Event, *, restart: bool = True) -> Supervisor:
+    return Supervisor([child], stopping, timeout_seconds=10, restart=restart)
+
+
+def test_pauses_grow_and_end() -> None:
+    failures = Failures()
+    assert [failures.pause() for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 8.0, None]
+
+
+def test_who_was_up_for_a_minute_has_not_failed_again() -> None:
+    now = 0.0
+    failures = Failures(lambda: now)
+    for ran, pause in ((59.0, 0.5), (59.0, 1.0), (61.0, 0.5)):
+        failures.ready()
+        now += ran
+        assert failures.pause() == pause
+
+
+def test_what_dies_is_started_again(
+    tmp_path: Path, stopping: threading.Event, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = Program(tmp_path, LASTS)
+    kept = supervisor(child, stopping)
+    kept.start()
+    thread = threading.Thread(target=kept.watch)
+    thread.start()
+    os.kill(child.pids[0], signal.SIGKILL)
+    assert wait_until(lambda: "answers again" in capsys.readouterr().out, 10)
+    stopping.set()
+    thread.join(10)
+    assert len(child.pids) == 2
+    assert child.is_alive()
+    child.stop()
+
+
+def test_a_crash_loop_ends_with_the_end_of_the_log(
+    tmp_path: Path, stopping: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.supervisor._FIRST_PAUSE_SECONDS", 0.01)
+    child = Program(tmp_path, DIES)
+    kept = supervisor(child, stopping)
+    kept.start()
+    child._command[2] = "raise SystemExit(1)"
+    with pytest.raises(ServeError, match=r"failed 6 times in a row, given up(?s:.)*end of its log"):
+        kept.watch()
+    assert len(child.pids) == 6
+
+
+def test_without_restart_a_death_is_an_error(tmp_path: Path, stopping: threading.Event) -> None:
+    child = Program(tmp_path, DIES)
+    kept = supervisor(child, stopping, restart=False)
+    kept.start()
+    with pytest.raises(ServeError, match=r"^the program ended by itself"):
+        kept.watch()
+    assert len(child.pids) == 1
+
+
+def test_a_pause_ends_when_told_to_stop(tmp_path: Path, stopping: threading.Event) -> None:
+    child = Program(tmp_path, DIES)
+    kept = supervisor(child, stopping)
+    kept.start()
+    threading.Timer(1.0, stopping.set).start()
+    began = time.monotonic()
+    kept.watch()
+    assert time.monotonic() - began < 9  # not the 15 s of all pauses
+
+
+# --- the real ones ---
+
+
+def session_of(server: Server) -> list[psutil.Process]:
+    """TorchServe's launcher, Java and workers."""
+    found = psutil.Process(server.process.pid).children(recursive=True)
+    return [process for process in found if "gateway" not in process.cmdline()]
+
+
+def java_of(server: Server) -> psutil.Process:
+    (java,) = [process for process in session_of(server) if process.name() == "java"]
+    return java
+
+
+def read_until(server: Server, word: str) -> str:
+    """The next line that the server prints with this word in it."""
+    assert server.process.stdout is not None
+    line = next((line for line in server.process.stdout if word in line), None)
+    assert line is not None, f"the output ended before {word!r}"
+    return line
+
+
+def are_gone(processes: list[psutil.Process]) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+def test_java_is_killed_and_comes_back_and_its_workers_do_not_stay(tmp_path: Path) -> None:
+    settings = server_settings(minWorkers=1)
+    with running_server(tmp_path, settings) as server, Client(server.inference) as client:
+        before = session_of(server)
+        worker = next(p for p in before if "model_service_worker" in " ".join(p.cmdline()))
+        worker.suspend()  # it hangs: it would not see by itself that Java is gone
+        began = time.monotonic()
+        java_of(server).kill()
+        assert "ended by itself" in read_until(server, "TorchServe ended")
+        assert client.predict(RAIN)["predictions"][0]["class"] == "rain"  # it asked until it was answered
+        assert time.monotonic() - began < 60
+        read_until(server, "answers again")
+        assert are_gone(before)
+        log = (tmp_path / "torchserve.log").read_text()
+        assert log.count("Torchserve version") == 2  # the second start did not erase the first one's log
+        server.process.terminate()
+        assert server.process.wait(timeout=30) == 0
+
+
+@pytest.mark.slow
+def test_a_signal_while_java_starts_again_stops_everything(tmp_path: Path) -> None:
+    with running_server(tmp_path, server_settings(minWorkers=1)) as server:
+        java_of(server).kill()
+        read_until(server, "starting TorchServe")
+        assert wait_until(lambda: any(p.name() == "java" for p in session_of(server)), 20)
+        processes = session_of(server)
+        server.process.terminate()
+        assert server.process.wait(timeout=30) == 0
+        assert are_gone(processes)
+
+
+@pytest.mark.slow
+def test_the_gateway_is_killed_and_comes_back(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}/predict"
+    with running_server(
+        tmp_path, server_settings(minWorkers=1), flags=["--gateway", f"127.0.0.1:{port}"]
+    ) as server:
+        (gateway,) = [p for p in psutil.Process(server.process.pid).children() if "gateway" in p.cmdline()]
+        java = java_of(server)
+        gateway.kill()
+        assert "the gateway" in read_until(server, "answers again")
+        assert requests.post(url, files={"file": RAIN}, timeout=30).status_code == 200
+        assert java.is_running()
+
+
+@pytest.mark.slow
+def test_torchserve_that_cannot_come_back_is_given_up(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copy(STORE / "audiocnn.mar", store)
+    settings = server_settings(minWorkers=1) | {
+        "model_store": str(store),
+        "allowed_urls": f"file://{store}/.*",
+    }
+    with running_server(tmp_path / "logs", settings) as server:
+        processes = session_of(server)
+        (store / "audiocnn.mar").unlink()
+        java_of(server).kill()
+        assert "5 of 5" in read_until(server, "(5 of")
+        error = read_until(server, "error:")
+        assert "failed 6 times in a row, given up" in error
+        assert "build it with" in read_until(server, "is missing")
+        assert server.process.wait(timeout=30) == 1
+        assert are_gone(processes)
