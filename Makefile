@@ -19,14 +19,14 @@ RUNTIME := $(if $(shell command -v nvidia-smi),gpu,cpu)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## create .venv with everything pinned, and a Java if the machine has none
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),formats,serve,gateway,train,export,bench,dev]'
+	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),formats,serve,gateway,train,export,batch,bench,dev]'
 # torchaudio's compiled extension wants CUDA's libraries. Beside a CPU-only torch it cannot be loaded;
 # without its files torchaudio imports, and all that we use of it is written in Python.
 	$(PY) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
@@ -46,6 +46,20 @@ test: archive ## run the tests, with a real TorchServe (needs $(DATA) for some: 
 .PHONY: test-slow
 test-slow: archive ## run the tests that take minutes
 	$(PY) -m pytest -m slow
+
+BUILD ?= docker build
+.PHONY: image
+image: ## container images of the server and the gateway (BUILD="buildah bud" without Docker)
+	$(BUILD) --target cpu --tag audiocnn-server:0.1.0 .
+	$(BUILD) --target gateway --tag audiocnn-gateway:0.1.0 .
+
+.PHONY: image-test
+image-test: $(STAMP) ## build the images without Docker, run them, get a prediction (root; docs/containers.md)
+	$(PY) -m deploy.image_test
+
+.PHONY: constraints
+constraints: $(STAMP) ## after a change of dependencies: pin for the images what they depend on
+	$(PY) -m deploy.constraints
 
 .PHONY: check
 check: $(STAMP) ## lint, format and types

@@ -1,0 +1,175 @@
+"""What to score: folders, globs and tables of paths -> absolute paths, one at a time.
+
+Nothing is opened and nothing is kept but counts, so millions of files take no memory. A folder that cannot
+be listed is handed on as if it were a file: it will have a row that says why.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import PurePath
+
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("wav", "wave", "rf64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc"),
+        *("m4a", "mp4", "aac", "webm", "mka"),
+    )
+)
+COLUMNS = ("filename", "file_path", "path")
+
+Found = tuple[str, int]  # absolute path, and bytes; 0 where that cannot be known
+
+
+class InputError(ValueError):
+    """What is to be scored does not exist or cannot be read as what it looks like."""
+
+
+@dataclass
+class Notes:
+    """What was passed over, and why; to be told to the user."""
+
+    hidden: int = 0  # names that start with a dot
+    others: int = 0  # files in folders whose name is not that of a sound
+    loops: list[str] = field(default_factory=list)  # links to a folder that they are in
+    unlisted: list[str] = field(default_factory=list)  # folders that cannot be read
+
+    def lines(self) -> list[str]:
+        """One sentence for each kind that there is."""
+        kinds = [
+            (f"{self.hidden:,} hidden files and folders left out", self.hidden),
+            (f"{self.others:,} files left out that are no sounds by their name", self.others),
+            (f"links left out that lead back to where they are: {_some(self.loops)}", self.loops),
+            (f"folders that cannot be listed (each has a row): {_some(self.unlisted)}", self.unlisted),
+        ]
+        return [line for line, there in kinds if there]
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+    return ", ".join(map(ascii, paths[:3])) + more
+
+
+def find(inputs: Sequence[str], notes: Notes, *, limit: int | None = None) -> Iterator[Found]:
+    """All sound files, a path perhaps more than once. Raises `InputError` before the first of them if
+    one of the inputs does not exist, and later for a table that cannot be read."""
+    for text in inputs:
+        if not os.path.lexists(text) and not glob.has_magic(text):
+            raise InputError(f"there is no {text}")
+    return islice(_find(inputs, notes), limit)
+
+
+def _find(inputs: Sequence[str], notes: Notes) -> Iterator[Found]:
+    for text in inputs:
+        path = os.path.abspath(text)
+        if os.path.isdir(path):
+            yield from _walk(path, notes)
+        elif not os.path.lexists(path):
+            yield from _matches(path, notes)
+        elif text.lower().endswith(".csv"):
+            yield from _rows(path)
+        else:
+            yield path, _size(path)
+
+
+def root_of(inputs: Sequence[str]) -> str:
+    """The folder that all inputs are in: what a mirrored tree starts from."""
+    return os.path.commonpath([_folder_of(os.path.abspath(text)) for text in inputs])
+
+
+def _folder_of(path: str) -> str:
+    if os.path.isdir(path):
+        return path
+    if not os.path.lexists(path):
+        parts = PurePath(path).parts
+        return os.path.join(*(part for part in parts[: [*map(glob.has_magic, parts), True].index(True)]))
+    return os.path.dirname(path)
+
+
+def _walk(folder: str, notes: Notes) -> Iterator[Found]:
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                yield from _sort_out(entries, waiting, notes)
+        except OSError:
+            notes.unlisted.append(folder)
+            yield folder, 0
+
+
+def _sort_out(entries: Iterator[os.DirEntry[str]], folders: list[str], notes: Notes) -> Iterator[Found]:
+    for entry in entries:
+        if entry.name.startswith("."):
+            notes.hidden += 1
+        elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            if entry.is_symlink() and _is_loop(entry.path):
+                notes.loops.append(entry.path)
+            else:
+                folders.append(entry.path)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield entry.path, _size(entry.path)
+        else:
+            notes.others += 1
+
+
+def _matches(pattern: str, notes: Notes) -> Iterator[Found]:
+    """What a glob names; folders among it are walked, unless `**` reaches what is in them anyway."""
+    empty = True
+    for path in glob.iglob(pattern, recursive=True):
+        empty = False
+        if os.path.isdir(path):
+            if "**" not in pattern:
+                yield from _walk(path, notes)
+        elif _is_loop(os.path.dirname(path)):  # glob follows links, 40 times round
+            if (link := os.path.dirname(path)) not in notes.loops[-1:]:
+                notes.loops.append(link)
+        elif "**" not in pattern or os.path.splitext(path)[1].lower() in SUFFIXES:
+            yield path, _size(path)
+    if empty:
+        raise InputError(f"nothing matches {pattern}")
+
+
+def _rows(table: str) -> Iterator[Found]:
+    """The paths in a CSV; relative ones are relative to its folder."""
+    folder = os.path.dirname(table)
+    try:
+        with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = csv.DictReader(file)
+            column = next((name for name in COLUMNS if name in (rows.fieldnames or ())), None)
+            if column is None:
+                raise InputError(f"{table} has none of the columns {', '.join(COLUMNS)}")
+            for row in rows:
+                if not row[column]:
+                    raise InputError(f"{table}, line {rows.line_num}: {column} is empty")
+                path = os.path.abspath(os.path.join(folder, row[column]))
+                yield path, _size(path)
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{table} cannot be read: {error}") from error
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # the latter for a NUL in a name
+        return 0
+
+
+@lru_cache(maxsize=4096)
+def _is_loop(folder: str) -> bool:
+    """Whether a folder is inside itself, by way of a link."""
+    seen: set[tuple[int, int]] = set()
+    while True:
+        status = os.stat(folder)
+        seen_before = len(seen)
+        seen.add((status.st_dev, status.st_ino))
+        if len(seen) == seen_before:
+            return True
+        if folder == (folder := os.path.dirname(folder)):
+            return False

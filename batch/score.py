@@ -1,0 +1,287 @@
+"""Score sound files by the million: `python -m batch.score INPUT... --out DIR`.
+
+Every file gets exactly one row in DIR/files, files longer than a window also one for each window in
+DIR/windows; what cannot be answered gets a row with an error code. A run that was stopped, by whatever,
+goes on when the same command is given again. docs/batch.md has the columns and the details.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from audiocnn.engine import Engine
+from audiocnn.errors import ModelFileError
+from audiocnn.precision import served
+from batch import inputs
+from batch.inputs import InputError, Notes
+from batch.manifest import FOLDER, Manifest, Outcome, ResumeError, Settings, set_aside
+from batch.progress import Meter, clock, work
+from batch.tables import FORMATS, csv_columns
+
+STORE = Path("model_store")
+CHUNK_FILES = 64
+WRONG, FAILED = 2, 1  # exit codes; 128 + signal if stopped by one
+
+_EPILOG = """examples:
+  python -m batch.score recordings/ --out scores
+  python -m batch.score 'site?/2026-*/*.flac' --out scores --format csv,audacity --min-confidence 0.5
+  python -m batch.score list.csv --out scores --overlap 0 --top-k 1      (column filename, file_path or path)
+  python -m batch.score /shared/recordings --out /shared/scores --address ray-head:6379
+
+exit codes: 0 all files have their row, errors among them or not; 1 the run failed and can go on;
+2 the options, the inputs or the model cannot be used; 130 or 143 stopped, and can go on."""
+
+
+class Stopped(BaseException):
+    """A signal came."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m batch.score",
+        description=__doc__.partition("\n\n")[2],
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    what = "folder (all below it), file, glob in quotes, or CSV of paths"
+    add("inputs", nargs="+", metavar="INPUT", help=what)
+    what = "where results go; name the same to go on"
+    add("--out", type=Path, required=True, metavar="DIR", help=what)
+    what = f"of {', '.join(FORMATS)}; several with commas. There is always a table (parquet)"
+    add("--format", type=_formats, default=("parquet",), metavar="F,F", help=what)
+    add("--top-k", type=_whole, default=5, metavar="N", help="classes in a row (%(default)s)")
+    what = "leave out what is less sure, 0 to 1; windows without a class have no row (%(default)s)"
+    add("--min-confidence", type=_fraction, default=0.0, metavar="P", help=what)
+    add("--overlap", type=float, metavar="SECONDS", help="of windows of long files (half a window)")
+    what = "add where in time and frequency the score came from"
+    add("--evidence", action="store_true", help=what)
+    what = f".onnx, .pt or checkpoint folder (the file that is served from {STORE})"
+    add("--model", "--checkpoint", type=Path, metavar="FILE", help=what)
+    what = "of a Ray cluster, or auto (none: only this machine)"
+    add("--address", metavar="HOST:PORT", help=what)
+    what = "processes, each with a model (CPUs / threads)"
+    add("--workers", type=_whole, metavar="N", help=what)
+    add("--threads", type=_whole, default=1, metavar="N", help="CPU threads of a worker (%(default)s)")
+    what = "files at most that are written together, and done again after a crash (%(default)s)"
+    add("--chunk-size", type=_whole, default=CHUNK_FILES, metavar="N", help=what)
+    what = "only the first N files that are found: to try things out"
+    add("--limit", type=_whole, metavar="N", help=what)
+    what = "begin anew; earlier results in DIR are moved aside, not deleted"
+    add("--fresh", action="store_true", help=what)
+    return parser.parse_args(arguments)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FORMATS)}")
+    return names if {"parquet", "csv"} & set(names) else ("parquet", *names)
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What the results will depend on. Loads the model once, so that what is wrong with it is said at once.
+
+    Raises `ModelFileError`, and `InputError` for an overlap that is no overlap.
+    """
+    engine = Engine(args.model, threads=1)
+    window = engine.config.frontend.clip_seconds
+    overlap = None if args.overlap == window / 2 else args.overlap
+    if overlap is not None and not 0.0 <= overlap <= window - 0.1:
+        raise InputError(f"--overlap {overlap:g}: it must be from 0 to {window - 0.1:g} seconds")
+    return Settings(
+        model=engine.sha256,
+        top_k=min(args.top_k, len(engine.config.class_names)),
+        min_confidence=args.min_confidence,
+        overlap=overlap,
+        evidence=args.evidence,
+        formats=args.format,
+        root=inputs.root_of(args.inputs),
+    )
+
+
+def say(*lines: str) -> None:
+    """To people, beside the bar."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+def prepare(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> Settings:
+    """List the inputs and say how they compare with an earlier run; the manifest is ready to work from."""
+    settings, resumes = manifest.settle(settings)
+    for name in ("files", "windows"):
+        (args.out / name).mkdir(exist_ok=True)
+    in_work, lost = manifest.clean_up("parquet" if "parquet" in settings.formats else "csv")
+    notes = Notes()
+    listed = manifest.add(inputs.find(args.inputs, notes, limit=args.limit), args.chunk_size)
+    say(*notes.lines())
+    if listed.duplicates:
+        say(f"{listed.duplicates:,} paths were given more than once; each is scored once")
+    if resumes:
+        say(f"going on: {manifest.total().files:,} of {manifest.count():,} files are done")
+        for why, chunks in (("were in work when it stopped", in_work), ("have lost their part", lost)):
+            if chunks:
+                files = sum(chunk.files for chunk in chunks)
+                say(f"{len(chunks)} chunks ({files:,} files) {why} and are done again")
+        if listed.new:
+            say(f"{listed.new:,} files are new")
+        if listed.gone:
+            say(f"{listed.gone:,} files of earlier runs are not among the inputs now; they stay")
+    if not manifest.count():
+        raise InputError(
+            f"no sound files in {', '.join(args.inputs)}: names end in {' '.join(sorted(inputs.SUFFIXES))}"
+        )
+    return settings
+
+
+def score(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> dict[str, Any]:
+    """Do what is pending; returns the summary. Raises `ClusterError` as `batch.cluster` does."""
+    from batch import cluster, worker  # late: Ray takes a second to import, and reads the environment then
+
+    began = time.time()
+    chunks = {chunk.id: chunk for chunk in manifest.pending()}
+    this_run, first, last = Outcome(), began, began
+    if chunks:
+        todo = sum(map(work, chunks.values()))
+        with (
+            cluster.quiet(args.out / FOLDER / "ray.log") as stderr,
+            Meter(manifest.count(), manifest.total().files, todo, Console(file=stderr)) as meter,
+        ):
+            try:
+                workers = cluster.start(args.address, args.workers, args.threads)
+                job = worker.Job(
+                    cluster.absolute(args.out), cluster.absolute(args.model), args.threads, settings
+                )
+                for done in cluster.run(job, list(chunks.values()), workers):
+                    outcome = Outcome(**json.loads(done.outcome))
+                    manifest.record(done.chunk, outcome)
+                    meter.add(chunks[done.chunk], outcome, done.began)
+                    first = min(first, done.began) if this_run.files else done.began
+                    last = max(last, done.ended)
+                    this_run += outcome
+            finally:
+                cluster.stop()
+    return summary_of(manifest.total(), this_run, time.time() - began, last - first)
+
+
+def summary_of(total: Outcome, run: Outcome, seconds: float, scoring: float) -> dict[str, Any]:
+    """Numbers of all runs, and of this one; `real_time_factor` is seconds of scoring per second of audio."""
+    errors = sum(total.errors.values())
+    return {
+        "files": total.files,
+        "answered": total.files - errors,
+        "errors": dict(sorted(total.errors.items())),
+        "windows": total.windows,
+        "audio_hours": total.audio_seconds / 3600,
+        "run": {
+            "files": run.files,
+            "seconds": seconds,
+            "scoring_seconds": scoring,
+            "files_per_second": run.files / scoring if scoring else None,
+            "real_time_factor": scoring / run.audio_seconds if run.audio_seconds else None,
+        },
+    }
+
+
+def finish(out: Path, settings: Settings, summary: dict[str, Any]) -> None:
+    """What is written once all parts are there: whole CSV tables, and the summary."""
+    if "csv" in settings.formats:
+        for table in ("files", "windows"):
+            join_csv(out, table, settings.top_k)
+    temporary = out / "summary.json.part"
+    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(out / "summary.json")
+
+
+def join_csv(out: Path, table: str, top_k: int) -> None:
+    """`DIR/TABLE.csv` from its parts, in the order of the chunks."""
+    temporary = out / f"{table}.csv.part"
+    header = ",".join(csv_columns(table, top_k)) + "\r\n"
+    with temporary.open("w", newline="", encoding="utf-8") as whole:
+        whole.write(header)
+        for path in sorted((out / table).glob("part-*.csv")):
+            with path.open(newline="", encoding="utf-8") as file:
+                file.readline()
+                shutil.copyfileobj(file, whole)
+    temporary.replace(out / f"{table}.csv")
+
+
+def print_summary(out: Path, summary: dict[str, Any]) -> None:
+    """For people, on standard output."""
+    run = summary["run"]
+    errors = ", ".join(f"{count:,} {code}" for code, count in summary["errors"].items())
+    print(f"files      {summary['files']:,}, {summary['answered']:,} answered")
+    print(f"errors     {sum(summary['errors'].values()):,}{': ' + errors if errors else ''}")
+    print(f"audio      {summary['audio_hours']:,.2f} hours, {summary['windows']:,} windows")
+    if run["files"]:
+        wall, scoring = clock(run["seconds"]), f"{run['scoring_seconds']:.1f}"
+        print(f"this run   {run['files']:,} files in {wall}, {scoring} s of it scoring:")
+        factor = run["real_time_factor"]
+        real_time = f", real-time factor {factor:.2g}" if factor else ""
+        print(f"           {run['files_per_second']:,.0f} clips/s{real_time}")
+    print(f"results    {out}/files, {out}/windows, {out}/summary.json")
+
+
+def _stop(number: int, _: object) -> None:
+    raise Stopped(number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the exit codes in `--help`."""
+    args = parse_arguments(arguments)
+    args.model = args.model or served(STORE)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        settings = settings_of(args)
+        if args.fresh and (aside := set_aside(args.out)):
+            say(f"earlier results are in {aside} now")
+        with Manifest(args.out) as manifest:
+            settings = prepare(args, manifest, settings)
+            summary = score(args, manifest, settings)
+            finish(args.out, settings, summary)
+    except (InputError, ModelFileError, ResumeError) as error:
+        say(f"error: {error}")
+        return WRONG
+    except RuntimeError as error:  # ClusterError, which is not imported before it is needed
+        say(f"error: {error}", "What is done is kept; the same command goes on from there.")
+        return FAILED
+    except Stopped as stopped:
+        say("stopped. What is done is kept; the same command goes on from there.")
+        return 128 + stopped.number
+    print_summary(args.out, summary)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
