@@ -1,0 +1,70 @@
+"""The images, built and run as an orchestrator runs them (`make image-test`), and what they are made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy import constraints, image_test
+from deploy.requirements import flatten
+from tests.conftest import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def test_extras_are_flattened() -> None:
+    extras = {"a": ["x==1"], "b": ["us[a]", "y==2"], "c": ["us[a,b]"]}
+    assert list(flatten(extras, ["c"], "us")) == ["x==1", "x==1", "y==2"]
+    with pytest.raises(KeyError):
+        list(flatten(extras, ["d"], "us"))
+
+
+def test_the_constraints_are_those_of_pyproject() -> None:
+    """Else `make constraints`."""
+    pins = set(constraints.FILE.read_text().splitlines()[1:])
+    direct = {re.sub(r"\[.*\]", "", line.partition(";")[0]).strip().lower() for line in constraints.wanted()}
+    assert direct <= pins, "run: make constraints"
+
+
+def test_what_is_copied_is_let_in() -> None:
+    """.dockerignore names everything that the Dockerfile takes from the folder, and it exists."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    copies = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
+    sources = {source for copy in copies for source in copy.split()[:-1] if not source.startswith("$")}
+    assert sources | {"checkpoints"} == let_in
+    assert all((ROOT / source).exists() for source in let_in)
+
+
+def test_nothing_else_gets_into_the_build() -> None:
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+    assert "ADD " not in DOCKERFILE
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "gateway"])
+def test_every_image_is_a_target(target: str) -> None:
+    assert re.search(rf"^FROM \S+ AS {target}$", DOCKERFILE, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_images_are_built_and_serve(tmp_path: Path) -> None:
+    if missing := image_test.missing_tools():
+        message = "needs " + ", ".join(missing)
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    command = [sys.executable, "-m", "deploy.image_test", "--folder", str(tmp_path / "image")]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["prediction"]["class"] == "rain"
+    assert seen["exit_codes"] == {"server": 0, "gateway": 0}
+    assert max(seen["stop_seconds"].values()) < image_test.GRACE_SECONDS
+    sizes = seen["megabytes"]
+    assert sizes["gateway"]["all"] < sizes["server"]["all"] < 1700
+    assert not (tmp_path / "image").exists()
