@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -28,7 +28,13 @@ class Stage:
     """The server as a context: started and ready within, stopped with all that is left of it afterwards."""
 
     def __init__(
-        self, folder: Path, *, config: Path = Path("config.properties"), gateway: bool = True, **settings: str
+        self,
+        folder: Path,
+        *,
+        config: Path = Path("config.properties"),
+        gateway: bool = True,
+        flags: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """`folder` is for the store and the logs; `settings` replace lines of the configuration."""
         self.store, self.logs = folder / "store", folder / "logs"
@@ -42,10 +48,19 @@ class Stage:
         own |= {f"grpc_{name}_port": str(new_port()) for name in ("inference", "management")}
         own |= {"model_store": str(self.store), "allowed_urls": f"file://{self.store}/.*"}
         own |= {"enable_model_api": "true"}
-        self.settings = read_properties(config) | own | settings
+        self.settings = read_properties(config) | own | dict(settings or {})
         self.inference, self.management = own["inference_address"], own["management_address"]
         self.gateway = f"http://127.0.0.1:{new_port()}" if gateway else ""
-        command = [sys.executable, "-m", "handler.serve", "--config", str(config), "--logs", str(self.logs)]
+        command = [
+            sys.executable,
+            "-m",
+            "handler.serve",
+            "--config",
+            str(config),
+            "--logs",
+            str(self.logs),
+            *flags,
+        ]
         command += [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
         self._command = command + (["--gateway", self.gateway.removeprefix("http://")] if gateway else [])
         self._process: subprocess.Popen[str] | None = None
@@ -115,7 +130,7 @@ class Stage:
         found = [(supervisor, "supervisor")]
         for process in supervisor.children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                found.append((process, _role(process)))
+                found.append((process, role(process)))
         return found
 
     def processes(self) -> dict[str, psutil.Process]:
@@ -124,6 +139,16 @@ class Stage:
         named = {role: process for process, role in family if role in ("supervisor", "java", "gateway")}
         workers = sorted((p for p, role in family if role == "worker"), key=lambda process: process.pid)
         return named | {f"worker {number}": process for number, process in enumerate(workers, 1)}
+
+    def left(self) -> list[psutil.Process]:
+        """All processes that TorchServe of this stage began, whoever is their parent now."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                is_ours = process.environ().get("LOG_LOCATION") == str(self.logs.resolve())
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def workers(self) -> list[psutil.Process]:
         """The Python processes that answer, oldest first."""

@@ -151,7 +151,7 @@ def _stand_in(target: Target, current: Version, workers: int) -> Iterator[None]:
     name = f"{highest + 0.001:.6g}"
     copy = target.store / f"{management.model}-stand-in.mar"
     try:
-        _copy_as(target.store / current.archive, copy, name)
+        copy_as(target.store / current.archive, copy, name)
         management.register(copy.name, name, current, workers=workers)
         _switch(target, name)
         if not management.wait_idle(current.name, timeout_seconds=target.drain_seconds):
@@ -162,7 +162,7 @@ def _stand_in(target: Target, current: Version, workers: int) -> Iterator[None]:
         copy.unlink(missing_ok=True)
 
 
-def _copy_as(source: Path, copy: Path, version: str) -> None:
+def copy_as(source: Path, copy: Path, version: str) -> None:
     """The archive under another version number."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(copy, "w") as new:
         for item in old.infolist():
