@@ -136,8 +136,8 @@ class Stage:
     def processes(self) -> dict[str, psutil.Process]:
         """The living ones that matter: `supervisor`, `java`, `gateway`, `worker 1`, ..."""
         family = self._family()
-        named = {role: process for process, role in family if role in ("supervisor", "java", "gateway")}
-        workers = sorted((p for p, role in family if role == "worker"), key=lambda process: process.pid)
+        named = {kind: process for process, kind in family if kind in ("supervisor", "java", "gateway")}
+        workers = sorted((p for p, kind in family if kind == "worker"), key=lambda process: process.pid)
         return named | {f"worker {number}": process for number, process in enumerate(workers, 1)}
 
     def left(self) -> list[psutil.Process]:
@@ -155,7 +155,8 @@ class Stage:
         return [process for name, process in self.processes().items() if name.startswith("worker")]
 
 
-def _role(process: psutil.Process) -> str:
+def role(process: psutil.Process) -> str:
+    """`java`, `worker`, `gateway`, or nothing of these: empty."""
     line = process.cmdline()
     if process.name() == "java":
         return "java"
