@@ -1,0 +1,148 @@
+"""The batch job as it is run, with Ray: to its end, killed, interrupted, on a cluster that loses a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.batches import fill, fill_bad, score, start, table
+from tests.conftest import ROOT, sound_file, tone, wait_until
+
+COUNT = 1200
+CHUNK = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 short sounds, with one of every kind of bad file among them."""
+    path = tmp_path_factory.mktemp("sounds")
+    fill(path, COUNT, sound_file(tone(0.5)))
+    fill_bad(path / "s0600")
+    return path
+
+
+def parts(out: Path) -> dict[str, int]:
+    """Name and time of every part that there is."""
+    return {entry.name: entry.stat().st_mtime_ns for entry in (out / "files").glob("part-*.parquet")}
+
+
+def assert_complete(folder: Path, out: Path) -> None:
+    """Every file once, with the error that it has, and a summary that says so."""
+    bad = {str(path) for path in (folder / "s0600").iterdir()}
+    rows = table(out)
+    assert Counter(row["file"] for row in rows) == Counter([*map(str, folder.glob("*.wav")), *bad])
+    assert {row["file"] for row in rows if row["error_code"]} == bad
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["files"], summary["answered"]) == (len(rows), len(rows) - len(bad))
+
+
+@contextmanager
+def half_way(folder: Path, out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, when it has written some of its parts and works on others."""
+    process = start(folder, "--out", out, "--chunk-size", CHUNK, "--workers", 2, *flags)
+    try:
+        assert wait_until(lambda: len(parts(out)) >= 10 or process.poll() is not None, 120)
+        assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("whom", ["driver", "group"])
+@pytest.mark.slow
+def test_killed_it_goes_on_where_it_was(tmp_path: Path, folder: Path, whom: str) -> None:
+    out = tmp_path / "out"
+    with half_way(folder, out) as process:
+        (os.kill if whom == "driver" else os.killpg)(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    before = parts(out)
+    total = -(-(COUNT + 8) // CHUNK)
+    assert 10 <= len(before) < total
+    _, err = score(folder, "--out", out)
+    said = re.search(r"going on: ([\d,]+) of 1,208 files are done", err)
+    assert said, err
+    redone = re.search(r"(\d+) chunks \(\d+ files\) were in work when it stopped and are done again", err)
+    in_work = int(redone[1]) if redone else 0
+    after = parts(out)
+    assert in_work <= 8  # two workers, and what they had finished but not yet reported
+    assert sum(after[name] != when for name, when in before.items()) <= in_work
+    assert_complete(folder, out)
+    _, err = score(folder, "--out", out)
+    assert "going on: 1,208 of 1,208 files are done" in err
+    assert parts(out) == after
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    with half_way(folder, out) as process:
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "MapWorker" in " ".join(child.cmdline())
+        ]
+        assert len(workers) == 2
+        workers[0].kill()
+        stdout, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+    assert "1,208, 1,200 answered" in stdout
+    assert_complete(folder, out)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_it_and_says_how_to_go_on(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    with half_way(folder, out) as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
+    assert wait_until(lambda: not any(child.is_running() for child in children), 20)
+    score(folder, "--out", out)
+    assert_complete(folder, out)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_completes(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    cluster = subprocess.Popen(
+        [sys.executable, "-m", "tests.two_nodes"], cwd=ROOT, env=environment, text=True, **pipes
+    )  # type: ignore[call-overload]
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    try:
+        address = next(line for line in cluster.stdout if line.startswith("address")).split()[1]
+        process = start(folder, "--out", out, "--chunk-size", CHUNK, "--address", address)
+        try:
+            assert wait_until(lambda: len(parts(out)) >= 10 or process.poll() is not None, 120)
+            assert process.poll() is None
+            cluster.stdin.write("\n")
+            cluster.stdin.flush()
+            assert "killed" in next(line for line in cluster.stdout if "killed" in line)
+            stdout, stderr = process.communicate(timeout=240)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 0, stderr
+        assert "1,208, 1,200 answered" in stdout
+        assert_complete(folder, out)
+    finally:
+        cluster.stdin.close()
+        cluster.wait(timeout=60)
+        cluster.stdout.close()
