@@ -11,7 +11,7 @@ from typing import Self
 
 import httpx
 
-from audiocnn.client import POOL_SIZE, RENEWAL_SECONDS, Answer, C, Clip, Failure, Settings, read_clip
+from audiocnn.client import POOL_SIZE, RENEWAL_SECONDS, Answer, C, Clip, Failure, Settings, Trace, read_clip
 from audiocnn.errors import AudioError, ServerError, TokenRefused
 from audiocnn.protocol import Exchange, option_headers, probe_wav, read_reply, unreachable
 
@@ -37,13 +37,17 @@ class AsyncClient(Settings):
         """Close the connections."""
         await self._http.aclose()
 
-    async def predict(self, clip: Clip, *, request_id: str | None = None, **options: object) -> Answer:
+    async def predict(
+        self, clip: Clip, *, request_id: str | None = None, trace: Trace = None, **options: object
+    ) -> Answer:
         """As `Client.predict`."""
-        return await self._ask("predictions", clip, option_headers(options), request_id)
+        return await self._ask("predictions", clip, option_headers(options) | dict(trace or {}), request_id)
 
-    async def explain(self, clip: Clip, *, request_id: str | None = None, **options: object) -> Answer:
+    async def explain(
+        self, clip: Clip, *, request_id: str | None = None, trace: Trace = None, **options: object
+    ) -> Answer:
         """As `Client.explain`."""
-        return await self._ask("explanations", clip, option_headers(options), request_id)
+        return await self._ask("explanations", clip, option_headers(options) | dict(trace or {}), request_id)
 
     def predict_many(
         self, clips: Iterable[C], *, concurrency: int = 8, **options: object

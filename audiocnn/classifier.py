@@ -8,8 +8,11 @@ their answers do not depend on what is beside them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ from audiocnn.precision import trusted
 FloatArray = npt.NDArray[np.float32]
 
 SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: below it there is nothing to name
+LOWEST_DBFS = -120.0  # what digital silence is called
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,24 @@ class Shown:
     end: float
     log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
     outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+
+
+@dataclass
+class Timings:
+    """Where the milliseconds of one call of `classify` went."""
+
+    decode_ms: list[float] = field(default_factory=list)  # of each clip, also those that cannot be decoded
+    log_mel_ms: list[float] = field(default_factory=list)  # of each clip that was decoded
+    inference_ms: list[float] = field(default_factory=list)  # of each run of the network
+
+
+@contextmanager
+def _timed(into: list[float]) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        into.append(1000 * (time.perf_counter() - began))
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,14 @@ class Result:
     @property
     def is_silent(self) -> bool:
         """Whether the whole clip is digital silence or close to it."""
-        return bool(np.abs(self.clip.waveform).max() < SILENCE_PEAK)
+        waveform = self.clip.waveform  # without a copy of its magnitudes
+        return bool(waveform.max() < SILENCE_PEAK and waveform.min() > -SILENCE_PEAK)
+
+    @property
+    def level_dbfs(self) -> float:
+        """RMS level in dB of full scale, `LOWEST_DBFS` at least."""
+        mean_square = float(np.dot(self.clip.waveform, self.clip.waveform)) / len(self.clip.waveform)
+        return max(LOWEST_DBFS, 10 * math.log10(max(mean_square, 1e-30)))
 
     @property
     def is_unknown(self) -> bool:
@@ -87,9 +116,16 @@ class Classifier:
         return cls(trusted(path, device=device, threads=threads), limits=limits)
 
     def classify(
-        self, clips: Sequence[bytes], options: Sequence[Options | AudioError] | None = None
+        self,
+        clips: Sequence[bytes],
+        options: Sequence[Options | AudioError] | None = None,
+        timings: Timings | None = None,
     ) -> list[Result | AudioError]:
-        """Answer every clip; an `AudioError` among the options is handed through as that clip's answer."""
+        """Answer every clip; an `AudioError` among the options is handed through as that clip's answer.
+
+        What it took is appended to `timings`.
+        """
+        timings = timings or Timings()
         wishes = options if options is not None else [Options.parse({}, self.config)] * len(clips)
         answers: list[Result | AudioError | None] = [None] * len(clips)
         decoded: dict[int, audio.Clip] = {}
@@ -97,25 +133,34 @@ class Classifier:
             try:
                 if isinstance(wish, AudioError):
                     raise wish
-                decoded[number] = audio.decode(
-                    data, sample_rate=self.config.frontend.sample_rate, limits=self.limits
-                )
+                with _timed(timings.decode_ms):
+                    decoded[number] = audio.decode(
+                        data, sample_rate=self.config.frontend.sample_rate, limits=self.limits
+                    )
             except AudioError as error:
                 answers[number] = error
         for outputs in {wish.graph_outputs for wish in wishes if isinstance(wish, Options)}:
             group = {n: c for n, c in decoded.items() if wishes[n].graph_outputs == outputs}  # type: ignore[union-attr]
             if group:
-                for number, result in self._run(group, wishes, outputs):
+                for number, result in self._run(group, wishes, outputs, timings):
                     answers[number] = result
         assert all(answer is not None for answer in answers)
         return answers  # type: ignore[return-value]
 
     def _run(
-        self, clips: dict[int, audio.Clip], wishes: Sequence[Options | AudioError], outputs: tuple[str, ...]
+        self,
+        clips: dict[int, audio.Clip],
+        wishes: Sequence[Options | AudioError],
+        outputs: tuple[str, ...],
+        timings: Timings,
     ) -> list[tuple[int, Result]]:
         """All windows of all clips of one group through the engine together."""
-        stacks = [self._log_mels(clip.waveform) for clip in clips.values()]
-        raw = self.engine.run(np.concatenate(stacks), outputs)
+        stacks = []
+        for clip in clips.values():
+            with _timed(timings.log_mel_ms):
+                stacks.append(self._log_mels(clip.waveform))
+        with _timed(timings.inference_ms):
+            raw = self.engine.run(np.concatenate(stacks), outputs)
         results = []
         first = 0
         for (number, clip), stack in zip(clips.items(), stacks, strict=True):

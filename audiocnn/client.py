@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from audiocnn.protocol import (
 )
 
 Answer = dict[str, Any]
+Trace = Mapping[str, str] | None
 Clip = str | os.PathLike[str] | bytes | bytearray | memoryview
 C = TypeVar("C", bound=Clip)
 Failure = AudioError | ServerError | OSError
@@ -67,6 +68,7 @@ class Settings:
         key_file: str | Path | None = None,
         management: str | None = None,
         ca_file: str | Path | None = None,
+        on_retry: Callable[[ServerError], None] | None = None,
     ) -> None:
         """Where to ask, and how patiently.
 
@@ -74,7 +76,8 @@ class Settings:
         silence. `max_server_failures` is how often a worker may die or fail at one clip before its error
         is raised. `key_file` is TorchServe's `key_file.json`, if it asks for tokens; with the `management`
         address an expired key is renewed, without it the file is only read again. `ca_file` is the
-        certificate to trust, for a server that made its own.
+        certificate to trust, for a server that made its own. `on_retry` is called with the error before
+        every pause after which a clip is asked for again.
         """
         self._endpoint = Endpoint(
             url=url,
@@ -87,13 +90,14 @@ class Settings:
         self._keys = KeyFile(Path(key_file)) if key_file else None
         self._management = management.rstrip("/") if management else None
         self._ca_file = str(ca_file) if ca_file else None
+        self._on_retry = on_retry
         self._connect()
 
     def _connect(self) -> None:
         raise NotImplementedError
 
     def _exchange(self, headers: Mapping[str, str], request_id: str | None = None) -> Exchange:
-        return Exchange(self._endpoint, headers, self._keys, request_id)
+        return Exchange(self._endpoint, headers, self._keys, request_id, self._on_retry)
 
 
 class Client(Settings):
@@ -119,18 +123,23 @@ class Client(Settings):
         """Close the connections."""
         self._session.close()
 
-    def predict(self, clip: Clip, *, request_id: str | None = None, **options: object) -> Answer:
+    def predict(
+        self, clip: Clip, *, request_id: str | None = None, trace: Trace = None, **options: object
+    ) -> Answer:
         """The answer for a clip, given as a path or as bytes.
 
         Options are those of the README (`top_k=3`, `classes=["dog", "cat"]`, ...). Raises an `AudioError`
         (with `code`) if the clip or an option is at fault, a `ServerError` if no answer came before
-        the deadline, both with the `request_id`; `OSError` if the file cannot be read.
+        the deadline, both with the `request_id`; `OSError` if the file cannot be read. `trace` are the
+        headers `traceparent` and `tracestate` to pass on, see `audiocnn.protocol.trace_headers`.
         """
-        return self._ask("predictions", clip, option_headers(options), request_id)
+        return self._ask("predictions", clip, option_headers(options) | dict(trace or {}), request_id)
 
-    def explain(self, clip: Clip, *, request_id: str | None = None, **options: object) -> Answer:
+    def explain(
+        self, clip: Clip, *, request_id: str | None = None, trace: Trace = None, **options: object
+    ) -> Answer:
         """Where in time and frequency the score came from; arguments and errors as for `predict`."""
-        return self._ask("explanations", clip, option_headers(options), request_id)
+        return self._ask("explanations", clip, option_headers(options) | dict(trace or {}), request_id)
 
     def predict_many(
         self, clips: Iterable[C], *, concurrency: int = 8, **options: object

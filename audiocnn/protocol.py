@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import io
 import json
 import math
 import random
+import re
 import ssl
 import struct
 import time
 import uuid
 import wave
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -53,11 +55,17 @@ OPTION_NAMES = (
 )
 HEADERS = {"x-" + name.replace("_", "-"): name for name in OPTION_NAMES}
 
+REQUEST_ID, TRACEPARENT, TRACESTATE = "x-request-id", "traceparent", "tracestate"
+
 E = TypeVar("E", AudioError, ServerError)
 
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 3.0
 _MAX_TOKEN_REFUSALS = 3
+_MAX_ID_LENGTH = 128
+_MAX_TRACESTATE_LENGTH = 512
+_VERSION_0 = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_LATER = re.compile(r"(?!00|ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _ERRORS = {cls.code: cls for cls in AudioError.__subclasses__()}
 
 
@@ -97,7 +105,12 @@ class Exchange:
     """One request until it is answered: its headers, and after each failure how long to wait."""
 
     def __init__(
-        self, endpoint: Endpoint, headers: Mapping[str, str], keys: KeyFile | None, request_id: str | None
+        self,
+        endpoint: Endpoint,
+        headers: Mapping[str, str],
+        keys: KeyFile | None,
+        request_id: str | None,
+        on_retry: Callable[[ServerError], None] | None = None,
     ) -> None:
         self.request_id = request_id or str(uuid.uuid4())
         self.authorization: str | None = None  # of the last attempt
@@ -108,6 +121,7 @@ class Exchange:
         }
         self._endpoint = endpoint
         self._keys = keys
+        self._on_retry = on_retry
         self._began = time.monotonic()
         self._attempts = self._failures = self._refusals = 0
 
@@ -147,6 +161,8 @@ class Exchange:
         )
         if is_hopeless:
             raise self.sign(error)
+        if self._on_retry:
+            self._on_retry(error)
         return wait
 
     def sign(self, error: E) -> E:
@@ -154,6 +170,30 @@ class Exchange:
         error.request_id = self.request_id
         error.add_note(f"X-Request-Id: {self.request_id}, attempts: {max(self._attempts, 1)}")
         return error
+
+
+def printable_id(text: str) -> str:
+    """A caller's `X-Request-Id` as far as it can be printed in one line; may be empty."""
+    return "".join(c for c in text if c.isascii() and c.isprintable())[:_MAX_ID_LENGTH].strip()
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """The trace of a `traceparent` header (W3C Trace Context), 32 hex digits; None if it is not valid."""
+    text = (traceparent or "").strip()
+    match = len(text) <= _MAX_TRACESTATE_LENGTH and (_VERSION_0.fullmatch(text) or _LATER.fullmatch(text))
+    return match.group(1) if match else None
+
+
+def trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """What to pass on of a request's trace context, unchanged; nothing if its `traceparent` is not valid.
+
+    `headers` must have lower-case names, or find names in any case.
+    """
+    parent, state = headers.get(TRACEPARENT, "").strip(), headers.get(TRACESTATE, "")
+    if trace_id(parent) is None:
+        return {}
+    is_clean = state.isascii() and state.isprintable() and 0 < len(state) <= _MAX_TRACESTATE_LENGTH
+    return {TRACEPARENT: parent} | ({TRACESTATE: state} if is_clean else {})
 
 
 def option_headers(options: Mapping[str, object]) -> dict[str, str]:
@@ -286,6 +326,7 @@ class KeyFile:
             return None  # missing, or being written this moment: the refusal that follows leads back here
 
 
+@functools.cache
 def probe_wav() -> bytes:
     """A WAV file of 0.1 s with a 440 Hz tone: enough for a real prediction."""
     sample_rate = 16_000

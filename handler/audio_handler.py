@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,27 +20,30 @@ import orjson
 import torch
 import yaml
 
-from audiocnn import samples
+from audiocnn import logs, samples
 from audiocnn.answer import render
-from audiocnn.classifier import Classifier
+from audiocnn.classifier import Classifier, Timings
 from audiocnn.config import AudioLimits, Config
 from audiocnn.errors import AudioError, BadOption
+from audiocnn.monitor import NAMES, Monitor
 from audiocnn.options import Options
-from audiocnn.protocol import HEADERS, read_base64
+from audiocnn.protocol import HEADERS, REQUEST_ID, TRACEPARENT, printable_id, read_base64, trace_id
 
 log = logging.getLogger(__name__)
 
-MAX_ID_LENGTH = 128
 AUDIO_FIELDS = ("data", "body", "audio_data")
+_NOT_IN_LABELS = re.compile(r"[|:,\s]")  # what separates the parts of TorchServe's metric lines
 
 
 class AudioHandler:
     """One worker. TorchServe calls `initialize` once and `handle` for every batch."""
 
     classifier: Classifier
+    monitor: Monitor | None
 
     def initialize(self, context: Any) -> None:
         """Load the model on this worker's device and answer once, so the first request is not slow."""
+        start_logs()
         properties = context.system_properties
         folder = Path(properties["model_dir"])
         settings = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
@@ -50,26 +56,115 @@ class AudioHandler:
             limits=AudioLimits(max_seconds=settings["max_seconds"]),
         )
         self.classifier.classify([samples.wav("rain")])
+        self.monitor = open_monitor(context, self.classifier.config)
 
     def handle(self, batch: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer every request of a batch; one that is wrong gets its own status and hurts no other."""
-        clips, options = [], []
-        for number, fields in enumerate(batch):
-            data, wish = read_request(fields, context.get_all_request_header(number), self.classifier.config)
-            clips.append(data)
-            options.append(wish)
+        headers = [_lowered(context.get_all_request_header(number)) for number in range(len(batch))]
+        ids = [request_id_of(own, context.get_request_id(number)) for number, own in enumerate(headers)]
+        try:
+            return self._answer(batch, headers, ids, context)
+        except Exception:  # TorchServe logs it, and answers the whole batch with 503
+            log.error("a batch failed", extra={"request_ids": ids})
+            if self.monitor:
+                self.monitor.count_failure(len(batch))
+            raise
+
+    def _answer(
+        self, batch: list[dict[str, Any]], headers: list[dict[str, Any]], ids: list[str], context: Any
+    ) -> list[bytes]:
+        began, timings = time.perf_counter(), Timings()
+        config = self.classifier.config
+        requests = [read_request(fields, own, config) for fields, own in zip(batch, headers, strict=True)]
+        clips, options = [clip for clip, _ in requests], [wish for _, wish in requests]
+        results = self.classifier.classify(clips, options, timings)
         answers = []
-        for number, result in enumerate(self.classifier.classify(clips, options)):
-            request_id = request_id_of(context.get_all_request_header(number), context.get_request_id(number))
+        for number, result in enumerate(results):
             context.set_response_content_type(number, "application/json")
             if isinstance(result, AudioError):
                 context.set_response_status(result.status, result.code, number)
-                log.warning("request %s: %d %s", request_id, result.status, result.code)
+                log_refusal(result, ids[number], headers[number])
                 answer = result.to_dict()
             else:
                 answer = render(result, self.classifier.engine)
-            answers.append(orjson.dumps(answer | {"request_id": request_id}))
+            answers.append(orjson.dumps(answer | {"request_id": ids[number]}))
+        if self.monitor:
+            self.monitor.count(clips, results, timings)
+        log_batch(ids, headers, timings, 1000 * (time.perf_counter() - began))
         return answers
+
+
+def start_logs() -> None:
+    """What this worker logs goes to its standard output, which TorchServe writes to model_log.log.
+
+    `LOG_FORMAT` is `json` or `text`, `LOG_LEVEL` the least that is written, both as for the gateway.
+    """
+    handler = logs.handler_for(sys.stdout, os.environ.get("LOG_FORMAT") or "json")
+    for logger in (log, logging.getLogger("audiocnn")):
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel((os.environ.get("LOG_LEVEL") or "INFO").upper())
+
+
+def open_monitor(context: Any, config: Config) -> Monitor | None:
+    """Counts what this worker does, as TorchServe's metrics; None if its `metrics_config` lacks any of it."""
+    metrics = getattr(context, "metrics", None)  # a smoke test of the archive has none
+    if metrics is None:
+        return None
+    try:
+        counters = {name: metrics.get_metric(name) for name in NAMES}
+    except (
+        Exception
+    ) as error:  # TorchServe's error type is not ours to import, and metrics are no reason to die
+        log.warning(
+            "no metrics of sounds are exported, metrics_config should be handler/metrics.yaml: %s", error
+        )
+        return None
+    own = [config.name, str(context.manifest["model"]["modelVersion"])]
+
+    def emit(name: str, label: str | None, amount: float) -> None:
+        more = [] if label is None else [_NOT_IN_LABELS.sub("_", label) or "_"]
+        counters[name].add_or_update(amount, own + more)
+
+    return Monitor(emit, config.class_names)
+
+
+def trace_of(headers: Mapping[str, Any]) -> str | None:
+    """The trace of a request; TorchServe puts the fields of a form among the headers, as objects."""
+    return trace_id(str(headers.get(TRACEPARENT, "")))
+
+
+def log_refusal(error: AudioError, request_id: str, headers: Mapping[str, Any]) -> None:
+    """A clip that cannot be answered is its sender's trouble, not the server's: INFO."""
+    log.info(
+        "request %s: %d %s",
+        request_id,
+        error.status,
+        error.code,
+        extra={
+            "request_id": request_id,
+            "trace_id": trace_of(headers),
+            "status": error.status,
+            "code": error.code,
+        },
+    )
+
+
+def log_batch(
+    request_ids: list[str], headers: list[dict[str, Any]], timings: Timings, elapsed_ms: float
+) -> None:
+    """One line for a whole batch: who was in it, and where its time went."""
+    traces = [trace_of(own) for own in headers]
+    log.info(
+        "batch",
+        extra={
+            "request_ids": request_ids,
+            "trace_ids": traces if any(traces) else None,
+            "decode_ms": round(sum(timings.decode_ms), 2),
+            "log_mel_ms": round(sum(timings.log_mel_ms), 2),
+            "inference_ms": round(sum(timings.inference_ms), 2),
+            "ms": round(elapsed_ms, 2),
+        },
+    )
 
 
 def read_request(
@@ -106,10 +201,7 @@ def _lowered(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def request_id_of(headers: Mapping[str, Any], own: str) -> str:
     """The client's `X-Request-Id` as far as it can be printed, else TorchServe's own id."""
-    given = "".join(
-        c for c in str(_lowered(headers).get("x-request-id", "")) if c.isascii() and c.isprintable()
-    )
-    return given[:MAX_ID_LENGTH] or own
+    return printable_id(str(_lowered(headers).get(REQUEST_ID, ""))) or own
 
 
 def _is_json(headers: Mapping[str, Any]) -> bool:

@@ -100,7 +100,7 @@ class Server:
 
     def batches(self) -> list[set[str]]:
         """Request ids of every batch so far: TorchServe logs the time of each with its ids."""
-        lines = (self.logs / "torchserve.log").read_text().splitlines()
+        lines = (self.logs / "ts_log.log").read_text().splitlines()
         metrics = [line.partition("[METRICS]PredictionTime")[2].partition(", pattern=")[0] for line in lines]
         return [set(line.partition("#hostname:")[2].split(",")[2:]) for line in metrics if line]
 
@@ -119,6 +119,7 @@ def server_settings(config: str = "config.properties", **model: object) -> dict[
         "grpc_inference_port": str(grpc1),
         "grpc_management_port": str(grpc2),
         "models": json.dumps(entry),
+        "metrics_config": str(ROOT / properties["metrics_config"]),  # some are started in another folder
     }
 
 

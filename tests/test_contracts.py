@@ -185,6 +185,7 @@ LIGHT = {
     "config",
     "errors",
     "labels",
+    "logs",
     "protocol",
 }  # all that clients import
 
