@@ -5,32 +5,38 @@ Ctrl-C and SIGTERM stop it gracefully: requests under way are answered, streams 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import uvicorn
+from prometheus_client import start_http_server
 from pydantic import ValidationError
 
+from audiocnn import logs
 from gateway.app import create_app
 from gateway.protocol import http_protocol
 from gateway.settings import Settings
+
+log = logging.getLogger("gateway")
 
 MAX_FRAME_BYTES = 1 << 20
 _GRACE_SECONDS = 10
 
 
 class Server(uvicorn.Server):
-    """Says on standard output when it listens: whoever started it may wait for the line."""
+    """Logs when it listens: whoever started it may wait for the line."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
         if self.started:
-            print(f"gateway: http://{self.config.host}:{self.config.port} (/docs)", flush=True)
+            log.info("gateway: http://%s:%d (/docs)", self.config.host, self.config.port)
 
 
 def server(settings: Settings) -> uvicorn.Server:
@@ -45,6 +51,7 @@ def server(settings: Settings) -> uvicorn.Server:
         ws_max_queue=4,
         ws_per_message_deflate=False,
         access_log=False,
+        log_config=None,  # as all the others
         log_level="warning",
         server_header=False,
         timeout_keep_alive=10,
@@ -52,6 +59,34 @@ def server(settings: Settings) -> uvicorn.Server:
         limit_concurrency=None,
     )
     return Server(config)
+
+
+def start_logs(settings: Settings) -> None:
+    """Everything that is logged, Python's warnings too, a line a record: to the file if there is one, and
+    then only errors to standard error."""
+    handlers = [logs.handler_for(sys.stderr, settings.log_format)]
+    if settings.log_file:
+        handlers[0].setLevel(logging.ERROR)
+        handlers.append(logs.file_handler(settings.log_file, settings.log_format))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=handlers)
+    logging.captureWarnings(True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def metrics_listener(settings: Settings, app: Any) -> Iterator[None]:
+    """`/metrics` at an address of its own, if it has one; `OSError` if that is taken."""
+    if settings.metrics_port is None:
+        yield
+        return
+    address, registry = settings.metrics_host, app.state.metrics.registry
+    listener, thread = start_http_server(settings.metrics_port, address, registry)
+    try:
+        yield
+    finally:
+        listener.shutdown()
+        listener.server_close()
+        thread.join()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,18 +100,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.errors():  # without the values: one may be a key
             print(f"error: {str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)
         return 1
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    start_logs(settings)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand slow callers are a thousand files
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn stops, then raises the signal again: no need to die
     if settings.gateway_host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
-        logging.getLogger("gateway").warning("others can reach this gateway, and API_KEYS is not set")
+        log.warning("others can reach this gateway, and API_KEYS is not set")
     running = server(settings)
     try:
-        running.run()
+        with metrics_listener(settings, running.config.app):
+            running.run()
     except SystemExit:  # uvicorn has said why
+        return 1
+    except OSError as error:
+        print(f"error: METRICS_PORT {settings.metrics_port}: {error}", file=sys.stderr)
         return 1
     return 0 if running.started else 1
 

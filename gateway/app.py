@@ -14,9 +14,9 @@ from starlette.websockets import WebSocket
 
 from gateway import page
 from gateway.core import Gateway
-from gateway.errors import GatewayError
+from gateway.errors import FRAMEWORK_CODES, GatewayError
 from gateway.guard import DOCS_ASSETS, Guard, error_response
-from gateway.routes import add_asking_routes, add_reading_routes
+from gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
 from gateway.settings import Settings
 
 DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
@@ -42,7 +42,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         static_url=DOCS_ASSETS,
     )
-    app.add_middleware(Guard, door=gateway.door)
+    app.state.metrics = gateway.metrics
+    app.add_middleware(Guard, door=gateway.door, metrics=gateway.metrics)
     app.add_middleware(  # the last one added is the outermost: refusals carry its headers too
         CORSMiddleware,
         allow_origins=settings.origins,
@@ -53,12 +54,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_error_handlers(app)
     add_reading_routes(app, gateway)
     add_asking_routes(app, gateway)
+    if settings.metrics_port is None:
+        add_metrics_route(app, gateway)
 
     @app.websocket("/ws/predict")
     async def stream(socket: WebSocket) -> None:
         await gateway.streams.serve(socket)
 
-    page.mount(app, gateway.predict, gateway.door, max_upload_bytes=settings.max_upload_bytes)
+    page.mount(app, gateway.predict_counted, gateway.door, max_upload_bytes=settings.max_upload_bytes)
     return app
 
 
@@ -69,7 +72,8 @@ def add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         known = GatewayError(f"{error.detail}: see /docs for what there is.")
         known.status = error.status_code
-        known.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        known.code = FRAMEWORK_CODES.get(error.status_code, "bad_request")
+        request.state.code = known.code
         reply = error_response(known, request.state.request_id)
         reply.headers.update(error.headers or {})
         return reply

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from fastapi import Request
 
 from audiocnn.async_client import AsyncClient
-from gateway.errors import Busy, NotReady
+from audiocnn.errors import AudioError, ServerError
+from gateway.errors import Busy, GatewayError, NotReady
 from gateway.guard import Door
+from gateway.metrics import Metrics
 from gateway.model import Served
 from gateway.settings import MIB, Settings
 from gateway.stream import Streams
@@ -33,8 +35,20 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.door = Door(settings)
+        self.metrics = Metrics()
         self.budget = Budget(int(settings.max_buffered_mb * MIB))
         self._in_flight = 0
+        self.metrics.gauge(
+            "gateway_requests_in_flight", "Requests that wait for TorchServe", lambda: self._in_flight
+        )
+        self.metrics.gauge(
+            "gateway_buffered_bytes", "Bytes of uploads held in memory", lambda: self.budget.held
+        )
+        self.metrics.gauge(
+            "gateway_streams_open",
+            "Live streams",
+            lambda: self.streams.num_open if hasattr(self, "streams") else 0,
+        )
         self._ready_at = -_READY_SECONDS
         self._probing = asyncio.Lock()
 
@@ -45,7 +59,7 @@ class Gateway:
             self.model = Served(self.client, self.settings.model_config_file)
             # Late answers to a stream are worth nothing: ask once or twice, then take newer sound.
             async with self._client(5.0) as stream_client:
-                self.streams = Streams(self.settings, self.door, stream_client, self.model)
+                self.streams = Streams(self.settings, self.door, stream_client, self.model, self.metrics)
                 yield
 
     def _client(self, deadline_seconds: float) -> AsyncClient:
@@ -59,6 +73,7 @@ class Gateway:
             key_file=settings.torchserve_key_file,
             management=settings.torchserve_management,
             ca_file=settings.torchserve_ca_file,
+            on_retry=self.metrics.retry,
         )
 
     @contextlib.contextmanager
@@ -72,10 +87,23 @@ class Gateway:
         finally:
             self._in_flight -= 1
 
-    async def predict(self, audio: bytes, request_id: str, options: dict[str, Any]) -> dict[str, Any]:
+    async def predict(
+        self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """TorchServe's answer."""
         with self.slot():
-            return await self.client.predict(audio, request_id=request_id, **options)
+            self.metrics.upload_bytes.inc(len(audio))
+            return await self.client.predict(audio, request_id=request_id, trace=trace, **options)
+
+    async def predict_counted(
+        self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The same for what is no request of its own, so that nobody else counts its error."""
+        try:
+            return await self.predict(audio, request_id, options, trace)
+        except (AudioError, ServerError, GatewayError) as error:
+            self.metrics.failure(error)
+            raise
 
     async def check_ready(self) -> None:
         """Raises `NotReady` unless a real prediction works, or did a second ago."""

@@ -105,6 +105,9 @@ _SERVER_CODES: dict[type[ServerError], tuple[int, str]] = {
     RequestRefused: (502, "request_refused"),
 }
 
+FRAMEWORK_CODES = {404: "not_found", 405: "method_not_allowed"}  # what Starlette refuses, by its status
+STREAM_CODES = ("bad_start", "bad_frame", "idle")  # only streams end with these
+
 Known = GatewayError | AudioError | ServerError
 
 
@@ -129,6 +132,14 @@ def status_of(error: Known) -> tuple[int, dict[str, str]]:
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return status, headers
+
+
+def known_codes() -> frozenset[str]:
+    """Every code that an error of ours can have."""
+    codes = {GatewayError.code, AudioError.code, *FRAMEWORK_CODES.values(), *STREAM_CODES}
+    codes |= {cls.code for cls in GatewayError.__subclasses__()}
+    codes |= {cls.code for cls in AudioError.__subclasses__()}
+    return frozenset(codes | {code for _, code in _SERVER_CODES.values()})
 
 
 def _server_code(error: ServerError) -> tuple[int, str]:

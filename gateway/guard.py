@@ -19,12 +19,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from audiocnn.errors import AudioError, ServerError
+from audiocnn.protocol import REQUEST_ID, TRACEPARENT, printable_id, trace_headers, trace_id
 from gateway.errors import ForbiddenOrigin, GatewayError, Known, RateLimited, Unauthorized, body_of, status_of
+from gateway.metrics import GONE, Metrics, route_label
 from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 
-MAX_ID_LENGTH = 128
 OPEN_PATHS = (  # for probes and readers: need no key
     "/",
     "/docs",
@@ -37,6 +38,7 @@ OPEN_PATHS = (  # for probes and readers: need no key
 )
 DOCS_ASSETS = "/docs-assets"
 OPEN_FOLDERS = (f"{DOCS_ASSETS}/", "/ui/")  # the page asks for a key itself: gateway.page_key
+QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds: logged if they fail
 _MAX_CALLERS = 10_000
 _DRAIN_SECONDS = 2.0
 
@@ -114,8 +116,7 @@ def key_in(headers: Headers) -> str | None:
 
 def request_id_in(headers: Headers) -> str:
     """The caller's `X-Request-Id` as far as it can be printed, else a new one."""
-    given = "".join(c for c in headers.get("x-request-id", "") if c.isascii() and c.isprintable())
-    return given[:MAX_ID_LENGTH].strip() or str(uuid.uuid4())
+    return printable_id(headers.get(REQUEST_ID, "")) or str(uuid.uuid4())
 
 
 def error_response(error: Known, request_id: str) -> Response:
@@ -151,9 +152,11 @@ class Body:
 class Guard:
     """ASGI middleware around all routes of HTTP; a stream asks the `Door` itself."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, door: Door, metrics: Metrics) -> None:
         self._app = app
         self._door = door
+        self._metrics = metrics
+        self._routes: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, and log it in one line.
@@ -166,7 +169,9 @@ class Guard:
             return
         headers = Headers(scope=scope)
         request_id = request_id_in(headers)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"], state["trace"] = request_id, trace_headers(headers)
+        path = scope["path"]  # a mounted application may change it
         began, status = time.perf_counter(), 0
         body = Body(receive, is_awaited="expect" in headers)
 
@@ -185,17 +190,44 @@ class Guard:
             self._admit(scope, headers)
             await self._app(scope, body.receive, send_with_id)
         except ClientDisconnect:
-            pass
+            status = status or GONE
         except (GatewayError, AudioError, ServerError) as error:
+            state["code"] = body_of(error)["error"]["code"]
             await error_response(error, request_id)(scope, body.receive, send_with_id)
         except Exception:
-            log.exception("request %s failed", request_id)
+            log.exception("a request failed", extra={"request_id": request_id})
+            state["code"] = GatewayError.code
             if not status:
                 failed = GatewayError("The gateway failed; its log has the request id and the reason.")
                 await error_response(failed, request_id)(scope, body.receive, send_with_id)
-        elapsed_ms = 1000 * (time.perf_counter() - began)
-        path = scope["raw_path"].decode("ascii", "replace")  # still quoted: no line breaks into the log
-        log.info("%s %s %d %.1f ms %s", scope["method"], path, status, elapsed_ms, request_id)
+        self._finish(scope, path, status or GONE, time.perf_counter() - began)
+
+    def _finish(self, scope: Scope, path: str, status: int, seconds: float) -> None:
+        """Count and log a request that is over. What callers do wrong is no warning of the server's."""
+        if not self._routes:  # all are declared by now
+            self._routes = frozenset(getattr(route, "path", "") for route in scope["app"].routes)
+        route, state = route_label(path, self._routes, OPEN_FOLDERS), scope["state"]
+        self._metrics.request(route, scope["method"], status, seconds)
+        if code := state.get("code"):
+            self._metrics.error(code)
+        is_quiet = route in QUIET_PATHS and status < 400
+        quoted = scope["raw_path"].decode("ascii", "replace")  # no line breaks into the log
+        log.log(
+            logging.DEBUG if is_quiet else logging.WARNING if status >= 500 else logging.INFO,
+            "%s %s %d",
+            scope["method"],
+            quoted,
+            status,
+            extra={
+                "request_id": state["request_id"],
+                "trace_id": trace_id(state["trace"].get(TRACEPARENT)),
+                "client": scope["client"][0] if scope.get("client") else None,
+                "route": route,
+                "status": status,
+                "code": code,
+                "ms": round(1000 * seconds, 1),
+            },
+        )
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         if scope["path"] == "/health":
@@ -205,6 +237,8 @@ class Guard:
             return
         key = key_in(headers)
         self._door.check_key(key)
+        if scope["path"] == "/metrics":  # a scrape is nobody's request
+            return
         caller = self._door.caller(key, scope["client"][0] if scope.get("client") else None)
         self._door.rate.charge(caller)
         scope["state"]["caller"] = caller

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from audiocnn.errors import AudioError, BadOption, ServerError
@@ -107,6 +108,14 @@ def add_reading_routes(app: FastAPI, gateway: Gateway) -> None:
         )
 
 
+def add_metrics_route(app: FastAPI, gateway: Gateway) -> None:
+    """`GET /metrics`, where it has no address of its own."""
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
 def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
     """`POST`: clips in, answers out."""
     failures = schemas.errors(*schemas.ASKED)
@@ -121,7 +130,10 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
         """Name the sounds in one file: `curl -F file=@clip.wav -F top_k=3 .../predict`."""
         async with contextlib.AsyncExitStack() as stack:
             form = await gateway.form(request, stack)
-            return json_reply(await gateway.predict(only_file(form), request.state.request_id, form.fields))
+            state = request.state
+            return json_reply(
+                await gateway.predict(only_file(form), state.request_id, form.fields, state.trace)
+            )
 
     @app.post(
         "/spectrogram",
@@ -143,7 +155,8 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
             if form.fields:
                 raise BadOption(f"There is no option {next(iter(form.fields))[:40]!r} here: only format.")
             options = {"spectrogram": True, "top_k": 1}
-            answer = await gateway.predict(only_file(form), request.state.request_id, options)
+            state = request.state
+            answer = await gateway.predict(only_file(form), state.request_id, options, state.trace)
         if output == "png":
             png = await asyncio.to_thread(pictures.spectrogram_png, answer["input_spectrogram"])
             return Response(png, media_type="image/png")
@@ -167,7 +180,8 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
         async with receiving(request, gateway.settings, gateway.budget, max_bytes=limit) as chunks:
             body = await read_json_bytes(chunks)
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
-            answer = await gateway.predict(audio, request.state.request_id, SEED_OPTIONS | options)
+            state = request.state
+            answer = await gateway.predict(audio, state.request_id, SEED_OPTIONS | options, state.trace)
         return await asyncio.to_thread(_with_scaled_maps, answer)
 
     @app.post(
@@ -201,7 +215,7 @@ async def answer_files(gateway: Gateway, form: Form, request: Request) -> list[d
         request_id = f"{request.state.request_id}-{number}"
         async with slots:
             try:
-                result = await gateway.predict(audio, request_id, form.fields)
+                result = await gateway.predict_counted(audio, request_id, form.fields, request.state.trace)
             except (AudioError, ServerError, Busy) as error:
                 result = body_of(error) | {"request_id": request_id}
         return {"file": file_name, **result}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AnyHttpUrl, Field, TypeAdapter, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -30,6 +30,12 @@ class Settings(BaseSettings):
     torchserve_key_file: Path | None = None
     torchserve_ca_file: Path | None = None
     model_config_file: Path = Path("checkpoints/esc50/config.json")
+
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=1, le=65_535)] | None = None  # None: /metrics is one of the routes
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_file: Path | None = None  # rolled over; None: standard error
+    log_format: Literal["json", "text"] | None = None  # None: text on a terminal, else JSON
 
     allowed_origins: Names = ()  # none given: the gateway's own two addresses on loopback
     api_keys: Annotated[Names, Field(repr=False)] = ()
@@ -65,6 +71,11 @@ class Settings(BaseSettings):
                 'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
         return keys
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, word: object) -> object:
+        return word.lower() if isinstance(word, str) else word
 
     @field_validator("torchserve_url")
     @classmethod

@@ -14,19 +14,42 @@ docs/gateway.md has the fields and the close codes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from typing import Annotated, Any
+import time
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from audiocnn.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.labels import describe
+from audiocnn.protocol import TRACEPARENT, trace_headers, trace_id
 from gateway.errors import GatewayError, body_of
+from gateway.frames import (
+    BAD_DATA,
+    BAD_START,
+    FAILED,
+    GOING_AWAY,
+    IDLE,
+    MAX_HOP_SECONDS,
+    MAX_SAMPLE_RATE,
+    MIN_HOP_SECONDS,
+    MIN_SAMPLE_RATE,
+    NORMAL,
+    TOO_MANY,
+    TRY_LATER,
+    UNAUTHORIZED,
+    Refused,
+    Start,
+    StreamState,
+    read_json,
+    receive,
+    say_goodbye,
+)
 from gateway.guard import Door, request_id_in
+from gateway.metrics import Metrics
 from gateway.model import ALL_CLASSES, Served
 from gateway.page_key import key_of
 from gateway.settings import Settings
@@ -34,46 +57,22 @@ from gateway.sound import BadSound, NewestWindow, Smoothed
 
 log = logging.getLogger("gateway.stream")
 
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 192_000  # Hz: what microphones and sound cards have
-MIN_HOP_SECONDS, MAX_HOP_SECONDS = 0.1, 10.0
 _AHEAD_SECONDS = 10.0  # of sound that may come faster than real time before we stop reading
-_MAX_CONTROL_LENGTH = 4096
-_GOODBYE_SECONDS = 2.0
-
-NORMAL, GOING_AWAY, BAD_DATA, TRY_LATER = 1000, 1001, 1007, 1013
-BAD_START, UNAUTHORIZED, IDLE, TOO_MANY = 4400, 4401, 4408, 4429
-
-
-class Start(BaseModel):
-    """The first frame."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    sample_rate: Annotated[int, Field(ge=MIN_SAMPLE_RATE, le=MAX_SAMPLE_RATE)]
-    hop_seconds: Annotated[float, Field(ge=MIN_HOP_SECONDS, le=MAX_HOP_SECONDS)] = 1.0
-    top_k: Annotated[int, Field(ge=1, le=1000)] = 3
-    api_key: str | None = None  # browsers cannot send headers with a WebSocket
-
-
-class Refused(Exception):
-    """The stream ends with a JSON frame that says why, and a close code."""
-
-    def __init__(self, close_code: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.close_code = close_code
-        self.body = {"type": "error", "error": {"code": code, "message": message}}
 
 
 class Streams:
     """All streams of a gateway: how many there are, and whose turn it is to ask TorchServe."""
 
-    def __init__(self, settings: Settings, door: Door, client: AsyncClient, model: Served) -> None:
+    def __init__(
+        self, settings: Settings, door: Door, client: AsyncClient, model: Served, metrics: Metrics
+    ) -> None:
         self.settings = settings
         self.door = door
         self.client = client
         self.model = model
+        self.metrics = metrics
         self.turns = asyncio.Semaphore(settings.stream_in_flight)
-        self._open = 0
+        self.num_open = 0
 
     def limits(self) -> dict[str, Any]:
         """For `GET /config`."""
@@ -96,34 +95,61 @@ class Streams:
             await socket.close()
             return
         await socket.accept()
-        self._open += 1
+        began = time.monotonic()
+        state = StreamState(request_id_in(socket.headers), trace_headers(socket.headers))
+        self.num_open += 1
         try:
-            if self._open > self.settings.max_streams:
+            if self.num_open > self.settings.max_streams:
                 raise Refused(TRY_LATER, "busy", "As many streams as can be held are open: try later.")
-            stream = Stream(self, socket, await self._start(socket))
+            stream = Stream(self, socket, await self._start(socket), state)
             await stream.run()
             await socket.close(NORMAL)
         except Refused as refusal:
-            await _say_goodbye(socket, refusal)
+            state.close_code, state.code = refusal.close_code, refusal.code
+            await say_goodbye(socket, refusal)
         except WebSocketDisconnect:
-            pass
+            state.close_code = GOING_AWAY
         except Exception:
-            log.exception("a stream failed")
-            await _say_goodbye(socket, Refused(1011, "internal_error", "The gateway failed at this stream."))
+            log.exception("a stream failed", extra={"request_id": state.request_id})
+            state.close_code, state.code = FAILED, GatewayError.code
+            failed = Refused(FAILED, GatewayError.code, "The gateway failed at this stream.")
+            await say_goodbye(socket, failed)
         finally:
-            self._open -= 1
+            self.num_open -= 1
+            self._finish(state, socket, time.monotonic() - began)
+
+    def _finish(self, state: StreamState, socket: WebSocket, seconds: float) -> None:
+        """Count and log a stream that is over."""
+        self.metrics.stream_end(state.close_code)
+        if state.code:
+            self.metrics.error(state.code)
+        log.log(
+            logging.WARNING if state.close_code == FAILED else logging.INFO,
+            "stream %d",
+            state.close_code,
+            extra={
+                "request_id": state.request_id,
+                "trace_id": trace_id(state.trace.get(TRACEPARENT)),
+                "client": socket.client.host if socket.client else None,
+                "route": "/ws/predict",
+                "hops": state.hops,
+                "skipped": state.skipped,
+                "code": state.code,
+                "seconds": round(seconds, 1),
+            },
+        )
 
     async def _start(self, socket: WebSocket) -> Start:
         """The first frame, its key checked."""
         try:
             async with asyncio.timeout(self.settings.stream_start_seconds):
-                first = await _receive(socket)
+                first = await receive(socket)
         except TimeoutError:
             raise Refused(IDLE, "idle", "The first frame did not come in time.") from None
         if not isinstance(first, str):
             raise Refused(BAD_START, "bad_start", "The first frame must be JSON text with sample_rate.")
         try:
-            start = Start.model_validate(_json(first))
+            start = Start.model_validate(read_json(first))
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "the first frame"
@@ -141,12 +167,12 @@ class Streams:
 class Stream:
     """One stream that has begun."""
 
-    def __init__(self, streams: Streams, socket: WebSocket, start: Start) -> None:
+    def __init__(self, streams: Streams, socket: WebSocket, start: Start, state: StreamState) -> None:
         frontend = streams.model.frontend
         self._streams = streams
         self._socket = socket
         self._start = start
-        self._request_id = request_id_in(socket.headers)
+        self._state = state
         self._sound = NewestWindow(
             input_rate=start.sample_rate,
             sample_rate=frontend.sample_rate,
@@ -159,14 +185,13 @@ class Stream:
         self._hop = self._answered_hop = 0  # the last one that is due, and that was answered
         self._due_at = 0.0  # loop time at which the last hop became due
         self._answered_at = 0.0  # seconds of sound at the last answer
-        self._skipped = 0
 
     async def run(self) -> None:
         """Until the caller ends the stream or leaves."""
         await self._send(
             {
                 "type": "ready",
-                "request_id": self._request_id,
+                "request_id": self._state.request_id,
                 **self._start.model_dump(exclude={"api_key"}),
                 "window_seconds": self._window_seconds,
             }
@@ -189,7 +214,7 @@ class Stream:
         while True:
             try:
                 async with asyncio.timeout(self._streams.settings.stream_idle_seconds):
-                    frame = await _receive(self._socket)
+                    frame = await receive(self._socket)
             except TimeoutError:
                 raise Refused(IDLE, "idle", "Nothing came for too long.") from None
             if isinstance(frame, str):
@@ -211,7 +236,7 @@ class Stream:
 
     def _end(self, text: str) -> None:
         """Answer what is left, if it is more than the last answer heard."""
-        if _json(text) != {"end": True}:
+        if read_json(text) != {"end": True}:
             raise Refused(BAD_START, "bad_frame", 'After the first frame comes sound, or {"end": true}.')
         self._is_ending = True
         if self._sound.seconds > self._hop * self._start.hop_seconds + 1e-9:
@@ -232,21 +257,27 @@ class Stream:
         """The answer to the newest window, or why there is none; the stream goes on."""
         hop, due_at, end = self._hop, self._due_at, self._sound.seconds
         level, wav = self._sound.take_level(), self._sound.wav()
-        self._skipped += hop - self._answered_hop - 1
+        state, metrics = self._state, self._streams.metrics
+        passed = hop - self._answered_hop - 1
+        state.hops, state.skipped = hop, state.skipped + passed
         self._answered_hop = hop
         head = {"hop": hop, "start": round(max(0.0, end - self._window_seconds), 3), "end": round(end, 3)}
         try:
             answer = await self._streams.client.predict(
-                wav or b"", request_id=f"{self._request_id}-{hop}", top_k=ALL_CLASSES
+                wav or b"", request_id=f"{state.request_id}-{hop}", trace=state.trace, top_k=ALL_CLASSES
             )
         except (AudioError, ServerError) as error:
-            self._skipped += 1
-            return {"type": "error", **head, **body_of(error), "skipped": self._skipped}
+            state.skipped += 1
+            metrics.hop(skipped=passed, lag_seconds=None)
+            metrics.failure(error)
+            return {"type": "error", **head, **body_of(error), "skipped": state.skipped}
         confidences = self._smoothed.update(answer["predictions"], end - self._answered_at)
         self._answered_at = end
         warnings = answer["warnings"]
         if self._sound.is_too_loud:
             warnings = [*warnings, "Samples are beyond full scale, which is 1; they were clipped."]
+        lag_seconds = asyncio.get_running_loop().time() - due_at
+        metrics.hop(skipped=passed, lag_seconds=lag_seconds)
         return {
             "type": "answer",
             **head,
@@ -258,8 +289,8 @@ class Stream:
             "is_silent": answer["is_silent"],
             "warnings": warnings,
             "level_dbfs": round(level, 1),
-            "lag_seconds": round(asyncio.get_running_loop().time() - due_at, 3),
-            "skipped": self._skipped,
+            "lag_seconds": round(lag_seconds, 3),
+            "skipped": state.skipped,
         }
 
     async def _send(self, content: dict[str, Any]) -> None:
@@ -268,28 +299,3 @@ class Stream:
                 await self._socket.send_text(orjson.dumps(content).decode())
         except TimeoutError:
             raise Refused(IDLE, "idle", "The answers are not read.") from None
-
-
-async def _receive(socket: WebSocket) -> str | bytes:
-    """The next frame; raises `WebSocketDisconnect`."""
-    message = await socket.receive()
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1000))
-    text = message.get("text")
-    return text if text is not None else message.get("bytes") or b""
-
-
-def _json(text: str) -> object:
-    try:
-        return orjson.loads(text) if len(text) <= _MAX_CONTROL_LENGTH else None
-    except ValueError:
-        return None
-
-
-async def _say_goodbye(socket: WebSocket, refusal: Refused) -> None:
-    # They may be gone already, or not read.
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
-        async with asyncio.timeout(_GOODBYE_SECONDS):
-            if socket.application_state == WebSocketState.CONNECTED:
-                await socket.send_text(orjson.dumps(refusal.body).decode())
-                await socket.close(refusal.close_code)

@@ -28,7 +28,12 @@ class Budget:
     """Bytes that all requests together may hold."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._left = max_bytes
+        self._left = self._max = max_bytes
+
+    @property
+    def held(self) -> int:
+        """Bytes that are taken now."""
+        return self._max - self._left
 
     def take(self, count: int) -> None:
         """Raises `Busy` if there are not so many left."""

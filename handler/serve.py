@@ -55,6 +55,7 @@ class Gateway:
             "TORCHSERVE_KEY_FILE": str(keys or ""),
             "TORCHSERVE_CA_FILE": str(certificate or ""),
             "MODEL_CONFIG_FILE": str(self._model_config),
+            "LOG_FILE": str(log_folder.resolve() / "gateway_log.log"),  # rolled over; errors are in both
         }
 
     def start(self) -> None:
