@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -138,10 +139,18 @@ class Ours:
     """TorchServe with our handler, as config.properties has it but for the setting and the ports."""
 
     def __init__(
-        self, setting: Setting, config: Path, device: str, clips: Clips, name: str = "torchserve"
+        self,
+        setting: Setting,
+        config: Path,
+        device: str,
+        clips: Clips,
+        name: str = "torchserve",
+        *,
+        changes: Mapping[str, str] | None = None,
     ) -> None:
+        """`changes` are lines of the configuration to replace."""
         self.name, self.setting = name, setting
-        properties = read_properties(config)
+        properties = read_properties(config) | dict(changes or {})
         properties |= {
             "models": json.dumps(entry(properties, setting)),
             "number_of_gpu": "0" if device == "cpu" else "1",

@@ -19,6 +19,7 @@ import numpy as np
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
 TIMEOUT_SECONDS = 120.0
+WARM_UP_SECONDS = 0.5
 OCTETS = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}
 
@@ -78,7 +79,9 @@ def percentiles(samples: Sequence[Sample]) -> dict[str, float | None]:
     return dict(zip(PERCENTILES, map(float, values), strict=True))
 
 
-def closed_loop(target: Target, concurrency: int, seconds: float, *, warm_up: float = 0.5) -> Measured:
+def closed_loop(
+    target: Target, concurrency: int, seconds: float, *, warm_up: float = WARM_UP_SECONDS
+) -> Measured:
     """`concurrency` clients for `seconds` after `warm_up`; what was answered in that time counts."""
     return asyncio.run(_closed_loop(target, concurrency, seconds, warm_up))
 
