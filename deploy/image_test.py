@@ -1,9 +1,11 @@
 """Build the images and try them as an orchestrator would: `make image-test`, without a Docker daemon.
 
-On a base made by debootstrap (or `--base IMAGE`) both images are built. Then one pod: the server and the
-gateway as their own user, with a read-only root, no capabilities, a limit of memory and one loopback
-between them. A prediction comes back over HTTP, the health checks agree, SIGTERM stops both. The last line
-is JSON. Needs root, and buildah, debootstrap and runc (Debian's packages of these names).
+On a base made by debootstrap (or `--base IMAGE`) both images are built. Then one pod with the arguments,
+settings and memory of deploy/kubernetes: the server and the gateway as their own user, with a read-only
+root, no capabilities and one loopback between them. A prediction comes back over HTTP, the health checks
+agree, only the declared ports can be reached, SIGTERM stops both. The last line is JSON.
+
+Needs root, and buildah, debootstrap and runc (Debian's packages of these names).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+import yaml
 
 from audiocnn import samples
 from deploy.constraints import FILE, ROOT, wanted
@@ -31,7 +34,8 @@ TARGETS = {"gateway": "localhost/audiocnn-gateway", "cpu": "localhost/audiocnn-s
 PACKAGES = "python3,python3-venv,ca-certificates"
 MIRROR = "http://deb.debian.org/debian"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
-MEMORY_MIB = {"server": 4096, "gateway": 1024}  # as in deploy/kubernetes
+DEPLOYMENT = ROOT / "deploy" / "kubernetes" / "base" / "deployment.yaml"
+KEY = "a-key-for-the-test-of-the-images-alone"
 GRACE_SECONDS = 40.0
 SOUND = "rain"
 # Nothing that compiles, trains or measures. (`cc` and `c++` are what Debian's compilers are called.)
@@ -132,27 +136,54 @@ def check_confined(container: Container) -> None:
         raise ImageError(f"the root of {container.name} can be written to: {refused}")
 
 
+def manifest() -> dict[str, dict[str, Any]]:
+    """What Kubernetes would be told about both containers: what `Container.start` takes, and the ports."""
+    pod = yaml.safe_load(DEPLOYMENT.read_text(encoding="utf-8"))["spec"]["template"]["spec"]
+    found = {}
+    for container in pod["initContainers"] + pod["containers"]:
+        memory = container["resources"]["limits"]["memory"]
+        found[container["name"]] = {
+            "arguments": container.get("args", ()),
+            "environment": {entry["name"]: entry.get("value", KEY) for entry in container.get("env", ())},
+            "memory_mib": int(memory[:-2]) * {"Mi": 1, "Gi": 1024}[memory[-2:]],
+            "ports": {port["containerPort"] for port in container["ports"]},
+        }
+    return found
+
+
+def ask(server: Container) -> dict[str, Any]:
+    """A prediction, directly and through the gateway; `ImageError` unless all that is offered answers."""
+    sound = samples.wav(SOUND)
+    with inside_network(server), requests.Session() as http:
+        http.trust_env = False
+        direct = http.post("http://127.0.0.1:8080/predictions/audiocnn", data=sound, timeout=60).json()
+        http.headers["X-API-Key"] = KEY
+        through = http.post("http://127.0.0.1:8000/predict", files={"file": sound}, timeout=60).json()
+        addresses = ("8000/ready", "8000/ui/", "8001/metrics", "8082/metrics")
+        replies = {address: http.get(f"http://127.0.0.1:{address}", timeout=60) for address in addresses}
+    if bad := {address: reply.status_code for address, reply in replies.items() if not reply.ok}:
+        raise ImageError(f"refused: {bad}")
+    top: dict[str, Any] = direct["predictions"][0]
+    if through["predictions"][0] != top:
+        raise ImageError(f"directly: {direct}\nthrough the gateway: {through}")
+    return top
+
+
 def try_pod(server: Container, gateway: Container, seconds: dict[str, float]) -> dict[str, Any]:
     """Start both, ask both, look at them, stop both; what was seen."""
-    sound = samples.wav(SOUND)
+    told = manifest()
+    ports = {role: told[role].pop("ports") for role in told}
     with _step("the server becomes healthy", seconds):
-        server.start(memory_mib=MEMORY_MIB["server"])
+        server.start(**told["server"])
         probe = server.wait_healthy(180)
     with _step("the gateway becomes healthy", seconds):
-        gateway.start(memory_mib=MEMORY_MIB["gateway"], network_of=server)
+        gateway.start(**told["gateway"], network_of=server)
         gateway.wait_healthy(90)
     check_confined(server)
     check_confined(gateway)
-    with inside_network(server), requests.Session() as http:
-        http.trust_env = False
-        answer = http.post("http://127.0.0.1:8080/predictions/audiocnn", data=sound, timeout=60).json()
-        through = http.post("http://127.0.0.1:8000/predict", files={"file": sound}, timeout=60).json()
-        ready = http.get("http://127.0.0.1:8000/ready", timeout=60).status_code
-        page = http.get("http://127.0.0.1:8000/ui/", timeout=60)
-        metrics = http.get("http://127.0.0.1:8082/metrics", timeout=60).text
-    top = answer["predictions"][0]
-    if through["predictions"][0] != top or ready != 200 or not page.ok or "ts_" not in metrics:
-        raise ImageError(f"direct: {answer}\nthrough the gateway: {through}\n/ready {ready}, /ui {page}")
+    top = ask(server)
+    if server.ports() != ports["server"] | ports["gateway"]:
+        raise ImageError(f"reachable: {server.ports()}, declared: {ports}")
     memory = {"server": server.peak_memory_mib(), "gateway": gateway.peak_memory_mib()}
     stops = {"gateway": gateway.stop(GRACE_SECONDS), "server": server.stop(GRACE_SECONDS)}
     if any(code for code, _ in stops.values()):
@@ -166,25 +197,25 @@ def try_pod(server: Container, gateway: Container, seconds: dict[str, float]) ->
     }
 
 
-def run(folder: Path, base: str | None, mirror: str) -> dict[str, Any]:
+def run(store: Store, base: str | None, mirror: str) -> dict[str, Any]:
     """Everything; what was seen."""
     seconds: dict[str, float] = {}
-    store = Store(folder)
+    wheels = (store.folder / "wheels").resolve()
     if base is None and not store.has(BASE):
         with _step("Debian 12, minimal", seconds):
             make_base(store, mirror)
     with _step("wheels", seconds):
-        make_wheels(folder / "wheels")
+        make_wheels(wheels)
     for target in TARGETS:
         with _step(f"image {target}", seconds):
-            build(store, target, base or BASE, (folder / "wheels").resolve())
+            build(store, target, base or BASE, wheels)
     with ExitStack() as stack:
         pod, sizes = {}, {}
         for role, image in (("server", TARGETS["cpu"]), ("gateway", TARGETS["gateway"])):
             root = stack.enter_context(store.mounted(image))
             check_contents(root, role)
             sizes[role] = parts(root)
-            pod[role] = Container(role, root, store.config(image), folder.resolve() / "containers")
+            pod[role] = Container(role, root, store.config(image), store.folder.resolve() / "containers")
             stack.callback(pod[role].remove)
         seen = try_pod(pod["server"], pod["gateway"], seconds)
     return seen | {"megabytes": sizes, "seconds": seconds}
@@ -207,14 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing := missing_tools():
         print(f"error: needs {', '.join(missing)}", file=sys.stderr)
         return 2
+    store = Store(args.folder)
     try:
-        seen = run(args.folder, args.base, args.mirror)
+        seen = run(store, args.base, args.mirror)
     except ImageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         if not args.keep:
-            shutil.rmtree(args.folder, ignore_errors=True)
+            store.remove()
     for role, sizes in seen["megabytes"].items():
         print(f"\n{role}, MB unpacked")
         print("\n".join(f"  {megabytes:8.1f}  {name}" for name, megabytes in sizes.items()))

@@ -9,15 +9,17 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _CLONE_NEWNET = 0x40000000
 _START_SECONDS = 30.0
+_LISTENS = "0A"  # in /proc/net/tcp
 
 
 class ImageError(RuntimeError):
@@ -40,6 +42,11 @@ class Store:
         if done.returncode:
             raise ImageError(f"buildah {' '.join(arguments[:2])} ended with {done.returncode}, see above")
         return done.stdout.strip()
+
+    def remove(self) -> None:
+        """All of it; containers first (a build that failed leaves its own), for they are mounted."""
+        self.buildah("rm", "--all")
+        shutil.rmtree(self.folder)
 
     def has(self, image: str) -> bool:
         """Whether there is an image of this name."""
@@ -89,10 +96,14 @@ class Container:
         self,
         *,
         environment: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
         memory_mib: int = 0,
         network_of: Container | None = None,
     ) -> None:
-        """Start the image's command in a network with nothing but loopback, or in that of another."""
+        """Start the image's command, or `arguments` in its place, in a network that has nothing but loopback.
+
+        `network_of`: a container whose network it shares, as in a pod.
+        """
         self._bundle.mkdir(parents=True)
         subprocess.run(["runc", "spec"], cwd=self._bundle, check=True)
         spec = json.loads((self._bundle / "config.json").read_text())
@@ -101,7 +112,7 @@ class Container:
         spec["process"] |= {
             "terminal": False,
             "user": {"uid": int(user), "gid": int(group)},
-            "args": [*self._config["Entrypoint"], *self._config["Cmd"]],
+            "args": [*self._config["Entrypoint"], *(arguments or self._config["Cmd"])],
             "env": pairs,
             "cwd": self._config["WorkingDir"],
             "capabilities": {},
@@ -166,6 +177,18 @@ class Container:
                 return time.monotonic() - started
             time.sleep(0.2)
         raise ImageError(f"{self.name} did not become healthy:\n{self.output()}")
+
+    def ports(self) -> set[int]:
+        """Where its network can be reached from outside: ports that listen on more than loopback."""
+        found = set()
+        for name, loopback in (("tcp", "0100007F"), ("tcp6", "00000000000000000000000001000000")):
+            for line in Path(f"/proc/{self.pid}/net/{name}").read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                address, _, port = local.partition(":")
+                mapped = address.endswith("FFFF00000100007F")  # Java's way of saying 127.0.0.1
+                if state == _LISTENS and address != loopback and not mapped:
+                    found.add(int(port, 16))
+        return found
 
     def peak_memory_mib(self) -> float:
         """The most memory that all its processes had together, files in its temporary folders included."""

@@ -13,6 +13,7 @@ import pytest
 
 from deploy import constraints, image_test
 from deploy.requirements import flatten
+from handler import serve
 from tests.conftest import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -50,6 +51,19 @@ def test_nothing_else_gets_into_the_build() -> None:
 @pytest.mark.parametrize("target", ["cpu", "gpu", "gateway"])
 def test_every_image_is_a_target(target: str) -> None:
     assert re.search(rf"^FROM \S+ AS {target}$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_servers_command_offers_predictions_and_metrics_alone() -> None:
+    """What compose starts; Kubernetes gives arguments of its own."""
+    (command,) = re.findall(r"^CMD (\[.*handler\.serve.*(?:\\\n.*)*\])$", DOCKERFILE, re.MULTILINE)
+    python, _, module, *flags = json.loads(command.replace("\\\n", ""))
+    assert (python, module) == ("python", "handler.serve")
+    arguments = serve.parse_arguments(flags)
+    assert arguments.restart is False
+    assert dict(pair.split("=", 1) for pair in arguments.set) == {
+        "inference_address": "http://0.0.0.0:8080",
+        "metrics_address": "http://0.0.0.0:8082",
+    }
 
 
 @pytest.mark.slow
