@@ -70,6 +70,7 @@ def start_logs(settings: Settings) -> None:
         handlers.append(logs.file_handler(settings.log_file, settings.log_format))
     logging.basicConfig(level=settings.log_level.upper(), handlers=handlers)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # on a full disk, a traceback for every line would be no help
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 

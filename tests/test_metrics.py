@@ -53,6 +53,7 @@ PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 RAIN = samples.wav("rain")
 SILENCE = sound_file(0 * tone(5.0))
 NOISE = sound_file(0.3 * np.random.default_rng(0).standard_normal(220_500).clip(-3, 3))  # no class fits it
+BROKEN, FORM = b"\xff&%" * 9, {"Content-Type": "application/x-www-form-urlencoded"}  # 500: no such form
 JUNK = b"Hello, what sound is this? My secret is 4711."
 
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
@@ -295,8 +296,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     ):
         both = Observed(server, gateway)
         make_traffic(gateway)
-        form = {"Content-Type": "application/x-www-form-urlencoded"}  # which TorchServe tries to parse
-        broken = requests.post(server.predictions, data=b"\xff&%" * 9, headers=form, timeout=30)
+        broken = requests.post(server.predictions, data=BROKEN, headers=FORM, timeout=30)
         assert broken.status_code == 500
         assert wait_until(lambda: both.torchserve()[ours("errors_total", code="unsupported_format")] == 2, 10)
         yield both
@@ -486,10 +486,16 @@ def test_every_line_is_json_and_none_has_audio(observed: Observed) -> None:
 
 
 def test_what_nothing_rolls_over_stays_small(observed: Observed) -> None:
-    """The servers of the tests log at level info; a console that repeated it would have it all twice."""
-    console = observed.server.logs / "torchserve.log"
-    assert console.stat().st_size < 10_000
-    assert (observed.server.logs / "ts_log.log").stat().st_size > 10 * console.stat().st_size
+    """Every broken form is an error with a stack trace in TorchServe's log."""
+    with requests.Session() as session:
+        for _ in range(300):
+            session.post(observed.server.predictions, data=BROKEN, headers=FORM, timeout=30)
+
+    def errors(name: str) -> int:
+        return (observed.server.logs / name).read_text().count("ErrorDataDecoderException: Bad")
+
+    assert wait_until(lambda: errors("ts_log.log") >= 300, 10)
+    assert 0 < errors("torchserve.log") < 70
 
 
 # --- dashboard and rules ---
