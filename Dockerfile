@@ -50,7 +50,7 @@ ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 # PyPI's torch brings several GB of CUDA; the version of this index has none.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# torch's tests and C++ headers are 180 MB that nothing here reads.
+# torch's tests and C++ headers are 200 MB that nothing here reads.
 RUN python3 requirements.py pyproject.toml cpu torchserve > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --extra-index-url "${TORCH_INDEX}" --requirement requirements.txt --constraint constraints.txt \
