@@ -207,6 +207,7 @@ def option_headers(options: Mapping[str, object]) -> dict[str, str]:
         if name not in OPTION_NAMES:
             raise BadOption(f"There is no option {given!r}. Options: {', '.join(OPTION_NAMES)}.")
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        text = text.strip()  # HTTP libraries refuse a header's value with spaces around it
         if not (text.isascii() and text.isprintable()):
             raise BadOption(f"{name}={text!r} cannot be sent: a header carries printable ASCII only.")
         if value is not None:

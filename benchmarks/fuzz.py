@@ -103,9 +103,8 @@ def fuzz_http(
     """The second part; the most memory in MB that a worker took, and whether all processes lived."""
     before, peak = stage.processes(), 0.0
     post = Post(stage.inference, stage.gateway)
-    letters = intact_ones(seed, numbers)
-    for key, one in letters.items():
-        book.learn(key, post.send(Letter.plain(one)))
+    for key, clip in intact_ones(seed, numbers).items():
+        book.learn(key, post.send(Letter.plain(clip)))
     task = progress.add_task("over HTTP", total=len(numbers))
     with ThreadPoolExecutor(BATCH) as pool:
         for start in range(0, len(numbers), 8 * BATCH):

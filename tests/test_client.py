@@ -205,6 +205,15 @@ def test_options_become_headers(ask: Ask) -> None:
 
 
 @both
+def test_spaces_around_an_option_do_no_harm(ask: Ask) -> None:
+    """HTTP libraries refuse such a header; the clip was asked for again and again until the deadline."""
+    with script() as server:
+        ask(server.url, top_k=" 3 ", classes="  ")
+    (seen,) = server.seen
+    assert (seen["x-top-k"], seen["x-classes"]) == ("3", "")
+
+
+@both
 @pytest.mark.parametrize("options", [{"topk": 3}, {"classes": "gr\u00fcn"}, {"class_": "a\r\nX-Evil: 1"}])
 def test_an_option_that_cannot_be_sent_is_named(ask: Ask, options: dict[str, Any]) -> None:
     with script() as server, pytest.raises(BadOption, match=next(iter(options)).rstrip("_")):

@@ -120,6 +120,13 @@ def test_an_answer_is_torchserves(gateway: RunningGateway, server: Server) -> No
     assert reply.headers["X-Request-Id"] == "of-mine"
 
 
+def test_an_option_that_is_a_space_is_the_callers_fault(gateway: RunningGateway) -> None:
+    began = time.monotonic()
+    reply = gateway.post("/predict", files={"file": RAIN}, data={"top_k": " "})
+    assert (reply.status_code, code(reply)) == (400, "bad_option")
+    assert time.monotonic() - began < 20  # it was asked again for 30 s, and then called unreachable
+
+
 def test_reduced_payload_is_predictions_and_nothing_else(gateway: RunningGateway) -> None:
     reply = gateway.post(
         "/predict", files={"file": RAIN}, data={"reduce_payload": "true", "feature_maps": "json"}
