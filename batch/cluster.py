@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,7 @@ def start(address: str | None, workers: int | None, threads: int) -> int:
                 object_store_memory=OBJECT_STORE_BYTES,
             )
             return workers
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"reached at {address}" if address else "started"
@@ -67,7 +70,14 @@ def start(address: str | None, workers: int | None, threads: int) -> int:
     return min(workers or there, there)
 
 
-def run(job: Job, chunks: Sequence[Chunk], workers: int) -> Iterator[Done]:
+def _knock(address: str) -> None:
+    """Raise `OSError` at once if nobody listens at HOST:PORT: Ray tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def run(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[Done, None, None]:
     """Score chunks in any order, each handed out once, when its parts have their names.
 
     A worker or a machine that dies is replaced and its chunks are tried again. Raises `ClusterError` if a
@@ -105,9 +115,10 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 
 def reason(error: BaseException) -> str:
-    """The last line of what went wrong inside a worker: Ray wraps it in several layers of traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """What went wrong inside a worker: the last line that names an exception, rather not one of Ray's."""
+    named = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", str(error), re.MULTILINE)
+    ours = [line for line in named if not line.startswith("ray.")]
+    return str((ours or named or [error])[-1])
 
 
 def stop() -> None:

@@ -11,9 +11,11 @@ import argparse
 import json
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +184,14 @@ def score(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> d
                 job = worker.Job(
                     cluster.absolute(args.out), cluster.absolute(args.model), args.threads, settings
                 )
-                for done in cluster.run(job, list(chunks.values()), workers):
-                    outcome = Outcome(**json.loads(done.outcome))
-                    manifest.record(done.chunk, outcome)
-                    meter.add(chunks[done.chunk], outcome, done.began)
-                    first = min(first, done.began) if this_run.files else done.began
-                    last = max(last, done.ended)
-                    this_run += outcome
+                with closing(cluster.run(job, list(chunks.values()), workers)) as stream:
+                    for done in stream:
+                        outcome = Outcome(**json.loads(done.outcome))
+                        manifest.record(done.chunk, outcome)
+                        meter.add(chunks[done.chunk], outcome, done.began)
+                        first = min(first, done.began) if this_run.files else done.began
+                        last = max(last, done.ended)
+                        this_run += outcome
             finally:
                 cluster.stop()
     return summary_of(manifest.total(), this_run, time.time() - began, last - first)
@@ -273,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, ModelFileError, ResumeError) as error:
         say(f"error: {error}")
         return WRONG
-    except RuntimeError as error:  # ClusterError, which is not imported before it is needed
+    except (RuntimeError, OSError, sqlite3.Error) as error:  # among them ClusterError, imported when needed
         say(f"error: {error}", "What is done is kept; the same command goes on from there.")
         return FAILED
     except Stopped as stopped:

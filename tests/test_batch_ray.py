@@ -16,8 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from audiocnn.precision import served
+from batch import inputs
+from batch.manifest import Manifest
+from batch.score import parse_arguments, settings_of
 from tests.batches import fill, fill_bad, score, start, table
-from tests.conftest import ROOT, sound_file, tone, wait_until
+from tests.conftest import ROOT, STORE, free_ports, sound_file, tone, wait_until
 
 COUNT = 1200
 CHUNK = 20
@@ -146,3 +150,30 @@ def test_a_cluster_that_loses_a_node_completes(tmp_path: Path, folder: Path) -> 
         cluster.stdin.close()
         cluster.wait(timeout=60)
         cluster.stdout.close()
+
+
+@pytest.mark.slow
+def test_work_that_fails_is_explained_and_can_go_on(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 3)
+    flags = ["--out", str(out), "--model", str(served(STORE))]
+    with Manifest(out) as manifest:
+        manifest.settle(settings_of(parse_arguments([str(folder), *flags])))
+        manifest.add(inputs.find([str(folder)], inputs.Notes()), 64)
+    lists = out / "manifest" / "chunks.jsonl"
+    line = lists.read_bytes()
+    lists.write_bytes(b"")
+    _, err = score(folder, "--out", out, code=1)
+    assert "error: json.decoder.JSONDecodeError" in err
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+    lists.write_bytes(line)
+    stdout, _ = score(folder, "--out", out)
+    assert "3, 3 answered" in stdout
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 1)
+    (port,) = free_ports(1)
+    _, err = score(tmp_path / "in", "--out", tmp_path / "out", "--address", f"127.0.0.1:{port}", code=1)
+    assert f"Ray cannot be reached at 127.0.0.1:{port}" in err
