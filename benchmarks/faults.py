@@ -23,7 +23,7 @@ from benchmarks.stage import ARCHIVE, Stage
 from handler.management import Management
 from handler.rollout import copy_as
 
-RESPONSE_SECONDS = 5  # TorchServe's responseTimeout on this stage: a hanging worker is replaced after it
+RESPONSE_SECONDS = 10  # TorchServe's responseTimeout on this stage: a hanging worker is replaced after it
 _BURST = 200
 _FROZEN_SECONDS = 4.0
 _FULL_SECONDS = 6.0

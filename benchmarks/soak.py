@@ -250,10 +250,10 @@ def draw(record: Record, minutes: float, title: str, path: Path) -> None:
         grown = growth(series, minutes)["growth_percent"]
         colour = colours.get(name) or next(blues, "#000000")
         label = f"{name} ({grown:+.1f} %)"
-        memory.plot([t / 60 for t in times], values, color=colour, lw=1.6, label=label)
+        memory.plot([t / 60 for t in times], values, color=colour, lw=1.3, alpha=0.85, label=label)
     memory.set_ylabel("resident memory, MB")
     memory.set_ylim(bottom=0)
-    memory.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    memory.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5), alignment="left")
     rows = latency(record.done, minutes)
     for key, label, colour in (("p50_ms", "p50", "#0f766e"), ("p99_ms", "p99", "#b91c1c")):
         middles = [row["minute"] - 0.5 for row in rows]
@@ -262,7 +262,7 @@ def draw(record: Record, minutes: float, title: str, path: Path) -> None:
     waits.set_ylim(bottom=0)
     waits.set_xlim(0, minutes)
     waits.set_xlabel("minutes")
-    waits.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    waits.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5), alignment="left")
     for axes in (memory, waits):
         axes.grid(axis="y", color="#e5e7eb")
         axes.spines[["top", "right"]].set_visible(False)

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -208,6 +210,26 @@ def test_the_gateway_is_killed_and_comes_back(tmp_path: Path) -> None:
         assert "the gateway" in read_until(server, "answers again")
         assert requests.post(url, files={"file": RAIN}, timeout=30).status_code == 200
         assert java.is_running()
+
+
+@pytest.mark.slow
+def test_java_without_memory_ends_and_comes_back(tmp_path: Path) -> None:
+    """It would stay, and leave callers without any reply."""
+    settings = server_settings(minWorkers=1)
+    settings["vmargs"] += " -Xmx256m -XX:MaxDirectMemorySize=4g"
+    big = RAIN + bytes(39_000_000)
+    with running_server(tmp_path, settings) as server, Client(server.inference) as client:
+        first = java_of(server)
+
+        def ask(_: int) -> None:
+            with suppress(requests.RequestException):
+                requests.post(server.predictions, data=big, timeout=60)
+
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(ask, range(12)))
+        read_until(server, "TorchServe ended by itself")
+        assert client.predict(RAIN)["predictions"][0]["class"] == "rain"
+        assert are_gone([first])
 
 
 @pytest.mark.slow
