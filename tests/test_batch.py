@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,30 @@ def test_errors_are_those_of_the_classifier_and_hurt_no_neighbour(
             assert isinstance(error, AudioError)
             assert error.code == codes[str(path)]
     np.testing.assert_allclose(files[0].probs, files[-1].probs, atol=1e-5)
+
+
+def test_what_must_not_be_read_has_a_row(scorer: Scorer) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        fill(folder / "locked", 1)
+        fill(folder / "open", 2)
+        (folder / "open" / "s0001.wav").chmod(0)
+        (folder / "locked").chmod(0)
+        before = os.geteuid()
+        try:
+            os.seteuid(65534 if before == 0 else before)  # root may read everything
+            found, notes = find(folder)
+            files, _ = run(scorer, *map(Path, sorted(found)))
+        finally:
+            os.seteuid(before)
+            (folder / "locked").chmod(0o755)
+    assert notes.unlisted == [str(folder / "locked")]
+    assert {Path(file.path).name: file.error for file in files} == {
+        "locked": ("unreadable_file", "Permission denied"),
+        "s0000.wav": None,
+        "s0001.wav": ("unreadable_file", "Permission denied"),
+    }
 
 
 def test_a_file_that_breaks_late_keeps_the_windows_before(tmp_path: Path, scorer: Scorer) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from audiocnn import samples
 from audiocnn.precision import served
 from batch import inputs
 from batch.manifest import Manifest
@@ -177,3 +178,47 @@ def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     _, err = score(tmp_path / "in", "--out", tmp_path / "out", "--address", f"127.0.0.1:{port}", code=1)
     assert f"Ray cannot be reached at 127.0.0.1:{port}" in err
+
+
+@pytest.mark.slow
+def test_a_file_at_which_workers_die_does_not_stop_the_job(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 3)
+    long = folder / "s0001.wav"  # long enough to be caught at
+    long.write_bytes(sound_file(tone(3600.0, sample_rate=8000), sample_rate=8000))
+    process = start(folder, "--out", out, "--workers", 1)
+    killed: set[Path] = set()
+
+    def kill_at_it() -> bool:
+        for position in (out / "tmp").glob("0-*/at"):
+            if position not in killed and position.read_text().strip() == "1":
+                (worker,) = (
+                    child
+                    for child in psutil.Process(process.pid).children(recursive=True)
+                    if "MapWorker" in " ".join(child.cmdline())
+                )
+                worker.kill()
+                killed.add(position)
+        return len(killed) == 2 or process.poll() is not None
+
+    try:
+        assert wait_until(kill_at_it, 120)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, stderr
+    assert "errors     1: 1 worker_died" in stdout
+    assert [row["error_code"] for row in table(out)] == [None, "worker_died", None]
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_answers(tmp_path: Path) -> None:
+    for name in ("rain", "siren"):
+        (tmp_path / f"{name}.wav").write_bytes(samples.wav(name))
+    command = [sys.executable, "-m", "benchmarks.batch", "--data", str(tmp_path), "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["answers"]["rows"] == summary["answers"]["same_class"] == 2
+    assert summary["answers"]["largest_difference"] < 1e-5
