@@ -115,8 +115,8 @@ class Victim:
     def judge(self, order: Sequence[int | Mutant]) -> list[Verdict]:
         """The verdicts; of what kills or hangs the process too."""
         limit = BATCH_SECONDS if len(order) > 1 else INPUT_SECONDS
-        self._pipe.send(list(order))
         try:
+            self._pipe.send(list(order))
             if self._pipe.poll(limit):
                 verdicts, peak = self._pipe.recv()
                 self.peak_mb = max(self.peak_mb, peak)

@@ -34,8 +34,8 @@ _GATEWAY = "127.0.0.1:8000"
 _GATEWAY_STOP_SECONDS = 15.0
 
 
-# Sounds of megabytes come and go in the gateway. Left to itself, the allocator raises its thresholds and keeps
-# what is freed, in pieces: the process grows.
+# Sounds of megabytes come and go in the gateway. Left to itself, the allocator raises its thresholds and
+# keeps what is freed, in pieces: the process grows.
 _MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
 
