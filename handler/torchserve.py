@@ -92,7 +92,7 @@ class TorchServe:
         for name, host, port in self._listeners():
             if not _is_free(host, port):
                 raise ServeError(
-                    f"port {port} ({name}) is taken: stop what listens there (torchserve --stop?), or give "
+                    f"port {port} ({name}) is taken{_listener(port)}: stop what listens there, or give "
                     f"this server other ports with --set {name}=..."
                 )
 
@@ -222,6 +222,16 @@ def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def _listener(port: int) -> str:
+    """Whose port it is, as far as can be seen: a TorchServe whose `handler.serve` was killed stays."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+            if listens and connection.pid:
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""
 
 
 def _is_free(host: str, port: int) -> bool:

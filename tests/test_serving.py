@@ -367,7 +367,8 @@ def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> Non
     command = [sys.executable, "-m", "handler.serve", "--set", f"inference_address={server.inference}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert run.returncode == 1
-    assert "is taken" in run.stderr
+    (java,) = [p for p in psutil.Process(server.process.pid).children(recursive=True) if p.name() == "java"]
+    assert f"is taken by process {java.pid} (java)" in run.stderr
     assert "Traceback" not in run.stderr
 
 
