@@ -43,7 +43,7 @@ class Assumptions:
 
     pod_vcpus: float = 2.0
     pod_gib: float = 2.5
-    utilisation: float = 0.6  # of a pod at the planned rate: the rest is for peaks and lost pods
+    utilisation: float = 0.5  # of a pod at the planned rate: the rest is for peaks and lost pods
     vcpu_hour: float = 0.04  # any currency
     gib_hour: float = 0.005
 
@@ -93,7 +93,8 @@ def measure(seconds: float, rounds: int, clients: int) -> dict[str, Any]:
         found = [_round(target, gateway, clients, seconds) for _ in range(rounds)]
         memory = memory_mib(gateway)
         reply = requests.post(target.url, data=target.bodies[0], headers=target.headers, timeout=60)
-        scrape = requests.get(f"{server.properties['metrics_address']}/metrics", timeout=60)
+        metrics = (f"{server.properties['metrics_address']}/metrics", f"{url}/metrics")
+        series = sum(_series(requests.get(address, timeout=60).text) for address in metrics)
     middle = {key: statistics.median(row[key] for row in found) for key in found[0]}
     return {
         "machine": f"{cores} cores, {_processor()}",
@@ -103,11 +104,15 @@ def measure(seconds: float, rounds: int, clients: int) -> dict[str, Any]:
         "cpu_ms": middle,
         "request_bytes": round(statistics.mean(map(len, target.bodies))),
         "reply_bytes": len(reply.content),
-        "scrape_bytes": len(scrape.content),
+        "series": series,
         "memory_mib": memory,
         "archive_mb": Path("model_store/audiocnn.mar").stat().st_size / 1e6,
         "seconds_to_ready": ready,
     }
+
+
+def _series(metrics: str) -> int:
+    return sum(1 for line in metrics.splitlines() if line and not line.startswith("#"))
 
 
 def _processor() -> str:
