@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +76,18 @@ class Result:
     @property
     def is_silent(self) -> bool:
         """Whether the whole clip is digital silence or close to it."""
-        waveform = self.clip.waveform  # without a copy of its magnitudes
-        return bool(waveform.max() < SILENCE_PEAK and waveform.min() > -SILENCE_PEAK)
+        if self._mean_square >= SILENCE_PEAK**2:  # the peak is no lower: most clips are told by one pass
+            return False
+        return bool(np.abs(self.clip.waveform).max() < SILENCE_PEAK)
 
     @property
     def level_dbfs(self) -> float:
         """RMS level in dB of full scale, `LOWEST_DBFS` at least."""
-        mean_square = float(np.dot(self.clip.waveform, self.clip.waveform)) / len(self.clip.waveform)
-        return max(LOWEST_DBFS, 10 * math.log10(max(mean_square, 1e-30)))
+        return max(LOWEST_DBFS, 10 * math.log10(max(self._mean_square, 1e-30)))
+
+    @cached_property
+    def _mean_square(self) -> float:
+        return float(np.dot(self.clip.waveform, self.clip.waveform)) / len(self.clip.waveform)
 
     @property
     def is_unknown(self) -> bool:

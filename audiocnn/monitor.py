@@ -3,8 +3,8 @@
     monitor = Monitor(emit, class_names)       emit(name, label, amount) adds to a counter of the server
     monitor.count(clips, results, timings)     after every batch: cheap, and nothing is handed over yet
 
-A counter that is handed over costs more than one that is added to. So what was added up goes out once a
-second while there is work, and a moment after the last batch: nothing waits for traffic that does not come.
+A counter that is handed over costs more than one that is added to. So what was added up goes out every few
+seconds while there is work, and a moment after the last batch: nothing waits for traffic that does not come.
 Histograms are counters too, one for each bucket (`..._bucket` with `le`), as Prometheus keeps them.
 """
 
@@ -50,7 +50,7 @@ NAMES: dict[str, str | None] = COUNTERS | {  # all that is handed over
 INTERNAL_ERROR = "internal_error"  # the code of every clip of a batch that failed as a whole
 
 _CODES = frozenset(cls.code for cls in AudioError.__subclasses__())
-_PERIOD_SECONDS = 1.0
+_PERIOD_SECONDS = 5.0  # Prometheus asks every 15 s
 _QUIET_SECONDS = 0.2  # without a batch: then nothing is held back
 
 
@@ -70,7 +70,7 @@ class Monitor:
         for name, label in COUNTERS.items():
             for value in (None,) if label is None else labels[label]:
                 emit(name, value, float(name == "worker_starts_total"))
-        self._emit_histograms(HISTOGRAMS, self._observed, self._sums)
+        self._emit_histograms(HISTOGRAMS, self._observed, self._sums, is_first=True)
         threading.Thread(target=self._run, name="monitor", daemon=True).start()
 
     def count(self, clips: Sequence[bytes], results: Sequence[Result | AudioError], timings: Timings) -> None:
@@ -135,14 +135,20 @@ class Monitor:
         self._emit_histograms([n for n, c in observed.items() if any(c)], observed, sums)
 
     def _emit_histograms(
-        self, names: Iterable[str], observed: dict[str, list[int]], sums: dict[str, float]
+        self,
+        names: Iterable[str],
+        observed: dict[str, list[int]],
+        sums: dict[str, float],
+        *,
+        is_first: bool = False,
     ) -> None:
         """Buckets count what is at most their bound: each holds those below it."""
         for name in names:
             total = 0
             for bound, count in zip((*map(str, HISTOGRAMS[name]), "+Inf"), observed[name], strict=True):
                 total += count
-                self._emit(f"{name}_bucket", bound, total)
+                if total or is_first:
+                    self._emit(f"{name}_bucket", bound, total)
             self._emit(f"{name}_count", None, total)
             if name not in WITHOUT_SUM:
                 self._emit(f"{name}_sum", None, sums[name])

@@ -140,16 +140,16 @@ def test_buckets_hold_all_below_them(classifier: Classifier) -> None:
     assert recorder.counters["confidence_bucket", "0.5"] == below
 
 
-def test_a_busy_worker_hands_over_about_once_a_second(classifier: Classifier) -> None:
+def test_a_busy_worker_hands_over_now_and_then(classifier: Classifier) -> None:
     recorder, monitor = monitored(classifier, [RAIN])
     timings = Timings()
     results = classifier.classify([RAIN], timings=timings)
-    calls, deadline, count = recorder.calls, time.monotonic() + 2.5, 1
+    calls, deadline, count = recorder.calls, time.monotonic() + 7, 1
     while time.monotonic() < deadline:
         monitor.count([RAIN], results, timings)
         count += 1
         time.sleep(0.005)
-    assert recorder.calls - calls < 5 * len(HISTOGRAMS) * 14  # not one for each of the batches
+    assert 0 < recorder.calls - calls < 3 * (len(HISTOGRAMS) * 14 + 5)  # not one for each of the batches
     assert wait_until(lambda: recorder.counters["batch_clips_count", None] == count, 10)
 
 
