@@ -162,6 +162,18 @@ def fill_disk(scene: Scene) -> None:
     with _no_space(scene.stage):
         kill_worker(scene)
         time.sleep(_FULL_SECONDS)
+        full = _logged(scene.stage)
+    deadline = time.monotonic() + _FULL_SECONDS
+    while not (grown := {name for name, size in _logged(scene.stage).items() if size > full.get(name, 0)}):
+        if time.monotonic() > deadline:
+            raise RuntimeError("there is space again, and nothing is logged any more")
+        time.sleep(0.1)
+    if not {"access_log.log", "gateway_log.log"} & grown:
+        raise RuntimeError(f"there is space again, and only {grown} is written")
+
+
+def _logged(stage: Stage) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in stage.logs.glob("*.log")}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import requests
 
 from audiocnn import samples
 from audiocnn.client import Client
+from handler.rollout import copy_as
 from handler.supervisor import Failures, Supervisor
 from handler.torchserve import ServeError
 from tests.conftest import STORE, Server, free_ports, running_server, server_settings, wait_until
@@ -210,6 +211,33 @@ def test_the_gateway_is_killed_and_comes_back(tmp_path: Path) -> None:
         assert "the gateway" in read_until(server, "answers again")
         assert requests.post(url, files={"file": RAIN}, timeout=30).status_code == 200
         assert java.is_running()
+
+
+@pytest.mark.slow
+def test_what_a_rollout_said_to_change_is_served_after_a_crash(tmp_path: Path) -> None:
+    """Else a crash would bring the old version back."""
+    store, config = tmp_path / "store", tmp_path / "config.properties"
+    store.mkdir()
+    shutil.copy(STORE / "audiocnn.mar", store)
+    copy_as(STORE / "audiocnn.mar", store / "audiocnn-2.0.mar", "2.0")
+    settings = server_settings(minWorkers=1) | {
+        "model_store": str(store),
+        "allowed_urls": f"file://{store}/.*",
+    }
+    models, archive = settings.pop("models"), settings.pop("load_models")
+    config.write_text(f"models={models}\nload_models={archive}\n")
+    with running_server(tmp_path, settings, flags=["--config", str(config)]) as server:
+        assert served_version(server) == "1.0"
+        changed = models.replace('"1.0"', '"2.0"').replace(archive, "audiocnn-2.0.mar")
+        config.write_text(f"models={changed}\nload_models=audiocnn-2.0.mar\n")
+        java_of(server).kill()
+        read_until(server, "answers again")
+        assert served_version(server) == "2.0"
+
+
+def served_version(server: Server) -> str:
+    (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=10).json()
+    return str(model["modelVersion"])
 
 
 @pytest.mark.slow
