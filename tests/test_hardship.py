@@ -122,13 +122,13 @@ def test_an_undamaged_file_of_every_kind_decodes(kind: str) -> None:
 
 def test_enough_mutants_decode_and_some_do_not() -> None:
     answered = 0
-    for number in range(400):
+    for number in range(200):
         try:
             audio.decode(mutant(0, number).body, sample_rate=44_100)
             answered += 1
         except AudioError:
             pass
-    assert 0.2 < answered / 400 < 0.9
+    assert 0.2 < answered / 200 < 0.9
     assert [n for n in range(200) if mutant(0, n).intact] == list(range(0, 200, INTACT_EVERY))
 
 
@@ -227,15 +227,10 @@ def last_line(*command: str) -> dict[str, Any]:
     return found
 
 
-def test_the_faults_are_listed() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.chaos", "--list"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert all(name in run.stdout for name in ("worker", "java", "disk", "overflow"))
+def test_the_faults_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chaos.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("worker", "java", "disk", "overflow"))
 
 
 @pytest.mark.slow
