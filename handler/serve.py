@@ -93,6 +93,10 @@ class Gateway:
         """Whether it still runs."""
         return self._process is not None and self._process.poll() is None
 
+    def trouble(self) -> str:
+        """Why it must be started again, if it must."""
+        return "" if self.is_alive() else f"the gateway ended by itself, see {self.log_file}"
+
     def stop(self) -> None:
         """It answers what it has, at most for a while."""
         if self._process is None:

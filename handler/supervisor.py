@@ -35,8 +35,8 @@ class Child(Protocol):
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
         """Until it answers or `stop` is set; raises `ServeError` if it does not."""
 
-    def is_alive(self) -> bool:
-        """Whether it still runs."""
+    def trouble(self) -> str:
+        """Why it must be started again; empty if all is well."""
 
     def stop(self) -> None:
         """End it and all that is left of it."""
@@ -86,8 +86,8 @@ class Supervisor:
         """Returns when `stopping` is set; raises `ServeError` when something had to be given up."""
         while not self._stopping.wait(_LOOK_SECONDS):
             for child, failures in self._children:
-                if not child.is_alive():
-                    self._revive(child, failures)
+                if reason := child.trouble():
+                    self._revive(child, failures, reason)
 
     def _bring_up(self, child: Child, failures: Failures) -> None:
         child.start()
@@ -95,9 +95,9 @@ class Supervisor:
         child.wait_ready(self._timeout_seconds, self._stopping)
         failures.ready()
 
-    def _revive(self, child: Child, failures: Failures) -> None:
+    def _revive(self, child: Child, failures: Failures, reason: str) -> None:
         """Until it answers again, or `stopping` is set."""
-        reason, began = f"{child.name} ended by itself, see {child.log_file}", time.monotonic()
+        began = time.monotonic()
         while not self._stopping.is_set():
             pause = failures.pause() if self._restart else None
             if pause is None:

@@ -22,10 +22,12 @@ from audiocnn.client import Client
 from handler.archives import known_sha256, verify
 from handler.management import Management, ManagementError
 from handler.properties import ConfigError, ca_file, key_file
+from handler.vigil import Vigil
 
 MODEL = "audiocnn"
 _SERVED = ("load_models", "models")  # the settings that a rollout says to change
 _LOG_TAIL_LINES = 25
+_WORKLESS_SECONDS = 120.0  # TorchServe itself gives a worker so long to start
 _STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
 
 
@@ -57,6 +59,7 @@ class TorchServe:
         self._log_folder = log_folder.resolve()
         self._launcher: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._vigil: Vigil | None = None
 
     def start(self) -> None:
         """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand.
@@ -136,6 +139,17 @@ class TorchServe:
         """Whether the launcher, and with it Java, still runs."""
         return self._launcher is not None and self._launcher.poll() is None
 
+    def trouble(self) -> str:
+        """Why it must be started again, if it must: it ended, or nothing in it can answer any more.
+
+        Its workers need its folder, for one, which whoever cleans up /tmp may have emptied.
+        """
+        if not self.is_alive():
+            return f"TorchServe ended by itself, see {self.log_file}"
+        if self._vigil and self._vigil.seconds_ill > _WORKLESS_SECONDS:
+            return f"TorchServe has had no worker for {_WORKLESS_SECONDS:.0f} s, see {self.log_file}"
+        return ""
+
     def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
         """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.
 
@@ -147,6 +161,7 @@ class TorchServe:
             while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
                 if client.ready():
                     self.is_ready = True
+                    self._vigil = Vigil(self._connect)
                     return
                 time.sleep(0.2)
         if stop and stop.is_set():
@@ -164,8 +179,7 @@ class TorchServe:
     def drain(self, seconds: float, hurry: threading.Event) -> bool:
         """Wait until nothing is queued or in work, so long at most, or until `hurry`; whether it is so."""
         deadline = time.monotonic() + seconds
-        keys, certificate = key_file(self.properties), ca_file(self.properties)
-        management = Management(self.management, MODEL, key_file=keys, ca_file=certificate)
+        management = self._connect()
         try:
             busy = [version.name for version in management.versions()]
             while busy and time.monotonic() < deadline and not hurry.is_set():
@@ -178,12 +192,19 @@ class TorchServe:
             management.close()
         return not busy
 
+    def _connect(self) -> Management:
+        keys, certificate = key_file(self.properties), ca_file(self.properties)
+        return Management(self.management, MODEL, key_file=keys, ca_file=certificate)
+
     def stop(self) -> None:
         """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed.
 
         The launcher leads a session of its own, so its members are found also when it has died before
         them; and Java gets its signal also when it appears only now.
         """
+        if self._vigil:
+            self._vigil.end()
+            self._vigil = None
         if self._launcher is not None:
             deadline = time.monotonic() + _STOP_SECONDS
             while (members := _session(self._launcher)) and time.monotonic() < deadline:

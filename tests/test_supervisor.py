@@ -22,8 +22,8 @@ from audiocnn import samples
 from audiocnn.client import Client
 from handler.rollout import copy_as
 from handler.supervisor import Failures, Supervisor
-from handler.torchserve import ServeError
-from tests.conftest import STORE, Server, free_ports, running_server, server_settings, wait_until
+from handler.torchserve import ServeError, TorchServe
+from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
 
 RAIN = samples.wav("rain")
 
@@ -53,6 +53,9 @@ class Program:
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def trouble(self) -> str:
+        return "" if self.is_alive() else "the program ended by itself"
 
     def stop(self) -> None:
         if self._process is not None:
@@ -238,6 +241,47 @@ def test_what_a_rollout_said_to_change_is_served_after_a_crash(tmp_path: Path) -
 def served_version(server: Server) -> str:
     (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=10).json()
     return str(model["modelVersion"])
+
+
+@pytest.mark.slow
+def test_a_server_that_can_have_no_worker_any_more_is_started_again(
+    tmp_path: Path,
+    stopping: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever cleans up /tmp takes the unpacked model away; Java goes on and says that it is well."""
+    monkeypatch.chdir(ROOT)
+    server = TorchServe(server_settings(minWorkers=1), log_folder=tmp_path)
+    kept = Supervisor([server], stopping, timeout_seconds=120, restart=True)
+    watching = threading.Thread(target=kept.watch)
+    try:
+        kept.start()
+        monkeypatch.setattr("handler.torchserve._WORKLESS_SECONDS", 10.0)
+        folder, launcher = server._folder, server._launcher
+        assert folder is not None
+        assert launcher is not None
+        watching.start()
+        shutil.rmtree(folder)
+        for process in psutil.Process(launcher.pid).children(recursive=True):
+            if any("model_service_worker" in word for word in process.cmdline()):
+                process.kill()
+        printed = ""
+
+        def is_back() -> bool:
+            nonlocal printed
+            printed += capsys.readouterr().out
+            return "TorchServe answers again" in printed
+
+        assert wait_until(is_back, 120)
+        assert "has had no worker for 10 s" in printed
+        with Client(server.inference) as client:
+            assert client.predict(RAIN)["predictions"][0]["class"] == "rain"
+    finally:
+        stopping.set()
+        if watching.is_alive():
+            watching.join(60)
+        server.stop()
 
 
 @pytest.mark.slow
