@@ -157,7 +157,7 @@ class Post:
         self._hosts = {"torchserve": urlsplit(torchserve).netloc, "gateway": urlsplit(gateway).netloc}
 
     def send(self, one: Letter) -> Verdict:
-        """What came of it: a status from 500 is a `server error`, and so is a connection that breaks each time.
+        """What came of it: a status from 500 is a `server error`, so is a connection that always breaks.
 
         Who is refused for a header while the body is still on its way may lose the reply: that is TCP.
         """
