@@ -114,7 +114,7 @@ def test_a_killed_and_restarted_server_loses_nothing(kind: str, tmp_path: Path) 
     settings = server_settings()
     clips = numbered_clips(200)
     with ThreadPoolExecutor(1) as pool:
-        with running_server(tmp_path / "first", settings) as first:
+        with running_server(tmp_path / "first", settings, flags=["--no-restart"]) as first:
             expected = classes(answers(kind, first.inference, clips[:5])) * 40
             results = pool.submit(answers, kind, first.inference, clips, concurrency=8)
             time.sleep(0.3)
