@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import os
 import statistics
@@ -128,7 +129,8 @@ class Asker:
 
     async def _ask(self, number: int) -> tuple[int, str]:
         request = self._mix[number]
-        async with self._session.post(request.url, data=request.body, headers=request.headers) as reply:
+        body = io.BytesIO(request.body)  # aiohttp warns of large bytes, which it would send in one go
+        async with self._session.post(request.url, data=body, headers=request.headers) as reply:
             body = await reply.read()
             return reply.status, top_class(body)
 

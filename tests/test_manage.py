@@ -274,7 +274,7 @@ def other_labels(name: str, data: bytes) -> bytes:
     ("change", "reason"),
     [
         (raising("properties = context.system_properties"), "Failed to start workers"),
-        (raising("clips, options = [], []"), "does not answer"),
+        (raising("began, timings = time.perf_counter(), Timings()"), "does not answer"),
         (other_labels, "agreement 0.0% is below 90.0%"),
     ],
     ids=["raises on load", "raises on a request", "answers differ"],
