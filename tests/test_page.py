@@ -58,7 +58,7 @@ def page_app(settings: Settings, samples_folder: Path) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan)
-    app.add_middleware(Guard, door=gateway.door)
+    app.add_middleware(Guard, door=gateway.door, metrics=gateway.metrics)
 
     @app.websocket("/ws/predict")
     async def stream(socket: WebSocket) -> None:
