@@ -129,8 +129,8 @@ class Asker:
 
     async def _ask(self, number: int) -> tuple[int, str]:
         request = self._mix[number]
-        body = io.BytesIO(request.body)  # aiohttp warns of large bytes, which it would send in one go
-        async with self._session.post(request.url, data=body, headers=request.headers) as reply:
+        sent = io.BytesIO(request.body)  # aiohttp warns of large bytes, which it would send in one go
+        async with self._session.post(request.url, data=sent, headers=request.headers) as reply:
             body = await reply.read()
             return reply.status, top_class(body)
 
