@@ -54,7 +54,7 @@ RAIN = samples.wav("rain")
 SILENCE = sound_file(0 * tone(5.0))
 NOISE = sound_file(0.3 * np.random.default_rng(0).standard_normal(220_500).clip(-3, 3))  # no class fits it
 BROKEN, FORM = b"\xff&%" * 9, {"Content-Type": "application/x-www-form-urlencoded"}  # 500: no such form
-JUNK = b"Hello, what sound is this? My secret is 4711."
+JUNK = b"Hello, what sound is this? My secret is QZXW-secret."
 
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -480,7 +480,7 @@ def test_every_line_is_json_and_none_has_audio(observed: Observed) -> None:
         for line in lines:
             fields = json.loads(line)
             assert {"level", "time", "message"} <= set(fields) or name == "access_log.log", line
-            assert "4711" not in line
+            assert "QZXW" not in line  # no request id is written in these letters
     (asked,) = [json.loads(x) for x in logs["access_log.log"] if "/predictions/audiocnn" in x][:1]
     assert (asked["method"], asked["status"]) == ("POST", 200)
 
