@@ -17,6 +17,10 @@ ENV PATH=/opt/venv/bin:/opt/java/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
+# As in handler/torchserve.py, which says why; here for the gateway, which nobody starts but tini.
+ENV MALLOC_ARENA_MAX=2 \
+    MALLOC_MMAP_THRESHOLD_=4194304 \
+    MALLOC_TRIM_THRESHOLD_=16777216
 WORKDIR /app
 STOPSIGNAL SIGTERM
 

@@ -28,15 +28,10 @@ from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
 from handler.properties import ConfigError, ca_file, key_file, read_properties
 from handler.supervisor import Child, Supervisor
-from handler.torchserve import MODEL, ServeError, TorchServe
+from handler.torchserve import MALLOC, MODEL, ServeError, TorchServe
 
 _GATEWAY = "127.0.0.1:8000"
 _GATEWAY_STOP_SECONDS = 15.0
-
-
-# Sounds of megabytes come and go in the gateway. Left to itself, the allocator raises its thresholds and
-# keeps what is freed, in pieces: the process grows.
-_MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
 
 class Gateway:
@@ -53,7 +48,7 @@ class Gateway:
         self._process: subprocess.Popen[bytes] | None = None
         keys, certificate = key_file(server.properties), ca_file(server.properties)
         self._environment = {
-            **_MALLOC,
+            **MALLOC,
             **os.environ,
             "GATEWAY_HOST": host,
             "GATEWAY_PORT": port,

@@ -14,9 +14,14 @@ import pytest
 from deploy import constraints, image_test
 from deploy.requirements import flatten
 from handler import serve
+from handler.torchserve import MALLOC
 from tests.conftest import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def test_the_allocator_is_set_as_by_handler_serve() -> None:
+    assert all(f"{name}={value}" in DOCKERFILE for name, value in MALLOC.items())
 
 
 def test_extras_are_flattened() -> None:

@@ -288,7 +288,7 @@ def test_a_server_that_can_have_no_worker_any_more_is_started_again(
 def test_java_without_memory_ends_and_comes_back(tmp_path: Path) -> None:
     """It would stay, and leave callers without any reply."""
     settings = server_settings(minWorkers=1)
-    settings["vmargs"] += " -Xmx256m -XX:MaxDirectMemorySize=4g"
+    settings["vmargs"] += " -Xms128m -Xmx256m -XX:MaxDirectMemorySize=4g"
     big = RAIN + bytes(39_000_000)
     with running_server(tmp_path, settings) as server, Client(server.inference) as client:
         first = java_of(server)
