@@ -49,16 +49,20 @@ def iter_windows(
     sample in them give no window.
     """
     window, hop = config.window_samples, hop or config.window_samples // 2
-    kept = np.zeros(0, np.float32)  # the samples from `first` on: what the next windows need
-    first, start = 0, 0
+    pieces: list[FloatArray] = [np.zeros(0, np.float32)]  # the samples from `first` on: what is needed yet
+    first, end, start = 0, 0, 0
     for block in blocks:
-        kept = np.concatenate([kept, block])
-        while first + len(kept) - start >= window:
+        pieces.append(block)
+        end += len(block)
+        if end - start < window:
+            continue
+        kept = np.concatenate(pieces)
+        while end - start >= window:
             yield start, kept[start - first :][:window]
             start += hop
-        done = max(0, min(start - first, len(kept) - window))
-        kept, first = kept[done:], first + done
-    end = first + len(kept)
+        done = min(start - first, len(kept) - window)
+        pieces, first = [kept[done:]], first + done
+    kept = np.concatenate(pieces)
     if start == 0 and end:
         yield 0, np.resize(kept, window)
     elif end - (start - hop + window) >= MIN_TAIL_SECONDS * config.sample_rate:

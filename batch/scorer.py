@@ -1,6 +1,6 @@
 """Paths -> answers, the work of one process, in the memory of a few windows.
 
-    file -> blocks -> windows -> log-mel, one by one -> network, eight at a time -> probabilities -> sums
+    file -> blocks -> windows, eight at a time -> log-mels -> network -> probabilities -> sums
 
 The answers are those of `audiocnn.classifier`, which holds a whole clip in memory and therefore has a
 limit on its length; here there is none.
@@ -94,7 +94,7 @@ class _Window:
     file: FileAnswer
     start: float
     end: float
-    log_mel: FloatArray  # (1, 1, n_mels, num_frames)
+    samples: FloatArray  # (window_samples,)
 
 
 Item = FileAnswer | tuple[FileAnswer, WindowAnswer]
@@ -149,12 +149,9 @@ class Scorer:
         config = self.config.frontend
         blocks = self._counted(file, answer)
         for first, window in windows.iter_windows(blocks, config, hop=self.hop):
-            with torch.inference_mode():
-                samples = torch.from_numpy(window[None]).to(self.engine.device)
-                log_mel = self.engine.log_mel(samples).cpu().numpy()
             start = first / config.sample_rate
             end = min(start + config.clip_seconds, answer.seconds)
-            yield _Window(answer, start, end, log_mel)
+            yield _Window(answer, start, end, window)
 
     def _counted(self, file: BinaryIO, answer: FileAnswer) -> Iterator[FloatArray]:
         rate = self.config.frontend.sample_rate
@@ -165,9 +162,16 @@ class Scorer:
             answer.peak = max(answer.peak, float(np.abs(block).max(initial=0.0)))
             yield block
 
+    def _log_mels(self, samples: Sequence[FloatArray]) -> FloatArray:
+        """One after another: a spectrogram fits the processor's caches, and decoding in between would
+        empty them (a third of the time)."""
+        with torch.inference_mode():
+            ready = (torch.from_numpy(window[None]).to(self.engine.device) for window in samples)
+            return np.concatenate([self.engine.log_mel(window).cpu().numpy() for window in ready])
+
     def _answer(self, items: Sequence[_Window | FileAnswer]) -> Iterator[Item]:
-        log_mels = [item.log_mel for item in items if isinstance(item, _Window)]
-        outputs = self.engine.run(np.concatenate(log_mels), self._outputs) if log_mels else {}
+        samples = [item.samples for item in items if isinstance(item, _Window)]
+        outputs = self.engine.run(self._log_mels(samples), self._outputs) if samples else {}
         number = 0
         for item in items:
             if isinstance(item, FileAnswer):
