@@ -109,7 +109,10 @@ class Management:
 
     def default(self) -> Version:
         """The version that answers requests which name none."""
-        return next(version for version in self.versions() if version.is_default)
+        for version in self.versions():
+            if version.is_default:
+                return version
+        raise ManagementError(f"the default version of {self.model} was changed at this moment: ask again")
 
     def register(self, archive: str, name: str, like: Version, *, workers: int | None = None) -> None:
         """Register a file of the model store with another version's settings; returns when it is ready.

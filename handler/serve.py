@@ -38,6 +38,7 @@ class Gateway:
     """`python -m gateway` as our child, in front of our TorchServe; its other settings are its own."""
 
     name = "the gateway"
+    seconds_ill = 0.0  # it is well as long as it lives
 
     def __init__(self, address: str, server: TorchServe, *, log_folder: Path) -> None:
         host, _, port = address.rpartition(":")

@@ -38,6 +38,10 @@ class Child(Protocol):
     def trouble(self) -> str:
         """Why it must be started again; empty if all is well."""
 
+    @property
+    def seconds_ill(self) -> float:
+        """For so long it has not been well, though it lived."""
+
     def stop(self) -> None:
         """End it and all that is left of it."""
 
@@ -54,9 +58,10 @@ class Failures:
         """It came up."""
         self._ready_since = self._clock()
 
-    def pause(self) -> float | None:
-        """It failed: seconds until the next attempt, None to give up."""
-        if self._ready_since is not None and self._clock() - self._ready_since >= _STABLE_SECONDS:
+    def pause(self, seconds_ill: float = 0.0) -> float | None:
+        """It failed, after so long without being well: seconds until the next attempt, None to give up."""
+        now = self._clock()
+        if self._ready_since is not None and now - self._ready_since - seconds_ill >= _STABLE_SECONDS:
             self.in_a_row = 0
         self._ready_since = None
         self.in_a_row += 1
@@ -99,7 +104,7 @@ class Supervisor:
         """Until it answers again, or `stopping` is set."""
         began = time.monotonic()
         while not self._stopping.is_set():
-            pause = failures.pause() if self._restart else None
+            pause = failures.pause(child.seconds_ill) if self._restart else None
             if pause is None:
                 tries = f"{child.name} failed {failures.in_a_row} times in a row, given up.\n"
                 raise ServeError((tries if self._restart else "") + reason)

@@ -155,9 +155,14 @@ class TorchServe:
         """
         if not self.is_alive():
             return f"TorchServe ended by itself, see {self.log_file}"
-        if self._vigil and self._vigil.seconds_ill > _WORKLESS_SECONDS:
+        if self.seconds_ill > _WORKLESS_SECONDS:
             return f"TorchServe has had no worker for {_WORKLESS_SECONDS:.0f} s, see {self.log_file}"
         return ""
+
+    @property
+    def seconds_ill(self) -> float:
+        """For so long it has lived without a worker that can answer."""
+        return self._vigil.seconds_ill if self._vigil else 0.0
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
         """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.

@@ -32,6 +32,7 @@ class Program:
     """A child as the supervisor wants it: a command that is ready when it has written a file."""
 
     name = "the program"
+    seconds_ill = 0.0
 
     def __init__(self, folder: Path, code: str) -> None:
         self.log_file = folder / "program.log"
@@ -90,6 +91,35 @@ def test_who_was_up_for_a_minute_has_not_failed_again() -> None:
         failures.ready()
         now += ran
         assert failures.pause() == pause
+
+
+def test_time_in_which_it_was_ill_is_no_peace() -> None:
+    """TorchServe without a worker is found out after two minutes: longer than the minute of peace."""
+    now = 0.0
+    failures = Failures(lambda: now)
+    pauses = []
+    for _ in range(6):
+        failures.ready()
+        now += 125.0
+        pauses.append(failures.pause(seconds_ill=120.5))
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, None]
+
+
+def test_what_is_ill_again_and_again_is_given_up(
+    tmp_path: Path, stopping: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.supervisor._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("handler.supervisor._STABLE_SECONDS", 0.0)  # so any peace at all would be enough
+    child = Program(tmp_path, LASTS)
+    kept = supervisor(child, stopping)
+    kept.start()
+    monkeypatch.setattr(child, "seconds_ill", 1000.0)
+    monkeypatch.setattr(child, "trouble", lambda: stopping.set() if len(child.pids) > 8 else "no worker")
+    try:
+        with pytest.raises(ServeError, match="failed 6 times in a row, given up"):
+            kept.watch()
+    finally:
+        child.stop()
 
 
 def test_what_dies_is_started_again(
