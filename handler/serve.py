@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -27,7 +28,7 @@ import requests
 from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
 from handler.properties import ConfigError, ca_file, key_file, read_properties
-from handler.supervisor import Child, Supervisor
+from handler.supervisor import Child, Supervisor, say
 from handler.torchserve import MALLOC, MODEL, ServeError, TorchServe
 
 _GATEWAY = "127.0.0.1:8000"
@@ -64,12 +65,26 @@ class Gateway:
     def start(self) -> None:
         """Start it; it is told the front end of the archive that TorchServe serves."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(self._server.archives()[0]) as file:
-            self._model_config.write_bytes(file.read("config.json"))
+        self._write_model_config()
         is_first = self._process is None
         with self.log_file.open("wb" if is_first else "ab") as log:
             command = [sys.executable, "-m", "gateway"]
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def _write_model_config(self) -> None:
+        """Never half; for another start what it was told before will do, on a full disk for one."""
+        part = self._model_config.with_suffix(".part")
+        try:
+            with zipfile.ZipFile(self._server.archives()[0]) as file:
+                content = file.read("config.json")
+            if not self._model_config.is_file() or self._model_config.read_bytes() != content:
+                part.write_bytes(content)
+                part.replace(self._model_config)
+        except (OSError, zipfile.BadZipFile, zlib.error, LookupError) as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            if self._process is None:
+                raise ServeError(f"cannot tell the gateway the front end of the model: {error}") from error
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
         """Wait until it answers; `ServeError` with the end of its log if it does not."""
@@ -130,23 +145,23 @@ def run(
         if gateway:
             gateway.stop()  # first, so that nothing new comes
         if server.is_ready and not server.drain(grace_seconds, hurry):
-            print("stopped with requests in hand", flush=True)
+            say("stopped with requests in hand")
     finally:
         if gateway:
             gateway.stop()
         server.stop()
-    print("stopped", flush=True)
+    say("stopped")
     return 0
 
 
 def _announce(server: TorchServe, gateway: Gateway | None, stopping: threading.Event) -> None:
     for archive in server.archives():
         if known_sha256(archive, archive.parent) is None:
-            print(f"note: no checksum of {archive} is on record, it was not verified", flush=True)
+            say(f"note: no checksum of {archive} is on record, it was not verified")
     if gateway and not stopping.is_set():
-        print(f"gateway: {gateway.url}, log in {gateway.log_file}", flush=True)
+        say(f"gateway: {gateway.url}, log in {gateway.log_file}")
     if not stopping.is_set():
-        print(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}", flush=True)
+        say(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -198,6 +213,16 @@ def main() -> int:
     except (ConfigError, ArchiveError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        _forget_output()
+
+
+def _forget_output() -> None:
+    """What could not be printed is no error of ours: Python itself would end with 120 for it."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ One that fails again and again is given up: whoever started us sees an exit code
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,12 @@ _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _MOST_FAILURES = 5
 _STABLE_SECONDS = 60.0  # who ran so long has not failed "again"
+
+
+def say(line: str) -> None:
+    """Print if that is possible: a full disk, or a reader of ours that is gone, must stop no server."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 class Child(Protocol):
@@ -96,7 +103,7 @@ class Supervisor:
 
     def _bring_up(self, child: Child, failures: Failures) -> None:
         child.start()
-        print(f"starting {child.name}, log in {child.log_file} ...", flush=True)
+        say(f"starting {child.name}, log in {child.log_file} ...")
         child.wait_ready(self._timeout_seconds, self._stopping)
         failures.ready()
 
@@ -108,8 +115,8 @@ class Supervisor:
             if pause is None:
                 tries = f"{child.name} failed {failures.in_a_row} times in a row, given up.\n"
                 raise ServeError((tries if self._restart else "") + reason)
-            print(f"{reason.splitlines()[0]}", flush=True)
-            print(f"starting it again in {pause:g} s ({failures.in_a_row} of {_MOST_FAILURES})", flush=True)
+            say(reason.splitlines()[0])
+            say(f"starting it again in {pause:g} s ({failures.in_a_row} of {_MOST_FAILURES})")
             child.stop()
             if self._stopping.wait(pause):
                 return
@@ -119,5 +126,5 @@ class Supervisor:
                 reason = str(error)
                 continue
             if not self._stopping.is_set():
-                print(f"{child.name} answers again after {time.monotonic() - began:.1f} s", flush=True)
+                say(f"{child.name} answers again after {time.monotonic() - began:.1f} s")
             return

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,7 @@ import requests
 from audiocnn import samples
 from audiocnn.client import Client
 from handler.rollout import copy_as
+from handler.serve import Gateway
 from handler.supervisor import Failures, Supervisor
 from handler.torchserve import ServeError, TorchServe
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
@@ -161,6 +163,32 @@ def test_without_restart_a_death_is_an_error(tmp_path: Path, stopping: threading
     assert len(child.pids) == 1
 
 
+def test_a_full_disk_behind_the_output_stops_nothing(
+    tmp_path: Path, stopping: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.supervisor._FIRST_PAUSE_SECONDS", 0.01)
+    child = Program(tmp_path, LASTS)
+    kept = supervisor(child, stopping)
+    full = Path("/dev/full").open("w")  # noqa: SIM115
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        thread = threading.Thread(target=kept.watch)  # an error in it fails the test
+        try:
+            kept.start()
+            thread.start()
+            os.kill(child.pids[0], signal.SIGKILL)
+            assert wait_until(lambda: len(child.pids) == 2 and child.is_alive(), 20)
+            assert wait_until(child._ready.exists, 20)
+        finally:
+            stopping.set()
+            if thread.is_alive():
+                thread.join(20)
+            child.stop()
+            with suppress(OSError):
+                full.close()
+    assert len(child.pids) == 2
+
+
 def test_a_pause_ends_when_told_to_stop(tmp_path: Path, stopping: threading.Event) -> None:
     child = Program(tmp_path, DIES)
     kept = supervisor(child, stopping)
@@ -173,6 +201,63 @@ def test_a_pause_ends_when_told_to_stop(tmp_path: Path, stopping: threading.Even
 
 
 # --- the real ones ---
+
+
+def test_what_cannot_be_printed_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "handler.serve", "--logs", str(tmp_path)]
+    for key, value in server_settings(minWorkers=1).items():
+        command += ["--set", f"{key}={value}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=full)
+    with process:
+        assert wait_until(lambda: (tmp_path / "torchserve.log").exists() or process.poll() is not None, 30)
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
+    """Whatever has become of the archive or of the disk since."""
+    archive, logs = tmp_path / "audiocnn.mar", tmp_path / "logs"
+    (port,) = free_ports(1)
+    server = TorchServe(server_settings() | {"model_store": str(tmp_path)}, log_folder=logs)
+    gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=logs)
+    told, part = logs / "model-config.json", logs / "model-config.part"
+    archive.write_bytes(b"no archive")
+    with pytest.raises(ServeError, match="front end of the model"):
+        gateway.start()
+    try:
+        write_archive(archive, before := read_config(STORE / "audiocnn.mar"))
+        gateway.start()
+        written = told.stat()
+        gateway.stop()
+        gateway.start()
+        assert told.stat().st_mtime_ns == written.st_mtime_ns  # nothing new, nothing written
+        gateway.stop()
+        write_archive(archive, after := before + b"\n")
+        part.symlink_to("/dev/full")
+        gateway.start()
+        assert told.read_bytes() == before
+        gateway.stop()
+        gateway.start()  # there is space again
+        assert told.read_bytes() == after
+        gateway.stop()
+        archive.write_bytes(b"no archive")
+        gateway.start()
+        gateway.wait_ready(60, threading.Event())
+    finally:
+        gateway.stop()
+    assert told.read_bytes() == after
+
+
+def read_config(archive: Path) -> bytes:
+    with zipfile.ZipFile(archive) as file:
+        return file.read("config.json")
+
+
+def write_archive(archive: Path, config: bytes) -> None:
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("config.json", config)
 
 
 def session_of(server: Server) -> list[psutil.Process]:
