@@ -27,6 +27,7 @@ import requests
 
 from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
+from handler.printed import ends_of, open_log
 from handler.properties import ConfigError, ca_file, key_file, read_properties
 from handler.supervisor import Child, Supervisor, say
 from handler.torchserve import MALLOC, MODEL, ServeError, TorchServe
@@ -67,7 +68,7 @@ class Gateway:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._write_model_config()
         is_first = self._process is None
-        with self.log_file.open("wb" if is_first else "ab") as log:
+        with open_log(self.log_file, is_first=is_first) as log:
             command = [sys.executable, "-m", "gateway"]
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
@@ -97,16 +98,17 @@ class Gateway:
                         return
                 time.sleep(0.1)
         if not stop.is_set():
-            end = self.log_file.read_text(errors="replace")[-2000:]
-            raise ServeError(f"the gateway did not start. The end of {self.log_file}:\n{end}")
+            raise ServeError(f"the gateway did not start. {ends_of(self.log_file)}")
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
         return self._process is not None and self._process.poll() is None
 
     def trouble(self) -> str:
-        """Why it must be started again, if it must."""
-        return "" if self.is_alive() else f"the gateway ended by itself, see {self.log_file}"
+        """Why it must be started again, if it must, and the end of its log."""
+        if self.is_alive():
+            return ""
+        return f"the gateway ended by itself, see {self.log_file}\n{ends_of(self.log_file)}"
 
     def stop(self) -> None:
         """It answers what it has, at most for a while."""

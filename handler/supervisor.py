@@ -43,7 +43,7 @@ class Child(Protocol):
         """Until it answers or `stop` is set; raises `ServeError` if it does not."""
 
     def trouble(self) -> str:
-        """Why it must be started again; empty if all is well."""
+        """Why it must be started again, the reason in the first line; empty if all is well."""
 
     @property
     def seconds_ill(self) -> float:

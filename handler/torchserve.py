@@ -21,6 +21,7 @@ import psutil
 from audiocnn.client import Client
 from handler.archives import known_sha256, verify
 from handler.management import Management, ManagementError
+from handler.printed import ends_of, open_log
 from handler.properties import ConfigError, ca_file, key_file
 from handler.vigil import Vigil
 
@@ -35,7 +36,6 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 20),
 }
 _SERVED = ("load_models", "models")  # the settings that a rollout says to change
-_LOG_TAIL_LINES = 25
 _WORKLESS_SECONDS = 120.0  # TorchServe itself gives a worker so long to start
 _STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
 
@@ -88,7 +88,7 @@ class TorchServe:
         self._log_folder.mkdir(parents=True, exist_ok=True)
         command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
         command += ["--ts-config", str(config), "--no-config-snapshots"]
-        with self.log_file.open("wb" if is_first else "ab") as log:
+        with open_log(self.log_file, is_first=is_first) as log:
             self._launcher = subprocess.Popen(
                 command, env=self._environment(), stdout=log, stderr=log, start_new_session=True
             )
@@ -150,13 +150,15 @@ class TorchServe:
 
     def trouble(self) -> str:
         """Why it must be started again, if it must: it ended, or nothing in it can answer any more.
+        The first line is the reason, the others are the ends of its logs.
 
         Its workers need its folder, for one, which whoever cleans up /tmp may have emptied.
         """
         if not self.is_alive():
-            return f"TorchServe ended by itself, see {self.log_file}"
+            return f"TorchServe ended by itself, see {self.log_file}\n{self._ends_of_logs()}"
         if self.seconds_ill > _WORKLESS_SECONDS:
-            return f"TorchServe has had no worker for {_WORKLESS_SECONDS:.0f} s, see {self.log_file}"
+            seconds = f"{_WORKLESS_SECONDS:.0f} s"
+            return f"TorchServe has had no worker for {seconds}, see {self.log_file}\n{self._ends_of_logs()}"
         return ""
 
     @property
@@ -181,14 +183,11 @@ class TorchServe:
         if stop and stop.is_set():
             return
         reason = "did not answer in time" if self.is_alive() else "stopped"
-        raise ServeError(f"TorchServe {reason}. " + "\n".join(self._ends_of_logs()))
+        raise ServeError(f"TorchServe {reason}. {self._ends_of_logs()}")
 
-    def _ends_of_logs(self) -> Iterator[str]:
+    def _ends_of_logs(self) -> str:
         """What Java printed last, and what the workers did."""
-        for path in (self.log_file, self.log_file.with_name("model_log.log")):
-            if path.is_file():
-                yield f"The end of {path}:"
-                yield from path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return ends_of(self.log_file, self.log_file.with_name("model_log.log"))
 
     def drain(self, seconds: float, hurry: threading.Event) -> bool:
         """Wait until nothing is queued or in work, so long at most, or until `hurry`; whether it is so."""

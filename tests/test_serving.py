@@ -293,6 +293,10 @@ def test_a_killed_launcher_does_not_leave_java_behind(tmp_path: Path) -> None:
         (launcher,) = psutil.Process(running.process.pid).children()
         launcher.kill()
         assert running.process.wait(timeout=20) == 1
+        assert running.process.stdout is not None
+        error = running.process.stdout.read()
+        assert f"error: TorchServe ended by itself, see {tmp_path / 'torchserve.log'}" in error
+        assert "non-default JVM parameters" in error  # the end of the log, which may go with its container
         assert wait_until(lambda: not any(map(is_alive, processes)), 5)
 
 

@@ -21,6 +21,7 @@ import requests
 
 from audiocnn import samples
 from audiocnn.client import Client
+from handler.printed import ends_of
 from handler.rollout import copy_as
 from handler.serve import Gateway
 from handler.supervisor import Failures, Supervisor
@@ -248,6 +249,43 @@ def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
     finally:
         gateway.stop()
     assert told.read_bytes() == after
+
+
+def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEYS", "too-short")
+    server = TorchServe(server_settings(), log_folder=tmp_path)
+    write_archive(tmp_path / "audiocnn.mar", read_config(STORE / "audiocnn.mar"))
+    server.properties["model_store"] = str(tmp_path)
+    for _ in range(2):
+        gateway = Gateway(f"127.0.0.1:{free_ports(1)[0]}", server, log_folder=tmp_path)
+        gateway.start()
+        assert wait_until(lambda gateway=gateway: not gateway.is_alive(), 60)
+        assert gateway.trouble().startswith(f"the gateway ended by itself, see {gateway.log_file}\n")
+        assert "error: API_KEYS" in gateway.trouble()
+    for name in ("gateway.log", "gateway.log.1"):
+        assert (tmp_path / name).read_text().count("error: API_KEYS") == 1
+
+
+def test_the_next_run_keeps_the_log_of_torchserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that is started again has the same folder, if it is a volume, and a new handler.serve."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "torchserve.log").write_text("java.lang.OutOfMemoryError\n")
+    server = TorchServe(server_settings(), log_folder=tmp_path)
+    try:
+        server.start()
+        assert (tmp_path / "torchserve.log.1").read_text() == "java.lang.OutOfMemoryError\n"
+        assert "OutOfMemory" not in server.log_file.read_text()
+    finally:
+        server.stop()
+
+
+def test_of_a_long_log_the_end_is_shown(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("".join(f"line {number}\n" for number in range(100_000)))
+    shown = ends_of(log, tmp_path / "missing.log").splitlines()
+    assert shown == [f"The end of {log}:"] + [f"line {number}" for number in range(99_975, 100_000)]
 
 
 def read_config(archive: Path) -> bytes:
