@@ -82,8 +82,18 @@ def stream(
     some of it only at the end. Raises what `decode` raises, perhaps after blocks that were good, and
     `OSError` where the file itself cannot be read.
     """
-    limits = limits or AudioLimits()
     source = _Source(file)
+    try:
+        yield from _stream(source, sample_rate, limits or AudioLimits(), warnings)
+    except AudioError:
+        if source.failed:  # what came of it only looks like bad audio
+            raise source.failed from None
+        raise
+
+
+def _stream(
+    source: _Source, sample_rate: int, limits: AudioLimits, warnings: list[str]
+) -> Iterator[FloatArray]:
     num_samples, peak = 0, 0.0
     with _open(source, limits) as sound:
         _check_header(sound, limits)

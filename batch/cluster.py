@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -24,6 +25,7 @@ from batch.manifest import Chunk
 from batch.worker import Job, Worker
 
 OBJECT_STORE_BYTES = 128 << 20  # rows of numbers pass through it, never sound
+SLICE = 2000  # chunks that Ray Data is told of at a time: it needs 3 kB and 6 ms for each, at once
 
 
 class ClusterError(RuntimeError):
@@ -46,6 +48,7 @@ def start(address: str | None, workers: int | None, threads: int) -> int:
     Raises `ClusterError` if that cannot be done.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             workers = workers or max(1, len(os.sched_getaffinity(0)) // threads)
@@ -64,6 +67,12 @@ def start(address: str | None, workers: int | None, threads: int) -> int:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"reached at {address}" if address else "started"
         raise ClusterError(f"Ray cannot be {what}: {error}") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts a handler of its own there
+    return _workers(address, workers, threads)
+
+
+def _workers(address: str, workers: int | None, threads: int) -> int:
     there = int(ray.cluster_resources().get("CPU", 0)) // threads  # type: ignore[no-untyped-call]
     if not there:
         raise ClusterError(f"no machine of the cluster at {address} has {threads} CPUs to spare")
@@ -85,6 +94,13 @@ def run(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[Done, None
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # No row comes before a chunk is done, and a file may take hours.
+    context.execution_no_progress_timeout_s = -1
+    for first in range(0, len(chunks), SLICE):
+        yield from _run(job, chunks[first : first + SLICE], workers)
+
+
+def _run(job: Job, chunks: Sequence[Chunk], workers: int) -> Iterator[Done]:
     rows = [{"chunk": c.id, "start": c.start, "length": c.length} for c in chunks]
     # A block for every chunk: Ray Data counts, balances, repeats and hands out blocks.
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

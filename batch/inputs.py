@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -59,10 +60,15 @@ def _some(paths: Sequence[str]) -> str:
 def find(inputs: Sequence[str], notes: Notes, *, limit: int | None = None) -> Iterator[Found]:
     """All sound files, a path perhaps more than once. Raises `InputError` before the first of them if
     one of the inputs does not exist, and later for a table that cannot be read."""
+    check(inputs)
+    return islice(_find(inputs, notes), limit)
+
+
+def check(inputs: Sequence[str]) -> None:
+    """Raise `InputError` if one of them does not exist; what globs match is not looked for."""
     for text in inputs:
         if not os.path.lexists(text) and not glob.has_magic(text):
             raise InputError(f"there is no {text}")
-    return islice(_find(inputs, notes), limit)
 
 
 def _find(inputs: Sequence[str], notes: Notes) -> Iterator[Found]:
@@ -93,23 +99,25 @@ def _folder_of(path: str) -> str:
 
 
 def _walk(folder: str, notes: Notes) -> Iterator[Found]:
-    waiting = [folder]
+    waiting, top = [folder], folder
     while waiting:
         folder = waiting.pop()
         try:
             with os.scandir(folder) as entries:
-                yield from _sort_out(entries, waiting, notes)
+                yield from _sort_out(entries, waiting, top, notes)
         except OSError:
             notes.unlisted.append(folder)
             yield folder, 0
 
 
-def _sort_out(entries: Iterator[os.DirEntry[str]], folders: list[str], notes: Notes) -> Iterator[Found]:
+def _sort_out(
+    entries: Iterator[os.DirEntry[str]], folders: list[str], top: str, notes: Notes
+) -> Iterator[Found]:
     for entry in entries:
         if entry.name.startswith("."):
             notes.hidden += 1
         elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-            if entry.is_symlink() and _is_loop(entry.path):
+            if entry.is_symlink() and _is_loop(entry.path, top):
                 notes.loops.append(entry.path)
             else:
                 folders.append(entry.path)
@@ -121,17 +129,22 @@ def _sort_out(entries: Iterator[os.DirEntry[str]], folders: list[str], notes: No
 
 def _matches(pattern: str, notes: Notes) -> Iterator[Found]:
     """What a glob names; folders among it are walked, unless `**` reaches what is in them anyway."""
-    empty = True
+    empty, top = True, _folder_of(pattern)
+    is_deep, reaches_all = "**" in pattern, re.search(r"(^|/)\*\*(/\*)?$", pattern)
     for path in glob.iglob(pattern, recursive=True):
         empty = False
-        if os.path.isdir(path):
-            if "**" not in pattern:
-                yield from _walk(path, notes)
-        elif _is_loop(os.path.dirname(path)):  # glob follows links, 40 times round
-            if (link := os.path.dirname(path)) not in notes.loops[-1:]:
+        path = path.rstrip("/") or "/"  # `x/**` begins with `x/`
+        if _is_loop(path if os.path.isdir(path) else os.path.dirname(path), top):
+            link = os.path.dirname(path)  # glob follows links, 40 times round
+            if link not in notes.loops[-1:]:
                 notes.loops.append(link)
-        elif "**" not in pattern or os.path.splitext(path)[1].lower() in SUFFIXES:
+        elif os.path.isdir(path):
+            if not reaches_all:
+                yield from _walk(path, notes)
+        elif not is_deep or os.path.splitext(path)[1].lower() in SUFFIXES:
             yield path, _size(path)
+        else:
+            notes.others += 1
     if empty:
         raise InputError(f"nothing matches {pattern}")
 
@@ -141,7 +154,7 @@ def _rows(table: str) -> Iterator[Found]:
     folder = os.path.dirname(table)
     try:
         with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)  # else an open quote swallows the rest
             column = next((name for name in COLUMNS if name in (rows.fieldnames or ())), None)
             if column is None:
                 raise InputError(f"{table} has none of the columns {', '.join(COLUMNS)}")
@@ -162,8 +175,8 @@ def _size(path: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _is_loop(folder: str) -> bool:
-    """Whether a folder is inside itself, by way of a link."""
+def _is_loop(folder: str, top: str) -> bool:
+    """Whether a folder is inside itself, by way of a link, on the way down from `top`."""
     seen: set[tuple[int, int]] = set()
     while True:
         status = os.stat(folder)
@@ -171,5 +184,5 @@ def _is_loop(folder: str) -> bool:
         seen.add((status.st_dev, status.st_ino))
         if len(seen) == seen_before:
             return True
-        if folder == (folder := os.path.dirname(folder)):
+        if folder == top or folder == (folder := os.path.dirname(folder)):
             return False

@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ from batch.inputs import Found
 FOLDER = "manifest"
 LISTS = "chunks.jsonl"
 ATTEMPTS = "tmp"  # one folder for every attempt at a chunk; gone when it has succeeded
+SUFFIXES = ("parquet", "csv")  # of tables
 MAX_CHUNK_BYTES = 64 << 20  # a chunk of long recordings has fewer files
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT);
@@ -82,26 +83,31 @@ class Outcome:
     windows: int = 0
     audio_seconds: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)  # code -> files
+    window_rows: int = 0  # of the table `windows`: short files and unsure windows have none
 
     def __iadd__(self, other: Outcome) -> Self:
         self.files += other.files
         self.windows += other.windows
         self.audio_seconds += other.audio_seconds
         self.errors = dict(Counter(self.errors) + Counter(other.errors))
+        self.window_rows += other.window_rows
         return self
 
 
 def part(table: str, chunk: int, suffix: str) -> str:
-    """Where a chunk's part of a table is, below the output folder."""
-    return f"{table}/part-{chunk:07d}.{suffix}"
+    """Where a chunk's part of a table is, below the output folder. Those of CSV are joined at the end; where
+    the Parquet is they would hinder those who read the folder."""
+    return f"{'' if suffix == 'parquet' else FOLDER + '/csv/'}{table}/part-{chunk:07d}.{suffix}"
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Move earlier results out of the way; returns where they are now, None if there were none."""
-    if not folder.exists():
+    """Move earlier results out of the way; returns where they are now, None if there were none. Raises
+    `ResumeError` as `Manifest` does."""
+    if not folder.exists() or not any(folder.iterdir()):
         return None
-    aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-    folder.rename(aside)
+    with Manifest(folder):  # ours, and nobody else's now
+        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        folder.rename(aside)
     return aside
 
 
@@ -135,12 +141,13 @@ class Manifest:
     def settle(self, settings: Settings) -> tuple[Settings, bool]:
         """The settings to go on with, and whether the run is an earlier one's continuation.
 
-        Raises `ResumeError`, naming what differs, if the earlier run had others.
+        Raises `ResumeError`, naming what differs, if the earlier run had others. A run that found no file
+        has nothing to go on with.
         """
         row = self._db.execute("SELECT value FROM settings WHERE name = 'settings'").fetchone()
-        if row is None:
+        if row is None or not self.count():
             text = json.dumps(asdict(settings))
-            self._db.execute("INSERT INTO settings VALUES ('settings', ?)", (text,))
+            self._db.execute("INSERT OR REPLACE INTO settings VALUES ('settings', ?)", (text,))
             return settings, False
         raw = json.loads(row[0])
         earlier = Settings(**(raw | {"formats": tuple(raw["formats"])}))
@@ -213,24 +220,42 @@ class Manifest:
             lists.flush()
             os.fsync(lists.fileno())
 
-    def clean_up(self, suffix: str) -> tuple[list[Chunk], list[Chunk]]:
-        """Chunks that were in work when an earlier run stopped, and chunks whose part has been lost since.
+    def clean_up(self, suffixes: Sequence[str]) -> tuple[list[Chunk], list[Chunk]]:
+        """Chunks that were in work when an earlier run stopped, and chunks that have lost a part since.
 
         Both are to be done again; what their attempts left behind is removed.
         """
-        there = _names(self.out / "files")
+        there = {
+            part(table, 0, suffix).partition("part-")[0] + name
+            for table in ("files", "windows")
+            for suffix in suffixes
+            for name in _names(self.out / os.path.dirname(part(table, 0, suffix)))
+        }
         begun = {int(name.partition("-")[0]) for name in _names(self.out / ATTEMPTS)}
         in_work, lost = [], []
-        for *values, outcome in self._db.execute("SELECT * FROM chunks").fetchall():
-            chunk = Chunk(*values)
-            has_part = os.path.basename(part("files", chunk.id, suffix)) in there
-            if outcome is None and (has_part or chunk.id in begun):
+        for *values, text in self._db.execute("SELECT * FROM chunks").fetchall():
+            chunk, outcome = Chunk(*values), Outcome(**json.loads(text)) if text else None
+            tables = ("files", "windows") if outcome and outcome.window_rows else ("files",)
+            parts = {part(table, chunk.id, suffix) for table in tables for suffix in suffixes}
+            if outcome is None and (parts & there or chunk.id in begun):
                 in_work.append(chunk)
-            elif outcome is not None and not has_part:
+            elif outcome is not None and not parts <= there:
                 lost.append(chunk)
-                self._db.execute("UPDATE chunks SET outcome = NULL WHERE id = ?", (chunk.id,))
+                self._forget(chunk)
         shutil.rmtree(self.out / ATTEMPTS, ignore_errors=True)
         return in_work, lost
+
+    def forget(self, code: str) -> list[Chunk]:
+        """Chunks in which files have this error: they are to be done again."""
+        chunks = []
+        for *values, text in self._db.execute("SELECT * FROM chunks WHERE outcome IS NOT NULL").fetchall():
+            if code in json.loads(text)["errors"]:
+                chunks.append(Chunk(*values))
+                self._forget(chunks[-1])
+        return chunks
+
+    def _forget(self, chunk: Chunk) -> None:
+        self._db.execute("UPDATE chunks SET outcome = NULL WHERE id = ?", (chunk.id,))
 
     def pending(self) -> list[Chunk]:
         """What is still to be done."""

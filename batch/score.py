@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -26,13 +27,15 @@ from audiocnn.errors import ModelFileError
 from audiocnn.precision import served
 from batch import inputs
 from batch.inputs import InputError, Notes
-from batch.manifest import FOLDER, Manifest, Outcome, ResumeError, Settings, set_aside
+from batch.manifest import FOLDER, SUFFIXES, Manifest, Outcome, ResumeError, Settings, part, set_aside
 from batch.progress import Meter, clock, work
+from batch.scorer import UNREADABLE
 from batch.tables import FORMATS, csv_columns
 
 STORE = Path("model_store")
 CHUNK_FILES = 64
 WRONG, FAILED = 2, 1  # exit codes; 128 + signal if stopped by one
+_GOES_ON = "What is done is kept; the same command goes on from there (without --fresh)."
 
 _EPILOG = """examples:
   python -m batch.score recordings/ --out scores
@@ -85,6 +88,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--limit", type=_whole, metavar="N", help=what)
     what = "begin anew; earlier results in DIR are moved aside, not deleted"
     add("--fresh", action="store_true", help=what)
+    what = "do files again that could not be read (unreadable_file), with their chunks; else errors stay"
+    add("--retry", action="store_true", help=what)
     return parser.parse_args(arguments)
 
 
@@ -141,9 +146,11 @@ def say(*lines: str) -> None:
 def prepare(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> Settings:
     """List the inputs and say how they compare with an earlier run; the manifest is ready to work from."""
     settings, resumes = manifest.settle(settings)
-    for name in ("files", "windows"):
-        (args.out / name).mkdir(exist_ok=True)
-    in_work, lost = manifest.clean_up("parquet" if "parquet" in settings.formats else "csv")
+    suffixes = [suffix for suffix in SUFFIXES if suffix in settings.formats]
+    for place in (part(name, 0, suffix) for name in ("files", "windows") for suffix in suffixes):
+        (args.out / place).parent.mkdir(parents=True, exist_ok=True)
+    in_work, lost = manifest.clean_up(suffixes)
+    again = manifest.forget(UNREADABLE) if args.retry else []
     notes = Notes()
     listed = manifest.add(inputs.find(args.inputs, notes, limit=args.limit), args.chunk_size)
     say(*notes.lines())
@@ -151,7 +158,8 @@ def prepare(args: argparse.Namespace, manifest: Manifest, settings: Settings) ->
         say(f"{listed.duplicates:,} paths were given more than once; each is scored once")
     if resumes:
         say(f"going on: {manifest.total().files:,} of {manifest.count():,} files are done")
-        for why, chunks in (("were in work when it stopped", in_work), ("have lost their part", lost)):
+        reasons = ["were in work when it stopped", "have lost a part", "have files that could not be read"]
+        for why, chunks in zip(reasons, (in_work, lost, again), strict=True):
             if chunks:
                 files = sum(chunk.files for chunk in chunks)
                 say(f"{len(chunks)} chunks ({files:,} files) {why} and are done again")
@@ -182,7 +190,11 @@ def score(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> d
             try:
                 workers = cluster.start(args.address, args.workers, args.threads)
                 job = worker.Job(
-                    cluster.absolute(args.out), cluster.absolute(args.model), args.threads, settings
+                    cluster.absolute(args.out),
+                    cluster.absolute(args.model),
+                    args.threads,
+                    settings,
+                    tuple(os.path.abspath(text) for text in args.inputs if os.path.isdir(text)),
                 )
                 with closing(cluster.run(job, list(chunks.values()), workers)) as stream:
                     for done in stream:
@@ -232,7 +244,7 @@ def join_csv(out: Path, table: str, top_k: int) -> None:
     header = ",".join(csv_columns(table, top_k)) + "\r\n"
     with temporary.open("w", newline="", encoding="utf-8") as whole:
         whole.write(header)
-        for path in sorted((out / table).glob("part-*.csv")):
+        for path in sorted((out / part(table, 0, "csv")).parent.glob("part-*.csv")):
             with path.open(newline="", encoding="utf-8") as file:
                 file.readline()
                 shutil.copyfileobj(file, whole)
@@ -263,10 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """See the exit codes in `--help`."""
     args = parse_arguments(arguments)
     args.model = args.model or served(STORE)
+    args.out = Path(os.path.abspath(args.out))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         settings = settings_of(args)
+        inputs.check(args.inputs)
         if args.fresh and (aside := set_aside(args.out)):
             say(f"earlier results are in {aside} now")
         with Manifest(args.out) as manifest:
@@ -277,10 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"error: {error}")
         return WRONG
     except (RuntimeError, OSError, sqlite3.Error) as error:  # among them ClusterError, imported when needed
-        say(f"error: {error}", "What is done is kept; the same command goes on from there.")
+        say(f"error: {error}", _GOES_ON)
         return FAILED
     except Stopped as stopped:
-        say("stopped. What is done is kept; the same command goes on from there.")
+        say(f"stopped. {_GOES_ON}")
         return 128 + stopped.number
     print_summary(args.out, summary)
     return 0

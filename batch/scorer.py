@@ -226,8 +226,9 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except ValueError as error:  # a NUL in the name
         raise OSError(f"There cannot be such a file: {error}") from error
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        raise OSError("It is a folder" if stat.S_ISDIR(mode) else "It is no regular file")
     with open(number, "rb") as file:
-        mode = os.fstat(number).st_mode
-        if not stat.S_ISREG(mode):
-            raise OSError("It is a folder" if stat.S_ISDIR(mode) else "It is no regular file")
         yield file

@@ -209,13 +209,20 @@ class Labels:
         self._file.write(f"{start:.3f}\t{end:.3f}\t{row['class']} {row['confidence']:.2f}\n")
 
     def finish(self, path: str, *, failed: bool) -> None:
-        """The sound is over: its track gets its name, or is thrown away."""
+        """The sound is over: its track gets its name, or is thrown away, with that of an earlier attempt.
+
+        Raises `OSError` if there can be no file of that name.
+        """
         self._file.close()
-        if not failed:
-            target = self._folder / label_name(path, self._root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            publish(self._path, target)
-        self._file = self._path.open("w", encoding="utf-8")
+        target = self._folder / label_name(path, self._root)
+        try:
+            if failed:
+                target.unlink(missing_ok=True)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                publish(self._path, target)
+        finally:
+            self._file = self._path.open("w", encoding="utf-8")
 
     def close(self) -> None:
         """After the last sound."""
@@ -248,10 +255,12 @@ class Part:
         self._kinds = {name: kinds[name] for name in formats if name in kinds}
         self._rows: dict[str, list[Row]] = {"files": [], "windows": []}
         self._writers: dict[tuple[str, str], Writer] = {}
+        self.window_rows = 0
 
     def window(self, file: FileAnswer, answer: WindowAnswer) -> None:
         """A window of a file that is still being heard."""
         if row := self._report.window_row(file, answer):
+            self.window_rows += 1
             self._append("windows", row)
             if self._labels:
                 self._labels.add(row["start"], row["end"], row)
@@ -259,11 +268,14 @@ class Part:
     def file(self, answer: FileAnswer) -> None:
         """A file that is over."""
         row = self._report.file_row(answer)
-        self._append("files", row)
         if self._labels:
             if answer.num_windows == 1 and row["class"]:
                 self._labels.add(0.0, answer.seconds, row)
-            self._labels.finish(answer.path, failed=answer.error is not None)
+            try:
+                self._labels.finish(answer.path, failed=answer.error is not None)
+            except OSError as error:  # a folder has that name, say
+                row["warnings"] = [*row["warnings"], f"It has no label track: {error}"]
+        self._append("files", row)
 
     def _append(self, table: str, row: Row) -> None:
         self._rows[table].append(row)
@@ -279,12 +291,15 @@ class Part:
         self._rows[table] = []
 
     def publish(self, targets: Mapping[tuple[str, str], Path]) -> None:
-        """All rows are there: the parts get their names, those of `files` last."""
+        """All rows are there: the parts get their names, those of `files` last; what an earlier attempt had
+        and this one has not is removed."""
         if self._labels:
             self._labels.close()
         for table in ("windows", "files"):
             self._flush(table)
-            for (own, suffix), writer in self._writers.items():
-                if own == table:
+            for suffix in self._kinds:
+                if writer := self._writers.get((table, suffix)):
                     writer.close()
                     publish(self._attempt / f"{table}.{suffix}", targets[table, suffix])
+                else:
+                    targets[table, suffix].unlink(missing_ok=True)

@@ -30,17 +30,19 @@ class Job:
     model: Path
     threads: int
     settings: Settings
+    folders: tuple[str, ...] = ()  # that are searched: a machine without them would only find errors
 
 
 class Worker:
     """One model, loaded once; called with one chunk at a time."""
 
     def __init__(self, job: Job) -> None:
-        if not (job.out / manifest.FOLDER).is_dir():
-            raise FileNotFoundError(
-                f"{job.out} is not there on {os.uname().nodename}: the machines of a cluster need it, the "
-                "model and the sounds under the same paths"
-            )
+        for folder in (str(job.out / manifest.FOLDER), *job.folders):
+            if not os.path.isdir(folder):
+                raise FileNotFoundError(
+                    f"{folder} is not there on {os.uname().nodename}: the machines of a cluster need the "
+                    "results, the model and the sounds under the same paths"
+                )
         self._job = job
         wishes = job.settings
         self._scorer = Scorer.load(
@@ -77,11 +79,12 @@ class Worker:
                 part.file(item)
                 errors = {item.error[0]: 1} if item.error else {}
                 outcome += Outcome(1, item.num_windows, item.seconds, errors)
+        outcome.window_rows = part.window_rows
         part.publish(
             {
                 (table, suffix): self._job.out / manifest.part(table, chunk, suffix)
                 for table in ("files", "windows")
-                for suffix in ("parquet", "csv")
+                for suffix in manifest.SUFFIXES
             }
         )
         shutil.rmtree(attempt)

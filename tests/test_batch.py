@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from audiocnn import audio, samples
@@ -71,6 +72,26 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert notes.loops
 
 
+def test_a_link_above_the_input_is_no_circle(tmp_path: Path) -> None:
+    fill(tmp_path / "b", 1)
+    fill(tmp_path / "elsewhere", 1)
+    (tmp_path / "here").symlink_to(tmp_path)
+    (tmp_path / "b" / "more").symlink_to(tmp_path / "elsewhere")
+    for text in ("here/b", "here/b/**/*.wav", "here/b/**"):
+        found, notes = find(tmp_path / text)
+        assert sorted(found) == [f"{tmp_path}/here/b/{name}s0000.wav" for name in ("more/", "")]
+        assert not notes.loops
+
+
+def test_what_is_in_folders_below_stars_is_found(tmp_path: Path) -> None:
+    fill(tmp_path / "rec" / "a" / "night" / "deep", 1)
+    fill(tmp_path / "rec" / "day", 1)
+    night, day = (f"{tmp_path}/rec/{name}/s0000.wav" for name in ("a/night/deep", "day"))
+    assert set(find(f"{tmp_path}/rec/**/night")[0]) == {night}
+    assert set(find(f"{tmp_path}/rec**")[0]) == {night, day}
+    assert find(f"{tmp_path}/rec/**/*")[0].count(night) == 1
+
+
 def test_globs_and_tables_name_files(tmp_path: Path) -> None:
     fill(tmp_path / "x", 3)
     fill(tmp_path / "y", 2)
@@ -87,7 +108,11 @@ def test_globs_and_tables_name_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("name\nx.wav\n", "none of the columns"), ("path,n\n,1\n", "line 2: path is empty")],
+    [
+        ("name\nx.wav\n", "none of the columns"),
+        ("path,n\n,1\n", "line 2: path is empty"),
+        ('path\n"x.wav\ny.wav\n', "unexpected end"),
+    ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(content)
@@ -167,21 +192,57 @@ def test_what_was_in_work_and_what_was_lost_is_done_again(tmp_path: Path) -> Non
     with Manifest(out) as manifest:
         manifest.add(listing(40), 10)
         for number in (0, 1):
-            manifest.record(number, Outcome(10, 10, 50.0, {"empty_audio": number}))
+            manifest.record(number, Outcome(10, 10, 50.0, {"empty_audio": number} if number else {}))
         (out / "files" / "part-0000000.parquet").touch()  # of 1 it is gone
         (out / "files" / "part-0000002.parquet").touch()  # written, not recorded
         (out / "tmp" / "3-abc").mkdir(parents=True)  # begun
-        in_work, lost = manifest.clean_up("parquet")
+        in_work, lost = manifest.clean_up(["parquet"])
         assert ([c.id for c in in_work], [c.id for c in lost]) == ([2, 3], [1])
         assert [chunk.id for chunk in manifest.pending()] == [1, 2, 3]
         assert manifest.total() == Outcome(10, 10, 50.0)
         assert not (out / "tmp").exists()
 
 
+def test_every_part_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    kinds = (
+        "files/{}.parquet",
+        "windows/{}.parquet",
+        "manifest/csv/files/{}.csv",
+        "manifest/csv/windows/{}.csv",
+    )
+    names = [kind.format("part-0000000") for kind in kinds]
+    with Manifest(tmp_path) as manifest:
+        manifest.add(listing(10), 10)
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).touch()
+        for name in names:
+            manifest.record(0, Outcome(10, 30, 500.0, window_rows=30))
+            assert manifest.clean_up(["parquet", "csv"]) == ([], [])
+            (tmp_path / name).unlink()
+            assert [chunk.id for chunk in manifest.clean_up(["parquet", "csv"])[1]] == [0]
+            (tmp_path / name).touch()
+        manifest.record(0, Outcome(10, 10, 50.0))  # short files have no rows in `windows`
+        (tmp_path / names[1]).unlink()
+        (tmp_path / names[3]).unlink()
+        assert manifest.clean_up(["parquet", "csv"]) == ([], [])
+
+
+def test_files_that_could_not_be_read_can_be_tried_again(tmp_path: Path) -> None:
+    with Manifest(tmp_path) as manifest:
+        manifest.add(listing(30), 10)
+        for number, code in enumerate(["empty_audio", "unreadable_file"]):
+            manifest.record(number, Outcome(10, 9, 50.0, {code: 1}))
+        assert [chunk.id for chunk in manifest.forget("unreadable_file")] == [1]
+        assert [chunk.id for chunk in manifest.pending()] == [1, 2]
+
+
 def test_a_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Manifest(out) as manifest:
+        assert manifest.settle(replace(SETTINGS, root="/nothing/found/there")) != (SETTINGS, False)
         assert manifest.settle(SETTINGS) == (SETTINGS, False)
+        manifest.add(listing(1), 64)
     with Manifest(out) as manifest:
         assert manifest.settle(replace(SETTINGS, root="/elsewhere")) == (SETTINGS, True)
         other = replace(SETTINGS, top_k=3, formats=("csv", "audacity"), model="1" * 64)
@@ -197,6 +258,10 @@ def test_one_run_at_a_time_and_only_in_its_own_folder(tmp_path: Path) -> None:
     fill(tmp_path / "sounds", 1)
     with pytest.raises(ResumeError, match="not empty"):
         Manifest(tmp_path / "sounds")
+    with pytest.raises(ResumeError, match="not empty"):
+        set_aside(tmp_path / "sounds")
+    with Manifest(tmp_path / "out"), pytest.raises(ResumeError, match="another run"):
+        set_aside(tmp_path / "out")
     aside = set_aside(tmp_path / "out")
     assert aside is not None
     assert (aside / "manifest" / "manifest.sqlite").is_file()
@@ -330,15 +395,23 @@ def test_a_file_that_breaks_late_keeps_the_windows_before(tmp_path: Path, scorer
     assert 3 <= len(own) == file.num_windows <= 6
 
 
-def test_a_disk_that_fails_is_no_truncated_file(scorer: Scorer) -> None:
+@pytest.mark.parametrize("where", [0, 4, 12, 40, 44, 100_000])
+def test_a_disk_that_fails_is_no_bad_file(where: int) -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
-            if self.tell() > 100_000:
+            if self.tell() >= where:
                 raise OSError(5, "Input/output error")
             return super().read(size)
 
     with pytest.raises(OSError, match="Input/output error"):
         list(audio.stream(Failing(samples.wav("rain")), sample_rate=44_100, warnings=[]))
+
+
+def test_what_is_no_file_is_closed(tmp_path: Path, scorer: Scorer) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    files, _ = run(scorer, *[tmp_path] * 9)
+    assert {file.error for file in files} == {("unreadable_file", "It is a folder")}
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(("overlap", "starts"), [(0.0, [0, 5, 10, 12]), (4.0, list(range(13)))])
@@ -356,8 +429,8 @@ def work(folder: Path, *formats: str, **wishes: Any) -> list[dict[str, Any]]:
     out = folder / "out"
     settings = replace(SETTINGS, formats=formats or ("parquet",), root=str(folder / "in"), **wishes)
     with Manifest(out) as manifest:
-        for name in ("files", "windows"):
-            (out / name).mkdir()
+        for name in ("files", "windows", "manifest/csv/files", "manifest/csv/windows"):
+            (out / name).mkdir(parents=True, exist_ok=True)
         manifest.add(inputs.find([str(folder / "in")], Notes()), 4)
         worker = Worker(Job(out, served(STORE), 1, settings))
         outcomes = []
@@ -405,7 +478,7 @@ def test_csv_has_one_line_of_header_and_a_column_for_each_class(tmp_path: Path) 
     with open(os.fsencode(tmp_path) + b"/in/caf\xe9.wav", "wb") as file:
         file.write(b"")
     work(tmp_path, "csv", top_k=2)
-    (path,) = (tmp_path / "out" / "files").glob("*.csv")
+    (path,) = (tmp_path / "out" / "manifest" / "csv" / "files").glob("*.csv")
     with path.open(newline="", encoding="utf-8") as text:
         bad, rain = csv.DictReader(text)
     assert bad["file"] == f"{tmp_path}/in/caf\\xe9.wav"
@@ -427,6 +500,39 @@ def test_audacity_gets_a_track_for_every_sound_in_a_mirrored_tree(tmp_path: Path
     assert tracks["long.flac.txt"].count("\n") == len(windows) > 0
     assert all(row["confidence"] >= 0.3 for row in windows)  # type: ignore[operator]
     assert not (tmp_path / "out" / "audacity" / "bad.wav.txt").exists()
+
+
+def test_a_track_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 2)
+    (tmp_path / "out" / "manifest").mkdir(parents=True)
+    (tmp_path / "out" / "audacity" / "s0000.wav.txt").mkdir(parents=True)
+    work(tmp_path, "parquet", "audacity")
+    rows = table(tmp_path / "out")
+    assert "no label track" in str(rows[0]["warnings"])
+    assert (rows[0]["error_code"], rows[1]["warnings"]) == (None, [])
+    assert (tmp_path / "out" / "audacity" / "s0001.wav.txt").is_file()
+
+
+def test_what_an_earlier_attempt_wrote_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    sound = tmp_path / "in" / "x.wav"
+    sound.write_bytes(sound_file(tone(12.0)))
+    formats = ("parquet", "csv", "audacity")
+    (first,) = work(tmp_path, *formats)
+    assert first["window_rows"] == len(table(tmp_path / "out", "windows")) == 4
+    pq.read_table(tmp_path / "out" / "files")  # as pandas does: nothing else is in that folder
+    sound.write_bytes(b"")
+    (second,) = work(tmp_path, *formats)
+    assert (second["errors"], second["window_rows"]) == ({"empty_audio": 1}, 0)
+    left = {path.name for path in (tmp_path / "out").rglob("part-*")}
+    assert left == {"part-0000000.parquet", "part-0000000.csv"}
+    assert not list((tmp_path / "out" / "windows").iterdir())
+    assert not (tmp_path / "out" / "audacity" / "x.wav.txt").exists()
+
+
+def test_a_machine_without_the_sounds_takes_no_part(tmp_path: Path) -> None:
+    with Manifest(tmp_path), pytest.raises(FileNotFoundError, match="nowhere is not there on"):
+        Worker(Job(tmp_path, served(STORE), 1, SETTINGS, (str(tmp_path), str(tmp_path / "nowhere"))))
 
 
 def test_names_of_tracks() -> None:
@@ -481,3 +587,18 @@ def test_what_cannot_be_done_is_said_at_once(
     (tmp_path / "in").mkdir()
     assert main([str(tmp_path / "in"), "--out", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_fresh_touches_no_folder_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "recordings", 1)
+    monkeypatch.chdir(tmp_path / "recordings")
+    model = str(served(STORE))
+    assert main([".", "--out", ".", "--fresh", "--model", model]) == 2
+    assert "not from this command" in capsys.readouterr().err
+    with Manifest(tmp_path / "out"):
+        assert main([".", "--out", "../out", "--fresh", "--model", model]) == 2
+    assert "another run" in capsys.readouterr().err
+    assert main(["nowhere", "--out", "../out", "--fresh", "--model", model]) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"recordings", "out"}

@@ -106,14 +106,16 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, folder: Path) -> No
     assert_complete(folder, out)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
-def test_ctrl_c_stops_it_and_says_how_to_go_on(tmp_path: Path, folder: Path) -> None:
+def test_a_signal_stops_it_and_it_says_how_to_go_on(tmp_path: Path, folder: Path, number: int) -> None:
     out = tmp_path / "out"
     with half_way(folder, out) as process:
         children = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)
+        # Ctrl-C reaches the whole group.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "the same command goes on from there" in stderr
     assert "Traceback" not in stderr
     assert wait_until(lambda: not any(child.is_running() for child in children), 20)
@@ -151,6 +153,24 @@ def test_a_cluster_that_loses_a_node_completes(tmp_path: Path, folder: Path) -> 
         cluster.stdin.close()
         cluster.wait(timeout=60)
         cluster.stdout.close()
+
+
+@pytest.mark.slow
+def test_a_long_file_is_no_standstill_and_chunks_come_in_slices(tmp_path: Path) -> None:
+    """Ray Data would give up when no chunk is done for half an hour; here after a second."""
+    fill(tmp_path / "in", 3)
+    (tmp_path / "in" / "long.wav").write_bytes(sound_file(tone(3600.0, sample_rate=8000), sample_rate=8000))
+    code = (
+        "import sys; from batch import cluster, score; "
+        "cluster.ray.data.DataContext.get_current().execution_no_progress_timeout_s = 1; cluster.SLICE = 2; "
+        "sys.exit(score.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--chunk-size", "1"], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4, 4 answered" in done.stdout
 
 
 @pytest.mark.slow
