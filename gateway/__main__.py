@@ -6,6 +6,7 @@ Ctrl-C and SIGTERM stop it gracefully: requests under way are answered, streams 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import resource
 import signal
@@ -27,6 +28,7 @@ log = logging.getLogger("gateway")
 
 MAX_FRAME_BYTES = 1 << 20
 _GRACE_SECONDS = 10
+_MAX_PRINTED = 100  # errors
 
 
 class Server(uvicorn.Server):
@@ -63,10 +65,12 @@ def server(settings: Settings) -> uvicorn.Server:
 
 def start_logs(settings: Settings) -> None:
     """Everything that is logged, Python's warnings too, a line a record: to the file if there is one, and
-    then only errors to standard error."""
+    then only the first errors to standard error, which nobody rolls over."""
     handlers = [logs.handler_for(sys.stderr, settings.log_format)]
     if settings.log_file:
+        printed = itertools.count()
         handlers[0].setLevel(logging.ERROR)
+        handlers[0].addFilter(lambda _: next(printed) < _MAX_PRINTED)
         handlers.append(logs.file_handler(settings.log_file, settings.log_format))
     logging.basicConfig(level=settings.log_level.upper(), handlers=handlers)
     logging.captureWarnings(True)

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from audiocnn.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
+from audiocnn.protocol import option_headers
 from gateway.errors import Busy, GatewayError, NotReady
 from gateway.guard import Door
 from gateway.metrics import Metrics
@@ -90,7 +91,8 @@ class Gateway:
     async def predict(
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """TorchServe's answer."""
+        """TorchServe's answer; raises `BadOption` for an option that does not exist."""
+        option_headers(options)  # first: one named request_id or self is no argument of the client's
         with self.slot():
             self.metrics.upload_bytes.inc(len(audio))
             return await self.client.predict(audio, request_id=request_id, trace=trace, **options)

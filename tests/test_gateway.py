@@ -127,6 +127,18 @@ def test_an_option_that_is_a_space_is_the_callers_fault(gateway: RunningGateway)
     assert time.monotonic() - began < 20  # it was asked again for 30 s, and then called unreachable
 
 
+@pytest.mark.parametrize("name", ["request_id", "trace", "clip", "self"])
+def test_an_option_named_like_an_argument_of_ours(gateway: RunningGateway, name: str) -> None:
+    audio = base64.b64encode(RAIN).decode()
+    replies = [
+        gateway.post("/predict", files={"file": RAIN}, data={name: "x"}),
+        gateway.post("/predict_batch", files={"files": RAIN}, data={name: "x"}),
+        gateway.post("/inference", json={"data": audio, name: "x"}),
+    ]
+    assert [(reply.status_code, code(reply)) for reply in replies] == [(400, "bad_option")] * 3
+    assert all(name in reply.json()["error"]["message"] for reply in replies)
+
+
 def test_reduced_payload_is_predictions_and_nothing_else(gateway: RunningGateway) -> None:
     reply = gateway.post(
         "/predict", files={"file": RAIN}, data={"reduce_payload": "true", "feature_maps": "json"}
@@ -607,6 +619,25 @@ def test_log_lines_name_the_request_and_cannot_be_forged(server: Server, tmp_pat
             lambda: any("GET /nothing%0aforged 404" in line and "of-mine" in line for line in lines()), 5
         )
         assert not any(line.startswith("forged") for line in lines())
+
+
+def test_standard_error_stays_small_beside_a_log_file(tmp_path: Path) -> None:
+    program = (
+        "import logging; from gateway import __main__ as main; main.start_logs(main.Settings())\n"
+        "for n in range(1000): logging.getLogger('gateway').error('failure %d', n)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"LOG_FILE": str(tmp_path / "log")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    printed, written = result.stderr.splitlines(), (tmp_path / "log").read_text().splitlines()
+    assert (len(printed), len(written)) == (100, 1000)
+    assert "failure 0" in printed[0]
 
 
 # --- the document ---
