@@ -36,6 +36,14 @@ def test_every_container_is_confined(name: str) -> None:
     assert not service["image"].endswith(":latest")
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_log_is_rolled_over(name: str) -> None:
+    assert SERVICES[name]["logging"] == {
+        "driver": "json-file",
+        "options": {"max-size": "50m", "max-file": "5"},
+    }
+
+
 def test_others_reach_nothing_and_this_machine_only_the_gateway_and_grafana() -> None:
     published = {name: service.get("ports", []) for name, service in SERVICES.items()}
     assert {name for name, ports in published.items() if ports} == {"gateway", "grafana"}

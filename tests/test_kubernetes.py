@@ -31,11 +31,11 @@ CUSTOM = {"ScaledObject", "PodMonitor"}  # kinds that the cluster learns from KE
 Manifest = dict[str, Any]
 
 
-def rendered(overlay: str) -> list[Manifest]:
+def rendered(overlay: str, folder: Path = FOLDER) -> list[Manifest]:
     """What `kubectl apply -k` would send."""
     for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
         if shutil.which(command[0]):
-            done = subprocess.run([*command, FOLDER / overlay], capture_output=True, text=True)
+            done = subprocess.run([*command, folder / overlay], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             assert "deprecated" not in done.stderr
             return list(yaml.safe_load_all(done.stdout))
@@ -105,6 +105,17 @@ def test_the_gpu_overlay_changes_the_server_alone(base: dict[str, Manifest]) -> 
     assert server["image"].endswith("-gpu")
 
 
+@pytest.mark.parametrize("registry", ["localhost:5000", "ghcr.io/somebody"])
+def test_the_gpu_overlay_takes_the_registry_of_the_base(tmp_path: Path, registry: str) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    kustomization = folder / "base" / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text().replace("registry.example.com", registry))
+    (deployment,) = (each for each in rendered("gpu", folder) if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    images = [container["image"] for container in pod["initContainers"] + pod["containers"]]
+    assert images == [f"{registry}/audiocnn-server:0.1.0-gpu", f"{registry}/audiocnn-gateway:0.1.0"]
+
+
 def test_keda_replaces_the_autoscaler(base: dict[str, Manifest]) -> None:
     kinds = {manifest["kind"]: manifest for manifest in rendered("keda")}
     assert set(kinds) == set(base) - {"HorizontalPodAutoscaler"} | {"ScaledObject"}
@@ -148,6 +159,14 @@ def test_only_the_gateway_is_offered_and_only_metrics_are_let_in_beside_it(
     assert {port["port"] for port in prometheus["ports"]} == {gateway["metrics"], server["server-metrics"]}
     assert "egress" not in base["NetworkPolicy"]["spec"]
     assert "Egress" in base["NetworkPolicy"]["spec"]["policyTypes"]
+
+
+def test_the_disruption_budget_and_the_service_are_for_the_pods(base: dict[str, Manifest]) -> None:
+    labels = base["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    budget = base["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+    for selector in (budget, base["Service"]["spec"]["selector"]):
+        assert selector
+        assert selector.items() <= labels.items()
 
 
 def test_the_pod_is_given_time_to_stop(pod: Manifest, containers: dict[str, Manifest]) -> None:
