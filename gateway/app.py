@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def stream(socket: WebSocket) -> None:
         await gateway.streams.serve(socket)
 
-    page.mount(app, gateway.predict_counted, gateway.door, max_upload_bytes=settings.max_upload_bytes)
+    page.mount(app, gateway.predict_counted, gateway.door, gateway.budget, settings)
     return app
 
 

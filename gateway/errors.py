@@ -56,6 +56,13 @@ class UploadTimeout(GatewayError):
     status = 408
 
 
+class SoundGone(GatewayError):
+    """What was given to the page was deleted since."""
+
+    code = "sound_gone"
+    status = 410
+
+
 class UploadTooLarge(GatewayError):
     """More bytes than one request may carry."""
 

@@ -8,10 +8,14 @@ request to TorchServe: answer, maps, evidence and spectrogram come from the same
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import logging
 import os
+import shutil
+import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from html import escape
@@ -19,9 +23,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: nobody is told anything
+# Where uploads go: to a folder of this process, for what is in it gets deleted.
+os.environ["GRADIO_TEMP_DIR"] = str(Path(tempfile.gettempdir()).resolve() / f"audiocnn-ui-{uuid.uuid4().hex}")
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount
@@ -29,10 +36,13 @@ from starlette.routing import Mount
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.labels import describe
 from gateway import cards
-from gateway.errors import GatewayError, body_of
+from gateway.errors import GatewayError, SoundGone, body_of
 from gateway.guard import Door, request_id_in
 from gateway.model import ALL_CLASSES
 from gateway.page_key import KeyDoor, admit
+from gateway.page_uploads import KEPT_SECONDS, Uploads
+from gateway.settings import Settings
+from gateway.uploads import Budget
 from gateway.words import all_words
 
 log = logging.getLogger("gateway.page")
@@ -41,7 +51,7 @@ PATH = "/ui"
 SAMPLES = Path("samples")
 
 _HERE = Path(__file__).parent
-_CLEAN_SECONDS = (600, 3600)  # how often uploads are looked through, and how old one may become
+_CLEAN_SECONDS = (60, KEPT_SECONDS)  # how often uploads are looked through, and how old one may become
 _LIVE_BARS = 6
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">'
@@ -77,9 +87,10 @@ Admit = Callable[[Request], None]  # counts one clip of this caller; raises `Gat
 class Page:
     """What happens when something is dropped or picked."""
 
-    def __init__(self, ask: Ask, admit: Admit) -> None:
+    def __init__(self, ask: Ask, admit: Admit, budget: Budget) -> None:
         self._ask = ask
         self._admit = admit
+        self._budget = budget
 
     async def analyse(self, path: str | None, request: gr.Request) -> AsyncIterator[Shown]:
         """Say that it is heard, then show everything about it."""
@@ -126,8 +137,12 @@ class Page:
         inner = request.request
         assert isinstance(inner, Request)
         self._admit(inner)
-        audio = await asyncio.to_thread(Path(path).read_bytes)
-        return await self._ask(audio, request_id_in(inner.headers), options)
+        try:
+            with self._budget.holding(Path(path).stat().st_size):
+                audio = await asyncio.to_thread(Path(path).read_bytes)
+                return await self._ask(audio, request_id_in(inner.headers), options)
+        except FileNotFoundError:
+            raise SoundGone("What was uploaded is deleted after minutes: give it again.") from None
 
     def _empty(self, headline: str) -> Shown:
         return headline, "", "", gr.update(visible=False), "", "", ""
@@ -149,9 +164,9 @@ def _picker(answer: Answer) -> Any:
     return gr.update(choices=choices, value=names[0], visible=True)
 
 
-def build_page(ask: Ask, admit: Admit, samples: Path = SAMPLES) -> gr.Blocks:
+def build_page(ask: Ask, admit: Admit, budget: Budget, samples: Path = SAMPLES) -> gr.Blocks:
     """The page; `samples` is a folder of WAV files to try, if there is one."""
-    page = Page(ask, admit)
+    page = Page(ask, admit, budget)
     blocks = gr.Blocks(title="What is this sound?", analytics_enabled=False, delete_cache=_CLEAN_SECONDS)
     with blocks:
         gr.HTML("<h1>What is this sound? <small>AudioCNN Serve</small></h1>", elem_id="title")
@@ -234,17 +249,22 @@ def _live_html() -> str:
 </div></div>"""
 
 
-def mount(app: FastAPI, ask: Ask, door: Door, *, max_upload_bytes: int, samples: Path = SAMPLES) -> None:
+def mount(
+    app: FastAPI, ask: Ask, door: Door, budget: Budget, settings: Settings, samples: Path = SAMPLES
+) -> None:
     """Add the page to an application, at `/ui`; uploads and all else of it need a key if there are any."""
     _add_roots(app)
+    folder = Path(get_upload_folder())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     gr.mount_gradio_app(
         app,
-        build_page(ask, partial(admit, door), samples),
+        build_page(ask, partial(admit, door), budget, samples),
         path=PATH,
         theme=_theme(),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         footer_links=[],
-        max_file_size=max_upload_bytes,
+        max_file_size=settings.max_upload_bytes,
         allowed_paths=[str(samples.resolve())],
         show_error=True,
         ssr_mode=False,
@@ -255,7 +275,7 @@ def mount(app: FastAPI, ask: Ask, door: Door, *, max_upload_bytes: int, samples:
     )
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = KeyDoor(mounted.app, door)
+    mounted.app = KeyDoor(Uploads(mounted.app, door, settings, folder), door)
 
 
 def _add_roots(app: FastAPI) -> None:

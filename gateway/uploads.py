@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import MultipartParseError
@@ -44,6 +44,15 @@ class Budget:
     def give_back(self, count: int) -> None:
         """When the request that took them is done."""
         self._left += count
+
+    @contextlib.contextmanager
+    def holding(self, count: int) -> Iterator[None]:
+        """Take so many until the block ends; raises `Busy` if there are not so many left."""
+        self.take(count)
+        try:
+            yield
+        finally:
+            self.give_back(count)
 
 
 @dataclass

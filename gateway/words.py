@@ -32,6 +32,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     ),
     "upload_too_large": ("This file is too large", "Cut it, or save it as MP3, Ogg or FLAC."),
     "upload_timeout": ("The upload took too long", "Check the connection, then try it again."),
+    "sound_gone": (
+        "The sound is not here any more",
+        "What you give is deleted after a few minutes. Give it again.",
+    ),
     "unauthorized": ("A key is needed", "Load the page again and type in your key."),
     "forbidden_origin": (
         "This address may not ask",

@@ -64,13 +64,7 @@ def page_app(settings: Settings, samples_folder: Path) -> FastAPI:
     async def stream(socket: WebSocket) -> None:
         await gateway.streams.serve(socket)
 
-    mount(
-        app,
-        gateway.predict,
-        gateway.door,
-        max_upload_bytes=settings.max_upload_bytes,
-        samples=samples_folder,
-    )
+    mount(app, gateway.predict, gateway.door, gateway.budget, settings, samples_folder)
     return app
 
 

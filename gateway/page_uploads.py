@@ -1,0 +1,142 @@
+"""What is uploaded for the page lies in one folder for minutes, and never takes more room than allowed.
+
+Gradio writes uploads to disk, as they come and for as long as they take; so everything is checked around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import Busy, GatewayError, UploadTimeout, UploadTooLarge, status_of
+from gateway.guard import Door
+from gateway.page_key import admit
+from gateway.settings import MIB, Settings
+from gateway.uploads import form_limit
+from gateway.words import friendly
+
+KEPT_SECONDS = 600  # after that an upload is deleted: the page needs it while it is looked at
+_LEAST_BYTES = 1 << 16  # a file counts as so many: a million tiny ones are no less trouble
+_YOUNG_SECONDS = 60.0  # an empty folder may be about to get its file
+
+
+@dataclass
+class Body:
+    """A request's body, of at most `left` bytes until `deadline` (of the event loop's clock)."""
+
+    receive: Receive
+    left: int
+    deadline: float
+    settings: Settings
+    refusal: GatewayError | None = None
+    is_read: bool = False
+
+    async def next(self) -> Message:
+        """The next message; raises `GatewayError` above the limits, and remembers that."""
+        try:
+            async with asyncio.timeout_at(None if self.is_read else self.deadline):
+                message = await self.receive()
+        except TimeoutError:
+            seconds = self.settings.upload_seconds
+            self.refusal = UploadTimeout(f"The body did not arrive within {seconds:g} s.")
+            raise self.refusal from None
+        self.left -= len(message.get("body", b""))
+        self.is_read = not message.get("more_body", False)
+        if self.left < 0:
+            self.refusal = UploadTooLarge("The body is larger than it may be.")
+            raise self.refusal
+        return message
+
+
+class Uploads:
+    """ASGI, around the page: each upload is counted, waits for room, and is bounded in bytes and time."""
+
+    def __init__(self, app: ASGIApp, door: Door, settings: Settings, folder: Path) -> None:
+        self._app = app
+        self._door = door
+        self._settings = settings
+        self._folder = folder
+        self._max_bytes = int(settings.max_stored_mb * MIB)
+        self._coming = 0  # bytes that uploads under way may still become
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. A refusal is text: Gradio's script shows it as it is."""
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith("/upload"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._upload(scope, receive, send)
+        except GatewayError as error:
+            scope["state"]["code"] = error.code
+            status, headers = status_of(error)
+            reply = PlainTextResponse(". ".join(friendly(error.code)), status, headers)
+            await reply(scope, receive, send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        admit(self._door, request)
+        limit = min(form_limit(self._settings), self._max_bytes)
+        size = int(request.headers.get("content-length", limit))
+        if size > limit:
+            raise UploadTooLarge("The body is larger than it may be.")
+        deadline = asyncio.get_running_loop().time() + self._settings.upload_seconds
+        body = Body(receive, size, deadline, self._settings)
+
+        async def send_unless_refused(message: Message) -> None:
+            if body.refusal is None:  # else it is Gradio's word for what we refused: a plain 500
+                await send(message)
+
+        with self._room(size):
+            try:
+                await self._app(scope, body.next, send_unless_refused)
+            except Exception:
+                if body.refusal is None:
+                    raise
+        if body.refusal is not None:
+            raise body.refusal
+
+    @contextlib.contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """Room for so many bytes, for which the oldest uploads are deleted; `Busy` if that is too little."""
+        rest = self._max_bytes - self._coming - size
+        if rest < 0 or make_room(self._folder, rest, self._settings.upload_seconds) < 0:
+            raise Busy("The uploads under way take all the room there is: ask again.")
+        self._coming += size
+        try:
+            yield
+        finally:
+            self._coming -= size
+
+
+def make_room(folder: Path, max_bytes: int, upload_seconds: float) -> int:
+    """Delete the oldest files until the rest takes `max_bytes` or less; the bytes that are left of these.
+
+    Negative if that cannot be: what lies in the folder itself, not below it, is still being written, unless
+    nothing was written for longer than an upload may take. Not in a thread: Gradio makes a folder and moves
+    an upload into it in one step of the event loop.
+    """
+    now = time.time()
+    files = []
+    for path in list(folder.rglob("*")):
+        with contextlib.suppress(OSError):  # gone, or a folder that is not empty
+            status = path.stat()
+            if not path.is_dir():
+                files.append((status.st_mtime, max(status.st_size, _LEAST_BYTES), path))
+            elif now - status.st_mtime > _YOUNG_SECONDS:
+                path.rmdir()
+    left = max_bytes - sum(size for _, size, _ in files)
+    for written, size, path in sorted(files):
+        if left >= 0:
+            break
+        if path.parent != folder or now - written > upload_seconds:
+            path.unlink(missing_ok=True)
+            left += size
+    return left
