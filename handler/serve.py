@@ -70,7 +70,9 @@ class Gateway:
         is_first = self._process is None
         with open_log(self.log_file, is_first=is_first) as log:
             command = [sys.executable, "-m", "gateway"]
-            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(  # a session of its own: signals of a terminal are ours alone
+                command, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _write_model_config(self) -> None:
         """Never half; for another start what it was told before will do, on a full disk for one."""
@@ -110,16 +112,16 @@ class Gateway:
             return ""
         return f"the gateway ended by itself, see {self.log_file}\n{ends_of(self.log_file)}"
 
-    def stop(self) -> None:
-        """It answers what it has, at most for a while."""
+    def stop(self, hurry: threading.Event | None = None) -> None:
+        """It answers what it has, at most for a while, or until `hurry`."""
         if self._process is None:
             return
         self._process.terminate()
-        try:
-            self._process.wait(_GATEWAY_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        deadline = time.monotonic() + _GATEWAY_STOP_SECONDS
+        while self.is_alive() and time.monotonic() < deadline and not (hurry and hurry.is_set()):
+            time.sleep(0.05)
+        self._process.kill()
+        self._process.wait()
 
 
 def run(
@@ -134,10 +136,13 @@ def run(
     stopping, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        (hurry if stopping.is_set() else stopping).set()
+        is_second = stopping.is_set() and number != signal.SIGHUP  # that comes twice from one terminal
+        (hurry if is_second else stopping).set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else we run under `nohup`
+        signal.signal(signal.SIGHUP, on_signal)
     children: list[Child] = [server, *([gateway] if gateway else [])]
     supervisor = Supervisor(children, stopping, timeout_seconds=timeout_seconds, restart=restart)
     try:
@@ -145,7 +150,7 @@ def run(
         _announce(server, gateway, stopping)
         supervisor.watch()
         if gateway:
-            gateway.stop()  # first, so that nothing new comes
+            gateway.stop(hurry)  # first, so that nothing new comes
         if server.is_ready and not server.drain(grace_seconds, hurry):
             say("stopped with requests in hand")
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -279,6 +280,76 @@ def test_the_next_run_keeps_the_log_of_torchserve(tmp_path: Path, monkeypatch: p
         assert "OutOfMemory" not in server.log_file.read_text()
     finally:
         server.stop()
+
+
+class InHand:
+    """A request of which the gateway has the head and waits for the body."""
+
+    def __init__(self, port: int) -> None:
+        form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        self._body = form + RAIN + b"\r\n--b--\r\n"
+        self._connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(self._body)}\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b\r\nExpect: 100-continue\r\n\r\n"
+        self._connection.sendall(head.encode())
+        assert self._connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+
+    def finish(self) -> bytes:
+        """Send the body; the first bytes of the reply."""
+        self._connection.sendall(self._body)
+        return self._connection.recv(1000)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_what_the_gateway_has_in_hand_is_answered_when_the_terminal_stops_us(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """A terminal sends its signals to all processes of the group: SIGHUP twice as it closes."""
+    (port,) = free_ports(1)
+    flags = ["--gateway", f"127.0.0.1:{port}"]
+    with (
+        running_server(tmp_path, server_settings(minWorkers=1), flags=flags) as server,
+        closing(InHand(port)) as request,
+    ):
+        for _ in range(2 if number == signal.SIGHUP else 1):
+            os.killpg(server.process.pid, number)
+        assert request.finish().startswith(b"HTTP/1.1 200 ")
+        assert server.process.wait(timeout=60) == 0
+
+
+def test_a_second_signal_waits_for_nothing_in_the_gateway(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
+    gateway, hurry = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path), threading.Event()
+    gateway.start()
+    try:
+        gateway.wait_ready(60, threading.Event())
+        hurry.set()
+        with closing(InHand(port)):
+            gateway.stop(hurry)
+        assert gateway._process is not None
+        assert gateway._process.returncode == -signal.SIGKILL
+    finally:
+        gateway.stop()
+
+
+def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    command = ["nohup", sys.executable, "-m", "handler.serve", "--logs", str(tmp_path)]
+    for key, value in server_settings(minWorkers=1).items():
+        command += ["--set", f"{key}={value}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("starting")
+            process.send_signal(signal.SIGHUP)
+            assert any(line.startswith("ready") for line in process.stdout)  # else all lines, to "stopped"
+        finally:
+            process.terminate()
+        assert process.wait(timeout=60) == 0
 
 
 def test_of_a_long_log_the_end_is_shown(tmp_path: Path) -> None:
