@@ -25,6 +25,7 @@ from gateway.words import friendly
 
 KEPT_SECONDS = 600  # after that an upload is deleted: the page needs it while it is looked at
 _LEAST_BYTES = 1 << 16  # a file counts as so many: a million tiny ones are no less trouble
+_EVENT_BYTES = MIB  # a choice, or the name of a file
 _YOUNG_SECONDS = 60.0  # an empty folder may be about to get its file
 
 
@@ -69,11 +70,14 @@ class Uploads:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. A refusal is text: Gradio's script shows it as it is."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith("/upload"):
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         try:
-            await self._upload(scope, receive, send)
+            if scope["path"].endswith("/upload"):
+                await self._upload(scope, receive, send)
+            else:  # events: Gradio reads them whole
+                await self._pass_on(scope, receive, send, _EVENT_BYTES)
         except GatewayError as error:
             scope["state"]["code"] = error.code
             status, headers = status_of(error)
@@ -87,6 +91,10 @@ class Uploads:
         size = int(request.headers.get("content-length", limit))
         if size > limit:
             raise UploadTooLarge("The body is larger than it may be.")
+        with self._room(size):
+            await self._pass_on(scope, receive, send, size)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.upload_seconds
         body = Body(receive, size, deadline, self._settings)
 
@@ -94,12 +102,11 @@ class Uploads:
             if body.refusal is None:  # else it is Gradio's word for what we refused: a plain 500
                 await send(message)
 
-        with self._room(size):
-            try:
-                await self._app(scope, body.next, send_unless_refused)
-            except Exception:
-                if body.refusal is None:
-                    raise
+        try:
+            await self._app(scope, body.next, send_unless_refused)
+        except Exception:
+            if body.refusal is None:
+                raise
         if body.refusal is not None:
             raise body.refusal
 

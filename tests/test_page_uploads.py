@@ -89,6 +89,12 @@ def test_a_body_without_a_length_is_bounded(small: RunningGateway) -> None:
     assert upload(small, 3 * MIB).status_code == 413
 
 
+def test_events_are_small(small: RunningGateway) -> None:
+    event = {"data": ["x" * 2 * MIB], "fn_index": 0, "session_hash": "s"}
+    reply = small.post("/ui/gradio_api/queue/join", json=event)
+    assert (reply.status_code, reply.text) == (413, ". ".join(friendly("upload_too_large")))
+
+
 def test_an_upload_counts_as_a_request(tmp_path: Path) -> None:
     with running_gateway(tmp_path, NOBODY, rate_limit_per_minute=6, tmpdir=tmp_path) as gateway:
         assert [upload(gateway, 100).status_code for _ in range(2)] == [200, 429]
