@@ -108,11 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logs(settings)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand slow callers are a thousand files
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn stops, then raises the signal again: no need to die
     if settings.gateway_host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         log.warning("others can reach this gateway, and API_KEYS is not set")
     running = server(settings)
+    # Before uvicorn listens to signals itself, and after it: then it raises the signal again.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(running, "should_exit", True))
     try:
         with metrics_listener(settings, running.config.app):
             running.run()
