@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -303,7 +303,18 @@ class InHand:
         self._connection.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@contextmanager
+def not_under_nohup() -> Iterator[None]:
+    """What is started here gets SIGHUP, also where the tests do not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_what_the_gateway_has_in_hand_is_answered_when_the_terminal_stops_us(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -311,6 +322,7 @@ def test_what_the_gateway_has_in_hand_is_answered_when_the_terminal_stops_us(
     (port,) = free_ports(1)
     flags = ["--gateway", f"127.0.0.1:{port}"]
     with (
+        not_under_nohup(),
         running_server(tmp_path, server_settings(minWorkers=1), flags=flags) as server,
         closing(InHand(port)) as request,
     ):
@@ -336,6 +348,7 @@ def test_a_second_signal_waits_for_nothing_in_the_gateway(tmp_path: Path) -> Non
         gateway.stop()
 
 
+@pytest.mark.slow
 def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
     command = ["nohup", sys.executable, "-m", "handler.serve", "--logs", str(tmp_path)]
     for key, value in server_settings(minWorkers=1).items():
