@@ -140,8 +140,3 @@ def reason(error: BaseException) -> str:
 def stop() -> None:
     """Leave the cluster; one that was started here ends."""
     ray.shutdown()
-
-
-def absolute(path: Path) -> Path:
-    """A path that means the same in every process, links kept."""
-    return Path(os.path.abspath(path))

@@ -94,10 +94,15 @@ class Outcome:
         return self
 
 
+def place(table: str, suffix: str) -> str:
+    """The folder with the parts of a table, below the output folder. Those of CSV are joined at the end;
+    where the Parquet is they would hinder those who read the folder."""
+    return table if suffix == "parquet" else f"{FOLDER}/csv/{table}"
+
+
 def part(table: str, chunk: int, suffix: str) -> str:
-    """Where a chunk's part of a table is, below the output folder. Those of CSV are joined at the end; where
-    the Parquet is they would hinder those who read the folder."""
-    return f"{'' if suffix == 'parquet' else FOLDER + '/csv/'}{table}/part-{chunk:07d}.{suffix}"
+    """Where a chunk's part of a table is, below the output folder."""
+    return f"{place(table, suffix)}/part-{chunk:07d}.{suffix}"
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -226,10 +231,10 @@ class Manifest:
         Both are to be done again; what their attempts left behind is removed.
         """
         there = {
-            part(table, 0, suffix).partition("part-")[0] + name
+            f"{place(table, suffix)}/{name}"
             for table in ("files", "windows")
             for suffix in suffixes
-            for name in _names(self.out / os.path.dirname(part(table, 0, suffix)))
+            for name in _names(self.out / place(table, suffix))
         }
         begun = {int(name.partition("-")[0]) for name in _names(self.out / ATTEMPTS)}
         in_work, lost = [], []

@@ -27,7 +27,7 @@ from audiocnn.errors import ModelFileError
 from audiocnn.precision import served
 from batch import inputs
 from batch.inputs import InputError, Notes
-from batch.manifest import FOLDER, SUFFIXES, Manifest, Outcome, ResumeError, Settings, part, set_aside
+from batch.manifest import FOLDER, SUFFIXES, Manifest, Outcome, ResumeError, Settings, place, set_aside
 from batch.progress import Meter, clock, work
 from batch.scorer import UNREADABLE
 from batch.tables import FORMATS, csv_columns
@@ -147,8 +147,8 @@ def prepare(args: argparse.Namespace, manifest: Manifest, settings: Settings) ->
     """List the inputs and say how they compare with an earlier run; the manifest is ready to work from."""
     settings, resumes = manifest.settle(settings)
     suffixes = [suffix for suffix in SUFFIXES if suffix in settings.formats]
-    for place in (part(name, 0, suffix) for name in ("files", "windows") for suffix in suffixes):
-        (args.out / place).parent.mkdir(parents=True, exist_ok=True)
+    for folder in (place(name, suffix) for name in ("files", "windows") for suffix in suffixes):
+        (args.out / folder).mkdir(parents=True, exist_ok=True)
     in_work, lost = manifest.clean_up(suffixes)
     again = manifest.forget(UNREADABLE) if args.retry else []
     notes = Notes()
@@ -190,8 +190,8 @@ def score(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> d
             try:
                 workers = cluster.start(args.address, args.workers, args.threads)
                 job = worker.Job(
-                    cluster.absolute(args.out),
-                    cluster.absolute(args.model),
+                    args.out,
+                    Path(os.path.abspath(args.model)),
                     args.threads,
                     settings,
                     tuple(os.path.abspath(text) for text in args.inputs if os.path.isdir(text)),
@@ -244,7 +244,7 @@ def join_csv(out: Path, table: str, top_k: int) -> None:
     header = ",".join(csv_columns(table, top_k)) + "\r\n"
     with temporary.open("w", newline="", encoding="utf-8") as whole:
         whole.write(header)
-        for path in sorted((out / part(table, 0, "csv")).parent.glob("part-*.csv")):
+        for path in sorted((out / place(table, "csv")).glob("part-*.csv")):
             with path.open(newline="", encoding="utf-8") as file:
                 file.readline()
                 shutil.copyfileobj(file, whole)

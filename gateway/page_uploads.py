@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import Busy, GatewayError, UploadTimeout, UploadTooLarge, status_of
+from gateway.errors import Busy, GatewayError, status_of
 from gateway.guard import Door
 from gateway.page_key import admit
 from gateway.settings import MIB, Settings
-from gateway.uploads import form_limit
+from gateway.uploads import form_limit, too_large, too_slow
 from gateway.words import friendly
 
 KEPT_SECONDS = 600  # after that an upload is deleted: the page needs it while it is looked at
@@ -46,13 +46,12 @@ class Body:
             async with asyncio.timeout_at(None if self.is_read else self.deadline):
                 message = await self.receive()
         except TimeoutError:
-            seconds = self.settings.upload_seconds
-            self.refusal = UploadTimeout(f"The body did not arrive within {seconds:g} s.")
+            self.refusal = too_slow(self.settings)
             raise self.refusal from None
         self.left -= len(message.get("body", b""))
         self.is_read = not message.get("more_body", False)
         if self.left < 0:
-            self.refusal = UploadTooLarge("The body is larger than it may be.")
+            self.refusal = too_large(self.settings)
             raise self.refusal
         return message
 
@@ -90,7 +89,7 @@ class Uploads:
         limit = min(form_limit(self._settings), self._max_bytes)
         size = int(request.headers.get("content-length", limit))
         if size > limit:
-            raise UploadTooLarge("The body is larger than it may be.")
+            raise too_large(self._settings)
         with self._room(size):
             await self._pass_on(scope, receive, send, size)
 

@@ -86,9 +86,7 @@ async def receiving(
                 async with asyncio.timeout_at(deadline):
                     chunk = await anext(stream, None)
             except TimeoutError:
-                raise UploadTimeout(
-                    f"The body did not arrive within {settings.upload_seconds:g} s."
-                ) from None
+                raise too_slow(settings) from None
             if chunk is None:
                 return
             received += len(chunk)
@@ -109,6 +107,11 @@ def too_large(settings: Settings) -> UploadTooLarge:
     return UploadTooLarge(
         f"At most {settings.max_upload_mb:g} MiB of audio in one request (MAX_UPLOAD_MB): send FLAC, or less."
     )
+
+
+def too_slow(settings: Settings) -> UploadTimeout:
+    """The error that names the time."""
+    return UploadTimeout(f"The body did not arrive within {settings.upload_seconds:g} s.")
 
 
 def form_limit(settings: Settings) -> int:

@@ -70,6 +70,11 @@ def api() -> Iterator[Api]:
         server.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.vigil._LOOK_SECONDS", 0.01)
+
+
 @contextmanager
 def vigil_of(api: Api) -> Iterator[Vigil]:
     vigil = Vigil(api.connect)
@@ -88,7 +93,6 @@ def test_time_in_which_nobody_looked_proves_nothing(api: Api, monkeypatch: pytes
 
 
 def test_one_bad_look_proves_little(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.vigil._LOOK_SECONDS", 0.01)
     monkeypatch.setattr("handler.vigil._MOST_SECONDS", 0.1)
     api.status, api.seconds = "UNLOADING", 0.5
     with vigil_of(api) as vigil:
@@ -96,8 +100,7 @@ def test_one_bad_look_proves_little(api: Api, monkeypatch: pytest.MonkeyPatch) -
         assert vigil.seconds_ill <= 0.1 * api.looks + 0.001
 
 
-def test_a_good_look_ends_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.vigil._LOOK_SECONDS", 0.01)
+def test_a_good_look_ends_it(api: Api) -> None:
     api.status = "UNLOADING"
     with vigil_of(api) as vigil:
         assert wait_until(lambda: vigil.seconds_ill > 0.0, 20)
@@ -105,11 +108,8 @@ def test_a_good_look_ends_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         assert wait_until(lambda: vigil.seconds_ill == 0.0, 20)
 
 
-def test_a_rollout_that_switches_while_it_asks_does_not_end_the_vigil(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollout_that_switches_while_it_asks_does_not_end_the_vigil(api: Api) -> None:
     """The old version is the default in one reply, and gone in the next."""
-    monkeypatch.setattr("handler.vigil._LOOK_SECONDS", 0.01)
     api.registered = "2.0"
     with pytest.raises(ManagementError, match="changed at this moment"):
         api.connect().default()
@@ -120,10 +120,7 @@ def test_a_rollout_that_switches_while_it_asks_does_not_end_the_vigil(
         assert wait_until(lambda: vigil.seconds_ill == 0.0, 20)
 
 
-def test_a_reply_that_makes_no_sense_does_not_end_the_vigil(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("handler.vigil._LOOK_SECONDS", 0.01)
+def test_a_reply_that_makes_no_sense_does_not_end_the_vigil(api: Api) -> None:
     api.default = "none"
     with vigil_of(api) as vigil:
         seen = api.looks
