@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,9 +69,45 @@ def decode(data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) 
     `undecodable_audio`, `not_finite_audio`, `audio_too_long`, `too_many_channels`,
     `sample_rate_out_of_range` and `unsupported_format`.
     """
-    warnings: list[str] = []
-    blocks = list(stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=warnings))
-    return Clip(waveform=np.concatenate(blocks), sample_rate=sample_rate, warnings=warnings)
+    decoder = ClipDecoder(data, sample_rate=sample_rate, limits=limits)
+    while decoder.step():
+        pass
+    return decoder.clip
+
+
+class ClipDecoder:
+    """`decode` in steps, so that several clips can take turns.
+
+    >>> decoder = ClipDecoder(Path("rain.wav").read_bytes(), sample_rate=44_100)
+    >>> while decoder.step():
+    ...     pass
+    >>> decoder.clip.seconds
+    5.0
+    """
+
+    def __init__(self, data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) -> None:
+        self.seconds_spent = 0.0  # wall time of all steps
+        self._sample_rate = sample_rate
+        self._warnings: list[str] = []
+        self._blocks: list[FloatArray] = []
+        file = io.BytesIO(data)
+        self._stream = stream(file, sample_rate=sample_rate, limits=limits, warnings=self._warnings)
+
+    def step(self) -> bool:
+        """Decode the next block; whether there may be more. Raises what `decode` raises."""
+        began = time.perf_counter()
+        try:
+            block = next(self._stream, None)
+        finally:
+            self.seconds_spent += time.perf_counter() - began
+        if block is not None:
+            self._blocks.append(block)
+        return block is not None
+
+    @property
+    def clip(self) -> Clip:
+        """The whole clip, once `step` has returned False."""
+        return Clip(np.concatenate(self._blocks), self._sample_rate, self._warnings)
 
 
 def stream(
@@ -82,12 +119,16 @@ def stream(
     some of it only at the end. Raises what `decode` raises, perhaps after blocks that were good, and
     `OSError` where the file itself cannot be read.
     """
-    source = _Source(file)
+    limits = limits or AudioLimits()
+    source = _Source(file, limits.decode_seconds)
     try:
-        yield from _stream(source, sample_rate, limits or AudioLimits(), warnings)
+        for block in _stream(source, sample_rate, limits, warnings):
+            source.check()
+            source.pause()
+            yield block
+            source.resume()
     except AudioError:
-        if source.failed:  # what came of it only looks like bad audio
-            raise source.failed from None
+        source.check()  # what came of it only looks like bad audio
         raise
 
 
@@ -104,8 +145,7 @@ def _stream(
             num_samples += len(block)
             peak = max(peak, float(np.abs(block).max(initial=0.0)))
             yield np.clip(block, -1.0, 1.0)
-    if source.failed:
-        raise source.failed
+    source.check()
     if not num_samples:
         raise EmptyAudio(f"The audio is shorter than one sample at {sample_rate} Hz.")
     if _is_cut_off(source) and TRUNCATED not in warnings:
@@ -117,19 +157,40 @@ def _stream(
 class _Source:
     """A file as libsndfile and FFmpeg may read it from inside a callback, where nothing may be raised.
 
-    Damaged headers make libsndfile seek before the start: it is told no. A file that can no longer be
-    read ends, and `failed` says why.
+    Damaged headers make libsndfile seek before the start: the seek fails. A file that can no longer be
+    read, or that has taken longer than `seconds` to decode, ends there; `check` raises the reason.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, seconds: float) -> None:
         self._file = file
         self.size = file.seek(0, os.SEEK_END)
-        self.failed: OSError | None = None
+        self._failed: OSError | None = None
+        self._seconds_left = seconds
+        self.resume()
         self.seek(0)
+
+    def resume(self) -> None:
+        """The time counts from here on."""
+        self._resumed = time.monotonic()
+
+    def pause(self) -> None:
+        """The time does not count until `resume`: somebody else works."""
+        self._seconds_left -= time.monotonic() - self._resumed
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._resumed > self._seconds_left
+
+    def check(self) -> None:
+        """Raises why the file ended early: `OSError`, or `UndecodableAudio` for one that takes too long."""
+        if self._failed:
+            raise self._failed from None
+        if self._is_late:
+            raise UndecodableAudio("Decoding took too long. Send the clip as WAV or FLAC.") from None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
-            return self._file.seek(offset, whence)
+            return -1 if self._is_late else self._file.seek(offset, whence)
         except (OSError, ValueError):
             return -1
 
@@ -138,9 +199,9 @@ class _Source:
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return self._file.read(size)
+            return b"" if self._is_late else self._file.read(size)
         except OSError as error:
-            self.failed = error
+            self._failed = error
             return b""
 
     def between(self, start: int, end: int) -> bytes:
@@ -155,9 +216,8 @@ def _open(source: _Source, limits: AudioLimits) -> soundfile.SoundFile | AvFile:
     head = source.between(0, 12)
     source.seek(0)
     if demuxer := demuxer_of(head):
-        return AvFile(source, demuxer, seconds=limits.decode_seconds)
-    if source.failed:
-        raise source.failed
+        return AvFile(source, demuxer)
+    source.check()
     if not _is_known_container(head):
         raise UnsupportedFormat(f"The bytes are in no known audio container. Send {FORMATS}.")
     try:
@@ -202,14 +262,25 @@ def _check_header(file: soundfile.SoundFile | AvFile, limits: AudioLimits) -> No
             f"A sample rate of {file.samplerate} Hz; it must be between {limits.min_sample_rate} and "
             f"{limits.max_sample_rate} Hz."
         )
-    if UNKNOWN_FRAMES != file.frames > limits.max_seconds * file.samplerate:
-        raise _too_long(file.frames / file.samplerate, limits)
+    if file.frames != UNKNOWN_FRAMES:
+        _check_length(file.frames, file, limits)
 
 
-def _too_long(seconds: float, limits: AudioLimits) -> AudioError:
-    return AudioTooLong(
-        f"The audio is longer than {limits.max_seconds:g} s ({seconds:.0f} s or more). Cut it, or score "
-        "it offline with the batch job: python -m batch.score FILE --out DIR"
+def _check_length(frames: int, file: soundfile.SoundFile | AvFile, limits: AudioLimits) -> None:
+    """Raises `AudioTooLong` for more seconds than allowed, or more samples in all channels together."""
+    seconds, samples = frames / file.samplerate, frames * file.channels
+    if seconds > limits.max_seconds:
+        excess = f"longer than {limits.max_seconds:g} s ({seconds:.0f} s or more)"
+    elif samples > limits.max_samples:
+        excess = (
+            f"of more than {limits.max_samples / 1e6:g} million samples ({samples / 1e6:.0f} million or "
+            f"more, in {file.channels} channels at {file.samplerate} Hz)"
+        )
+    else:
+        return
+    raise AudioTooLong(
+        f"The audio is {excess}. Cut it, or score it offline with the batch job: "
+        "python -m batch.score FILE --out DIR"
     )
 
 
@@ -226,8 +297,7 @@ def _mono(
     frames = 0
     for block in channel_blocks:
         frames += len(block)
-        if frames > limits.max_seconds * file.samplerate:
-            raise _too_long(frames / file.samplerate, limits)
+        _check_length(frames, file, limits)
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float64)
         if not np.isfinite(mono).all():
             raise NotFiniteAudio(_NOT_FINITE)

@@ -7,7 +7,6 @@ fetch from the network among them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any, Protocol, Self
 
@@ -40,6 +39,10 @@ class Source(Protocol):
         """The position."""
         ...
 
+    def check(self) -> None:
+        """Raises why the file ended early, if it did."""
+        ...
+
 
 def demuxer_of(head: bytes) -> str | None:
     """FFmpeg's name of the container, if it is one of those read here; `head` is its first 12 bytes."""
@@ -54,8 +57,8 @@ def demuxer_of(head: bytes) -> str | None:
 class AvFile:
     """A sound file as `soundfile.SoundFile` shows one: `channels`, `samplerate` (Hz), `frames`, blocks."""
 
-    def __init__(self, file: Source, demuxer: str, *, seconds: float) -> None:
-        """Read the header; `seconds` of wall time are all that this and the decoding may take."""
+    def __init__(self, file: Source, demuxer: str) -> None:
+        """Read the header."""
         try:
             import av
         except ImportError as error:
@@ -65,11 +68,11 @@ class AvFile:
             ) from error
         self._av = av
         self._demuxer = demuxer
-        self._deadline = time.monotonic() + seconds
+        self._file = file
         try:
-            self._container: Any = av.open(_Timed(file, self._deadline), mode="r", format=demuxer)
+            self._container: Any = av.open(file, mode="r", format=demuxer)
         except (av.FFmpegError, ValueError) as error:
-            self._check_time()
+            file.check()
             raise UndecodableAudio(
                 "The file looks like audio but cannot be opened. Is it complete?"
             ) from error
@@ -130,29 +133,12 @@ class AvFile:
         to_float = self._av.AudioResampler(format="fltp")
         try:
             for frame in self._container.decode(self._stream):
-                self._check_time()
+                self._file.check()
                 if (frame.sample_rate, frame.layout.nb_channels) != (self.samplerate, self.channels):
                     warnings.append(TRUNCATED)
                     return
                 for planar in to_float.resample(frame):
                     yield planar.to_ndarray().astype(np.float32, copy=False).T
         except (self._av.FFmpegError, ValueError):
-            self._check_time()
+            self._file.check()
             warnings.append(TRUNCATED)
-
-    def _check_time(self) -> None:
-        if time.monotonic() > self._deadline:
-            raise UndecodableAudio("Decoding took too long. Send the clip as WAV or FLAC.")
-
-
-class _Timed:
-    """Refuses to be read after the deadline, so that opening and seeking are bounded as well."""
-
-    def __init__(self, file: Source, deadline: float) -> None:
-        self._file, self._deadline = file, deadline
-        self.seek, self.tell = file.seek, file.tell  # without `tell` PyAV takes the file for a pipe
-
-    def read(self, size: int = -1) -> bytes:
-        if time.monotonic() > self._deadline:
-            raise ValueError("too late")
-        return self._file.read(size)

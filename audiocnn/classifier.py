@@ -1,19 +1,21 @@
 """Audio files in, results out: what the handler, the command line, evaluation and the batch job call.
 
-    bytes -> decode (per clip, may fail) -> windows -> one stack of log-mels -> engine -> softmax -> pool
+    bytes -> decode (per clip, may fail) -> windows -> stacks of log-mels -> engine -> softmax -> pool
 
 A clip that cannot be answered becomes an `AudioError` in its place; the others are not touched, and
-their answers do not depend on what is beside them.
+their answers do not depend on what is beside them. Predictions come from the served file whatever else
+is asked for; feature maps and evidence come from its float32 counterpart, for one window.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,10 @@ import numpy.typing as npt
 import torch
 
 from audiocnn import audio, windows
+from audiocnn.budget import Budget, decode_in_turns
 from audiocnn.config import AudioLimits, Config
-from audiocnn.engine import Engine
-from audiocnn.errors import AudioError
+from audiocnn.engine import MAX_BATCH, Engine
+from audiocnn.errors import AudioError, BudgetExceeded
 from audiocnn.options import Options
 from audiocnn.precision import trusted
 
@@ -59,6 +62,20 @@ def _timed(into: list[float]) -> Iterator[None]:
         yield
     finally:
         into.append(1000 * (time.perf_counter() - began))
+
+
+@dataclass
+class _Windows:
+    """What is computed of the windows of one clip, in their order."""
+
+    expected: int
+    log_mels: list[FloatArray] = field(default_factory=list)  # (1, n_mels, num_frames) each
+    logits: list[FloatArray] = field(default_factory=list)  # (num_classes,) each
+    log_mel_ms: float = 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.logits) == self.expected
 
 
 @dataclass(frozen=True)
@@ -125,79 +142,96 @@ class Classifier:
         clips: Sequence[bytes],
         options: Sequence[Options | AudioError] | None = None,
         timings: Timings | None = None,
+        *,
+        budget_seconds: float = math.inf,
     ) -> list[Result | AudioError]:
         """Answer every clip; an `AudioError` among the options is handed through as that clip's answer.
 
-        What it took is appended to `timings`.
+        What it took is appended to `timings`. The shortest clips come first, and one that is not reached
+        within `budget_seconds` of wall time gets `BudgetExceeded`; the first one is always answered.
         """
-        timings = timings or Timings()
+        timings, budget = timings or Timings(), Budget(budget_seconds)
         wishes = options if options is not None else [Options.parse({}, self.config)] * len(clips)
-        answers: list[Result | AudioError | None] = [None] * len(clips)
+        wanted = {n: wish for n, wish in enumerate(wishes) if isinstance(wish, Options)}
+        answers: dict[int, Result | AudioError] = {
+            n: wish for n, wish in enumerate(wishes) if isinstance(wish, AudioError)
+        }
         decoded: dict[int, audio.Clip] = {}
-        for number, (data, wish) in enumerate(zip(clips, wishes, strict=True)):
-            try:
-                if isinstance(wish, AudioError):
-                    raise wish
-                with _timed(timings.decode_ms):
-                    decoded[number] = audio.decode(
-                        data, sample_rate=self.config.frontend.sample_rate, limits=self.limits
-                    )
-            except AudioError as error:
-                answers[number] = error
-        for outputs in {wish.graph_outputs for wish in wishes if isinstance(wish, Options)}:
-            group = {n: c for n, c in decoded.items() if wishes[n].graph_outputs == outputs}  # type: ignore[union-attr]
-            if group:
-                for number, result in self._run(group, wishes, outputs, timings):
-                    answers[number] = result
-        assert all(answer is not None for answer in answers)
-        return answers  # type: ignore[return-value]
+        for number, outcome in self._decode({n: clips[n] for n in wanted}, budget, timings).items():
+            if isinstance(outcome, AudioError):
+                answers[number] = outcome
+            else:
+                decoded[number] = outcome
+        for number, done in self._run(decoded, budget, timings).items():
+            if done.is_complete:
+                answers[number] = self._result(decoded[number], wanted[number], done, timings)
+            else:
+                answers[number] = BudgetExceeded()
+        return [answers[number] for number in range(len(clips))]
 
-    def _run(
-        self,
-        clips: dict[int, audio.Clip],
-        wishes: Sequence[Options | AudioError],
-        outputs: tuple[str, ...],
-        timings: Timings,
-    ) -> list[tuple[int, Result]]:
-        """All windows of all clips of one group through the engine together."""
-        stacks = []
-        for clip in clips.values():
-            with _timed(timings.log_mel_ms):
-                stacks.append(self._log_mels(clip.waveform))
+    def _decode(
+        self, clips: Mapping[int, bytes], budget: Budget, timings: Timings
+    ) -> dict[int, audio.Clip | AudioError]:
+        rate, limits = self.config.frontend.sample_rate, self.limits
+        decoders = {
+            number: audio.ClipDecoder(clips[number], sample_rate=rate, limits=limits)
+            for number in sorted(clips, key=lambda number: len(clips[number]))
+        }
+        outcomes = decode_in_turns(decoders, budget)
+        timings.decode_ms += [1000 * decoder.seconds_spent for decoder in decoders.values()]
+        return outcomes
+
+    def _run(self, clips: Mapping[int, audio.Clip], budget: Budget, timings: Timings) -> dict[int, _Windows]:
+        """The windows of all clips through the network, `MAX_BATCH` at a time, the shortest clips first."""
+        config = self.config.frontend
+        order = sorted(clips, key=lambda number: len(clips[number].waveform))
+        done = {n: _Windows(len(windows.starts(len(clips[n].waveform), config))) for n in order}
+        queue = (
+            (done[number], window)
+            for number in order
+            for _, window in windows.iter_windows([clips[number].waveform], config)
+        )
+        while batch := list(islice(queue, MAX_BATCH)):
+            if budget.is_over and done[order[0]].is_complete:
+                break
+            self._run_batch(batch, timings)
+        timings.log_mel_ms += [each.log_mel_ms for each in done.values()]
+        return done
+
+    def _run_batch(self, batch: Sequence[tuple[_Windows, FloatArray]], timings: Timings) -> None:
+        stack = []
+        for own, window in batch:
+            began = time.perf_counter()
+            stack.append(self._log_mel(window))
+            own.log_mel_ms += 1000 * (time.perf_counter() - began)
+            own.log_mels.append(stack[-1])
         with _timed(timings.inference_ms):
-            raw = self.engine.run(np.concatenate(stacks), outputs)
-        results = []
-        first = 0
-        for (number, clip), stack in zip(clips.items(), stacks, strict=True):
-            own = {name: array[first : first + len(stack)] for name, array in raw.items()}
-            first += len(stack)
-            options = wishes[number]
-            assert isinstance(options, Options)
-            results.append((number, self._result(clip, options, stack, own)))
-        return results
+            logits = self.engine.run(np.stack(stack))["logits"]
+        for (own, _), row in zip(batch, logits, strict=True):
+            own.logits.append(row)
 
-    def _log_mels(self, waveform: FloatArray) -> FloatArray:
-        """`(num_windows, 1, n_mels, num_frames)`, one window at a time: a matrix product's rounding
-        depends on the shape of its operands, and no answer may depend on a neighbour."""
-        device = self.engine.device
+    def _log_mel(self, window: FloatArray) -> FloatArray:
+        """`(1, n_mels, num_frames)` of one window by itself: a matrix product's rounding depends on the
+        shape of its operands, and no answer may depend on a neighbour."""
         with torch.inference_mode():
-            stack = [
-                self.engine.log_mel(torch.from_numpy(window[None]).to(device)).cpu()
-                for window in windows.cut(waveform, self.config.frontend)
-            ]
-        return torch.cat(stack).numpy()
+            batch = torch.from_numpy(window[None]).to(self.engine.device)
+            log_mel: FloatArray = self.engine.log_mel(batch)[0].cpu().numpy()
+        return log_mel
 
-    def _result(
-        self, clip: audio.Clip, options: Options, log_mels: FloatArray, outputs: dict[str, FloatArray]
-    ) -> Result:
-        window_probs = softmax(outputs["logits"] / self.config.temperature)
+    def _result(self, clip: audio.Clip, options: Options, done: _Windows, timings: Timings) -> Result:
+        window_probs = softmax(np.stack(done.logits) / self.config.temperature)
         probs = windows.pool(window_probs)
         spans = windows.spans(len(clip.waveform), self.config.frontend)
         wanted = options.class_name
         shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
         surest = int(window_probs[:, shown_class].argmax())
-        maps = {name: array[surest] for name, array in outputs.items() if name != "logits"}
-        shown = Shown(*spans[surest], log_mel=log_mels[surest, 0], outputs=maps)
+        log_mel = done.log_mels[surest]
+        maps: dict[str, FloatArray] = {}
+        if options.map_outputs:
+            with _timed(timings.inference_ms):
+                raw = self.engine.run(log_mel[None], options.map_outputs)
+            maps = {name: array[0] for name, array in raw.items()}
+        shown = Shown(*spans[surest], log_mel=log_mel[0], outputs=maps)
         return Result(self.config, options, probs, window_probs, spans, clip, shown)
 
 

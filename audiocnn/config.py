@@ -25,7 +25,12 @@ class AudioLimits:
     max_channels: int = 8
     min_sample_rate: int = 1_000  # Hz
     max_sample_rate: int = 384_000  # Hz
-    decode_seconds: float = 20.0  # of wall time that FFmpeg's decoders may take
+    decode_seconds: float = 40.0  # of wall time that decoding may take
+
+    @property
+    def max_samples(self) -> float:
+        """Frames times channels: what `max_seconds` of 48 kHz stereo have, whatever the rate and layout."""
+        return self.max_seconds * 48_000 * 2
 
 
 @dataclass(frozen=True, kw_only=True)

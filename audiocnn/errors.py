@@ -10,7 +10,8 @@
     │   ├── AudioTooLong            413 audio_too_long
     │   ├── TooManyChannels         413 too_many_channels
     │   ├── SampleRateOutOfRange    413 sample_rate_out_of_range
-    │   └── UnsupportedFormat       415 unsupported_format
+    │   ├── UnsupportedFormat       415 unsupported_format
+    │   └── BudgetExceeded          503 busy
     ├── ModelFileError              a checkpoint or an exported file cannot be used
     └── DatasetError                a folder of labelled clips cannot be used
 
@@ -97,6 +98,17 @@ class UnsupportedFormat(AudioError):
 
     code = "unsupported_format"
     status = 415
+
+
+class BudgetExceeded(AudioError):
+    """The clips beside this one took all the time that a batch has: nothing is wrong with it."""
+
+    code = "busy"
+    status = 503
+    retry_after_seconds = 1
+
+    def __init__(self) -> None:
+        super().__init__("The server was busy with other clips and did not reach this one: send it again.")
 
 
 class ModelFileError(ValueError):

@@ -29,14 +29,14 @@ class Options:
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
 
     @property
-    def graph_outputs(self) -> tuple[str, ...]:
-        """Names of the graph outputs that the answer needs."""
+    def map_outputs(self) -> tuple[str, ...]:
+        """Names of the graph outputs that the answer needs besides the logits."""
         if self.explain:
-            return ("logits", "evidence")
+            return ("evidence",)
         if self.reduce_payload:
-            return ("logits",)
+            return ()
         evidence = ("evidence",) if self.evidence else ()
-        return ("logits", *evidence, *(self.layers if self.feature_maps != "none" else ()))
+        return (*evidence, *(self.layers if self.feature_maps != "none" else ()))
 
     @classmethod
     def parse(cls, raw: Mapping[str, object], config: Config) -> Options:
@@ -109,7 +109,7 @@ def _map_format(name: str, value: object) -> str:
 
 def _names(name: str, value: object, known: object) -> tuple[str, ...]:
     parts = [_text(item) for item in value] if isinstance(value, list | tuple) else _text(value).split(",")
-    names = tuple(part.strip() for part in parts if part.strip())
+    names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))  # each once
     assert isinstance(known, list | tuple)
     if unknown := [item for item in names if item not in known]:
         raise _bad(name, unknown[0], f"it must be of {', '.join(known)}")

@@ -108,7 +108,7 @@ class Scorer:
         self.engine = engine
         self.config: Config = engine.config
         self.hop = hop_of(engine.config, overlap)
-        self._outputs = ("logits", "evidence") if evidence else ("logits",)
+        self._with_evidence = evidence
 
     @classmethod
     def load(cls, model: Path, *, threads: int, overlap: float | None, evidence: bool) -> Scorer:
@@ -171,7 +171,12 @@ class Scorer:
 
     def _answer(self, items: Sequence[_Window | FileAnswer]) -> Iterator[Item]:
         samples = [item.samples for item in items if isinstance(item, _Window)]
-        outputs = self.engine.run(self._log_mels(samples), self._outputs) if samples else {}
+        outputs: dict[str, FloatArray] = {}
+        if samples:
+            log_mels = self._log_mels(samples)
+            outputs = self.engine.run(log_mels)
+            if self._with_evidence:
+                outputs |= self.engine.run(log_mels, ("evidence",))
         number = 0
         for item in items:
             if isinstance(item, FileAnswer):

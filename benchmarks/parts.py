@@ -58,7 +58,7 @@ def parts(store: Path, clip: bytes) -> dict[str, Callable[[], object]]:
         "log-mel": lambda: engine.log_mel(window),
         "network, float32 (before)": lambda: precise.run(log_mel),
         "network, int8": lambda: engine.run(log_mel),
-        "network, float32 with all maps": lambda: precise.run(log_mel, with_maps.graph_outputs),
+        "network, float32 with all maps": lambda: precise.run(log_mel, with_maps.map_outputs),
         "JSON, standard library (before)": lambda: json.dumps(render(answer, engine)).encode(),
         "JSON": lambda: orjson.dumps(render(answer, engine)),
         "JSON, all maps as numbers": lambda: orjson.dumps(render(maps, engine)),

@@ -24,7 +24,7 @@ from audiocnn import logs, samples
 from audiocnn.answer import render
 from audiocnn.classifier import Classifier, Timings
 from audiocnn.config import AudioLimits, Config
-from audiocnn.errors import AudioError, BadOption
+from audiocnn.errors import AudioError, BadOption, BudgetExceeded
 from audiocnn.monitor import NAMES, Monitor
 from audiocnn.options import Options
 from audiocnn.protocol import HEADERS, REQUEST_ID, TRACEPARENT, printable_id, read_base64, trace_id
@@ -39,6 +39,7 @@ class AudioHandler:
     """One worker. TorchServe calls `initialize` once and `handle` for every batch."""
 
     classifier: Classifier
+    batch_seconds: float  # of wall time that one batch may take
     monitor: Monitor | None
 
     def initialize(self, context: Any) -> None:
@@ -55,6 +56,7 @@ class AudioHandler:
             threads=int(os.environ.get("AUDIOCNN_THREADS", settings["threads"])),
             limits=AudioLimits(max_seconds=settings["max_seconds"]),
         )
+        self.batch_seconds = float(os.environ.get("AUDIOCNN_BATCH_SECONDS", settings["batch_seconds"]))
         self.classifier.classify([samples.wav("rain")])
         self.monitor = open_monitor(context, self.classifier.config)
 
@@ -77,12 +79,14 @@ class AudioHandler:
         config = self.classifier.config
         requests = [read_request(fields, own, config) for fields, own in zip(batch, headers, strict=True)]
         clips, options = [clip for clip, _ in requests], [wish for _, wish in requests]
-        results = self.classifier.classify(clips, options, timings)
+        results = self.classifier.classify(clips, options, timings, budget_seconds=self.batch_seconds)
         answers = []
         for number, result in enumerate(results):
             context.set_response_content_type(number, "application/json")
             if isinstance(result, AudioError):
                 context.set_response_status(result.status, result.code, number)
+                if isinstance(result, BudgetExceeded):
+                    context.set_response_header(number, "Retry-After", str(result.retry_after_seconds))
                 log_refusal(result, ids[number], headers[number])
                 answer = result.to_dict()
             else:

@@ -161,6 +161,23 @@ def test_too_long_is_seen_while_decoding_when_the_header_lies() -> None:
     assert caught.value.code == "audio_too_long"
 
 
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_seconds_rate_and_channels_are_bounded_together(channels: int) -> None:
+    """A small FLAC of silence is many CPU seconds of work: what counts is frames times channels."""
+    rate, most = 384_000, AudioLimits(max_seconds=1.0).max_samples
+    short, long = int(most / channels), int(most / channels) + 1
+    whole = sound_file(np.zeros((short, channels), np.float32), sample_rate=rate, format="FLAC")
+    assert decode(whole, max_seconds=1.0).seconds == pytest.approx(short / rate, abs=1e-3)
+    larger = bytearray(sound_file(np.zeros((long, channels), np.float32), sample_rate=rate, format="FLAC"))
+    lying = larger.copy()
+    lying[21] &= 0xF0  # a header without a length
+    lying[22:26] = bytes(4)
+    for data in (larger, lying):
+        with pytest.raises(AudioError, match="samples") as caught:
+            decode(bytes(data), max_seconds=1.0)
+        assert caught.value.code == "audio_too_long"
+
+
 @pytest.mark.parametrize(
     ("container", "subtype"),
     [

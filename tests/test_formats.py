@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from audiocnn import av_decoder
-from audiocnn.audio import decode
+from audiocnn import audio, av_decoder
+from audiocnn.audio import ClipDecoder, decode
 from audiocnn.classifier import Classifier
 from audiocnn.config import AudioLimits
 from audiocnn.errors import (
@@ -130,14 +129,40 @@ def test_a_head_without_a_file_is_undecodable(head: bytes) -> None:
         decode(head, sample_rate=SAMPLE_RATE)
 
 
-def test_decoding_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(tone(60.0, sample_rate=48_000), "mp4", "aac")
-    file = av_decoder.AvFile(io.BytesIO(data), "mp4", seconds=0.05)
-    time.sleep(0.06)
-    with file, pytest.raises(UndecodableAudio, match="too long"):
-        list(file.blocks([]))
+SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "OPUS", "MP3": "MPEG_LAYER_III"}
+
+
+@pytest.mark.parametrize("container", [*SUBTYPES, "mp4", "adts"])
+def test_decoding_ends_at_its_time_limit(container: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = tone(60.0, sample_rate=48_000)
+    is_ffmpeg = container in ("mp4", "adts")
+    data = (
+        encoded(sound, container, "aac")
+        if is_ffmpeg
+        else sound_file(sound, sample_rate=48_000, format=container, subtype=SUBTYPES[container])
+    )
+    clock = Clock()
+    monkeypatch.setattr(audio, "time", clock)
+    decoder = ClipDecoder(data, sample_rate=SAMPLE_RATE)
+    assert decoder.step()
+    clock.now += 1000.0  # between steps other clips have their turn: their time does not count
+    assert decoder.step()
+    clock.rate = 1000.0
     with pytest.raises(UndecodableAudio, match="too long"):
-        av_decoder.AvFile(io.BytesIO(data), "mp4", seconds=-1.0)
+        list(iter(decoder.step, False))
+
+
+class Clock:
+    """Stands in for the module `time` and advances by `rate` seconds with every look."""
+
+    def __init__(self) -> None:
+        self.now = self.rate = 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.rate
+        return self.now
+
+    perf_counter = monotonic
 
 
 def test_without_pyav_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
