@@ -63,6 +63,7 @@ _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 3.0
 _MAX_TOKEN_REFUSALS = 3
 _MAX_ID_LENGTH = 128
+_MAX_JSON_VALUES = 10_000
 _MAX_TRACESTATE_LENGTH = 512
 _VERSION_0 = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LATER = re.compile(r"(?!00|ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -213,6 +214,22 @@ def option_headers(options: Mapping[str, object]) -> dict[str, str]:
         if value is not None:
             headers["X-" + name.replace("_", "-").title()] = text
     return headers
+
+
+def read_json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body; raises `BadOption` if there is none.
+
+    Only the audio may be large: a body of ten million small values would take gigabytes to parse.
+    """
+    if sum(map(body.count, b"[{,:")) > _MAX_JSON_VALUES:
+        raise BadOption(f"The JSON body has too many values: at most {_MAX_JSON_VALUES:,}.")
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadOption(f"The body is not valid JSON: {str(error)[:80]}.") from error
+    if not isinstance(content, dict):
+        raise BadOption('The JSON body must be an object: {"audio_data": "<base64>"}.')
+    return content
 
 
 def read_base64(content: Mapping[str, Any]) -> bytes:
