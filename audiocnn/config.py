@@ -16,6 +16,27 @@ FORMAT_VERSION = 1
 
 T = TypeVar("T")
 
+# What a file may say: a number out of these ranges would take all memory, or divide by zero, somewhere later.
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "sample_rate": (int, 1_000, 384_000),
+    "clip_seconds": (float, 0.05, 60.0),
+    "n_fft": (int, 16, 65_536),
+    "win_length": (int, 1, 65_536),
+    "hop_length": (int, 1, 65_536),
+    "n_mels": (int, 1, 1_024),
+    "f_min": (float, 0.0, 192_000.0),
+    "f_max": (float, 0.0, 192_000.0),
+    "log_eps": (float, 1e-30, 1.0),
+    "max_gain_db": (float, 0.0, 120.0),
+    "width": (int, 1, 1_024),
+    "dropout": (float, 0.0, 1.0),
+    "drop_path": (float, 0.0, 1.0),
+    "temperature": (float, 1e-3, 1e3),
+    "unknown_threshold": (float, 0.0, 1.0),
+}
+_MAX_CLASSES = 100_000
+_MAX_BLOCKS = 100  # in one stage
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioLimits:
@@ -114,7 +135,7 @@ class Config:
         try:
             raw = json.loads(text)
             version = raw["format_version"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
             raise ModelFileError(f"config.json is not a model configuration: {error!r}") from error
         if not isinstance(version, int):
             raise ModelFileError(f"config.json has format_version {version!r}, which is no number")
@@ -125,17 +146,48 @@ class Config:
             )
         try:
             raw["frontend"] = _build(FrontendConfig, raw["frontend"])
-            raw["model"]["blocks"] = tuple(raw["model"]["blocks"])
+            raw["model"]["blocks"] = _read_blocks(raw["model"]["blocks"])
             raw["model"] = _build(ModelConfig, raw["model"])
-            raw["class_names"] = tuple(raw["class_names"])
+            raw["class_names"] = _read_names(raw["class_names"])
             return _build(cls, raw)
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"config.json lacks or mistypes a value: {error}") from error
 
 
 def _build(cls: type[T], raw: dict[str, Any]) -> T:
-    """`cls(**raw)`, with every key that `cls` does not have named in the error."""
+    """`cls(**raw)`, with every key that `cls` does not have, or whose value is out of range, in the error."""
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(raw) - known):
         raise ModelFileError(f"config.json has unknown keys for {cls.__name__}: {', '.join(unknown)}")
+    for name in _RANGES.keys() & raw.keys():
+        if not (name == "unknown_threshold" and raw[name] is None):
+            _check_range(name, raw[name])
     return cls(**raw)
+
+
+def _check_range(name: str, value: object) -> None:
+    kind, low, high = _RANGES[name]
+    accepted = (int,) if kind is int else (int, float)
+    is_number = isinstance(value, accepted) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high):  # type: ignore[operator]  # NaN is not in a range either
+        word = "a whole number" if kind is int else "a number"
+        raise ModelFileError(
+            f"config.json: {name} is {str(value)[:40]}; it must be {word} from {low:g} to {high:g}"
+        )
+
+
+def _read_blocks(raw: object) -> tuple[Any, ...]:
+    blocks = tuple(raw) if isinstance(raw, list) else ()
+    if len(blocks) != 4 or not all(type(count) is int and 1 <= count <= _MAX_BLOCKS for count in blocks):
+        raise ModelFileError(f"config.json: blocks must be four whole numbers from 1 to {_MAX_BLOCKS}")
+    return blocks
+
+
+def _read_names(raw: object) -> tuple[str, ...]:
+    names = tuple(raw) if isinstance(raw, list) else ()
+    are_texts = all(isinstance(name, str) and name for name in names)
+    if not (are_texts and 1 <= len(names) == len(set(names)) <= _MAX_CLASSES):
+        raise ModelFileError(
+            f"config.json: class_names must be 1 to {_MAX_CLASSES:,} different, non-empty texts"
+        )
+    return names

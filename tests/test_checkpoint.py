@@ -72,6 +72,51 @@ def test_another_width_is_refused(folder: Path) -> None:
         checkpoint.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("frontend.n_mels", 10**12),
+        ("frontend.n_mels", 0),
+        ("frontend.n_fft", 2**40),
+        ("frontend.clip_seconds", 1e9),
+        ("frontend.clip_seconds", float("nan")),
+        ("frontend.sample_rate", True),
+        ("frontend.sample_rate", "44100"),
+        ("frontend.log_eps", 0.0),
+        ("model.width", 10**9),
+        ("model.width", 1.5),
+        ("model.blocks", [3, 4, 6, 10**9]),
+        ("model.blocks", 7),
+        ("temperature", 0.0),
+        ("temperature", float("inf")),
+        ("unknown_threshold", -1.0),
+        ("class_names", []),
+        ("class_names", ["dog", "dog"]),
+        ("class_names", [1, 2]),
+        ("class_names", "dog"),
+        ("frontend", None),
+        ("model", []),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_before_it_takes_memory(
+    folder: Path, path: str, value: object
+) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    inner = raw
+    for name in path.split(".")[:-1]:
+        inner = inner[name]
+    inner[path.split(".")[-1]] = value
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelFileError, match=r"config\.json"):
+        checkpoint.load(folder)
+
+
+def test_nesting_without_end_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"format_version": 1, "provenance": ' + "[" * 100_000)
+    with pytest.raises(ModelFileError, match=r"config\.json"):
+        checkpoint.load(folder)
+
+
 def test_damage_is_refused(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

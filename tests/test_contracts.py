@@ -177,6 +177,7 @@ def test_every_error_code_is_in_the_table() -> None:
         "too_many_channels": 413,
         "sample_rate_out_of_range": 413,
         "unsupported_format": 415,
+        "busy": 503,
     }
 
 
