@@ -76,7 +76,7 @@ def decode(data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) 
 
 
 class ClipDecoder:
-    """`decode` in steps, so that several clips can take turns.
+    """`decode` in steps, so that several clips can take turns. `clip` is there once `step` returned False.
 
     >>> decoder = ClipDecoder(Path("rain.wav").read_bytes(), sample_rate=44_100)
     >>> while decoder.step():
@@ -84,6 +84,8 @@ class ClipDecoder:
     >>> decoder.clip.seconds
     5.0
     """
+
+    clip: Clip
 
     def __init__(self, data: bytes, *, sample_rate: int, limits: AudioLimits | None = None) -> None:
         self.seconds_spent = 0.0  # wall time of all steps
@@ -102,12 +104,10 @@ class ClipDecoder:
             self.seconds_spent += time.perf_counter() - began
         if block is not None:
             self._blocks.append(block)
-        return block is not None
-
-    @property
-    def clip(self) -> Clip:
-        """The whole clip, once `step` has returned False."""
-        return Clip(np.concatenate(self._blocks), self._sample_rate, self._warnings)
+            return True
+        self.clip = Clip(np.concatenate(self._blocks), self._sample_rate, self._warnings)
+        self._blocks.clear()
+        return False
 
 
 def stream(
