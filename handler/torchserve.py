@@ -23,7 +23,7 @@ from handler.archives import known_sha256, verify
 from handler.management import Management, ManagementError
 from handler.printed import ends_of, open_log
 from handler.properties import ConfigError, ca_file, key_file
-from handler.vigil import Vigil
+from handler.watchdog import HealthMonitor
 
 MODEL = "audiocnn"
 
@@ -37,6 +37,7 @@ MALLOC = {
 }
 _SERVED = ("load_models", "models")  # the settings that a rollout says to change
 _WORKLESS_SECONDS = 120.0  # TorchServe itself gives a worker so long to start
+_POLL_SECONDS = 30.0  # the time-out of the management API
 _STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
 
 
@@ -68,7 +69,7 @@ class TorchServe:
         self._log_folder = log_folder.resolve()
         self._launcher: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
-        self._vigil: Vigil | None = None
+        self._monitor: HealthMonitor | None = None
 
     def start(self) -> None:
         """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand.
@@ -148,7 +149,7 @@ class TorchServe:
         """Whether the launcher, and with it Java, still runs."""
         return self._launcher is not None and self._launcher.poll() is None
 
-    def trouble(self) -> str:
+    def failure_reason(self) -> str:
         """Why it must be started again, if it must: it ended, or nothing in it can answer any more.
         The first line is the reason, the others are the ends of its logs.
 
@@ -156,15 +157,15 @@ class TorchServe:
         """
         if not self.is_alive():
             return f"TorchServe ended by itself, see {self.log_file}\n{self._ends_of_logs()}"
-        if self.seconds_ill > _WORKLESS_SECONDS:
+        if self.unhealthy_seconds > _WORKLESS_SECONDS:
             seconds = f"{_WORKLESS_SECONDS:.0f} s"
             return f"TorchServe has had no worker for {seconds}, see {self.log_file}\n{self._ends_of_logs()}"
         return ""
 
     @property
-    def seconds_ill(self) -> float:
+    def unhealthy_seconds(self) -> float:
         """For so long it has lived without a worker that can answer."""
-        return self._vigil.seconds_ill if self._vigil else 0.0
+        return self._monitor.unhealthy_seconds if self._monitor else 0.0
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
         """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.
@@ -177,7 +178,7 @@ class TorchServe:
             while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
                 if client.ready():
                     self.is_ready = True
-                    self._vigil = Vigil(self._connect)
+                    self._monitor = HealthMonitor(self._has_worker, timeout_seconds=_POLL_SECONDS)
                     return
                 time.sleep(0.2)
         if stop and stop.is_set():
@@ -205,6 +206,11 @@ class TorchServe:
             management.close()
         return not busy
 
+    def _has_worker(self) -> bool:
+        with contextlib.closing(self._connect()) as management:
+            version = management.default()
+        return version.ready_workers > 0 or not version.min_workers
+
     def _connect(self) -> Management:
         keys, certificate = key_file(self.properties), ca_file(self.properties)
         return Management(self.management, MODEL, key_file=keys, ca_file=certificate)
@@ -215,9 +221,9 @@ class TorchServe:
         The launcher leads a session of its own, so its members are found also when it has died before
         them; and Java gets its signal also when it appears only now.
         """
-        if self._vigil:
-            self._vigil.end()
-            self._vigil = None
+        if self._monitor:
+            self._monitor.stop()
+            self._monitor = None
         if self._launcher is not None:
             deadline = time.monotonic() + _STOP_SECONDS
             while (members := _session(self._launcher)) and time.monotonic() < deadline:

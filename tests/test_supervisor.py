@@ -36,7 +36,7 @@ class Program:
     """A child as the supervisor wants it: a command that is ready when it has written a file."""
 
     name = "the program"
-    seconds_ill = 0.0
+    unhealthy_seconds = 0.0
 
     def __init__(self, folder: Path, code: str) -> None:
         self.log_file = folder / "program.log"
@@ -59,7 +59,7 @@ class Program:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def trouble(self) -> str:
+    def failure_reason(self) -> str:
         return "" if self.is_alive() else "the program ended by itself"
 
     def stop(self) -> None:
@@ -105,7 +105,7 @@ def test_time_in_which_it_was_ill_is_no_peace() -> None:
     for _ in range(6):
         failures.ready()
         now += 125.0
-        pauses.append(failures.pause(seconds_ill=120.5))
+        pauses.append(failures.pause(unhealthy_seconds=120.5))
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, None]
 
 
@@ -117,8 +117,10 @@ def test_what_is_ill_again_and_again_is_given_up(
     child = Program(tmp_path, LASTS)
     kept = supervisor(child, stopping)
     kept.start()
-    monkeypatch.setattr(child, "seconds_ill", 1000.0)
-    monkeypatch.setattr(child, "trouble", lambda: stopping.set() if len(child.pids) > 8 else "no worker")
+    monkeypatch.setattr(child, "unhealthy_seconds", 1000.0)
+    monkeypatch.setattr(
+        child, "failure_reason", lambda: stopping.set() if len(child.pids) > 8 else "no worker"
+    )
     try:
         with pytest.raises(ServeError, match="failed 6 times in a row, given up"):
             kept.watch()
@@ -252,6 +254,60 @@ def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
     assert told.read_bytes() == after
 
 
+_HANGS_ON_SIGUSR1 = """
+import signal, time
+
+def hang(*_):
+    while True:
+        time.sleep(0.1)
+
+signal.signal(signal.SIGUSR1, hang)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGUSR1])
+def test_a_gateway_that_hangs_is_started_again(
+    tmp_path: Path,
+    stopping: threading.Event,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stopped, or its event loop never returns: it lives, does not answer, and SIGTERM has no effect."""
+    (tmp_path / "sitecustomize.py").write_text(_HANGS_ON_SIGUSR1)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (port,) = free_ports(1)
+    server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
+    gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path)
+    kept = Supervisor([gateway], stopping, timeout_seconds=600, restart=True)
+    watching = threading.Thread(target=kept.watch)
+    try:
+        kept.start()
+        watching.start()
+        assert gateway._process is not None
+        hung = psutil.Process(gateway._process.pid)
+        os.kill(hung.pid, number)
+        with pytest.raises(requests.Timeout):
+            requests.get(f"{gateway.url}/health", timeout=2)
+        printed = ""
+
+        def is_back() -> bool:
+            nonlocal printed
+            printed += capsys.readouterr().out
+            return "the gateway answers again" in printed
+
+        assert wait_until(is_back, 120)
+        assert "the gateway has not answered for 30 s" in printed
+        assert are_gone([hung])
+        assert requests.get(f"{gateway.url}/health", timeout=120).ok
+    finally:
+        stopping.set()
+        if watching.is_alive():
+            watching.join(600)
+        gateway.stop()
+
+
 def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,8 +319,8 @@ def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
         gateway = Gateway(f"127.0.0.1:{free_ports(1)[0]}", server, log_folder=tmp_path)
         gateway.start()
         assert wait_until(lambda gateway=gateway: not gateway.is_alive(), 60)
-        assert gateway.trouble().startswith(f"the gateway ended by itself, see {gateway.log_file}\n")
-        assert "error: API_KEYS" in gateway.trouble()
+        assert gateway.failure_reason().startswith(f"the gateway ended by itself, see {gateway.log_file}\n")
+        assert "error: API_KEYS" in gateway.failure_reason()
     for name in ("gateway.log", "gateway.log.1"):
         assert (tmp_path / name).read_text().count("error: API_KEYS") == 1
 
