@@ -27,7 +27,17 @@ from audiocnn.errors import ModelFileError
 from audiocnn.precision import served
 from batch import inputs
 from batch.inputs import InputError, Notes
-from batch.manifest import FOLDER, SUFFIXES, Manifest, Outcome, ResumeError, Settings, place, set_aside
+from batch.manifest import (
+    FOLDER,
+    SUFFIXES,
+    Manifest,
+    Outcome,
+    ResumeError,
+    Settings,
+    damaged,
+    place,
+    set_aside,
+)
 from batch.progress import Meter, clock, work
 from batch.scorer import UNREADABLE
 from batch.tables import FORMATS, csv_columns
@@ -290,9 +300,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, ModelFileError, ResumeError) as error:
         say(f"error: {error}")
         return WRONG
-    except (RuntimeError, OSError, sqlite3.Error) as error:  # among them ClusterError, imported when needed
+    except (
+        RuntimeError,
+        OSError,
+        sqlite3.OperationalError,
+    ) as error:  # among them ClusterError, imported when needed
         say(f"error: {error}", _GOES_ON)
         return FAILED
+    except (sqlite3.Error, json.JSONDecodeError) as error:
+        say(f"error: {damaged(args.out, error)}")
+        return WRONG
     except Stopped as stopped:
         say(f"stopped. {_GOES_ON}")
         return 128 + stopped.number
