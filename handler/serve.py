@@ -245,7 +245,7 @@ def main() -> int:
         return run(
             server, gateway, timeout_seconds=args.timeout, grace_seconds=args.grace, restart=args.restart
         )
-    except (ConfigError, ArchiveError, ModelFileError) as error:
+    except (ConfigError, ArchiveError, ModelFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +18,16 @@ from urllib.parse import urlsplit
 import psutil
 
 from audiocnn.client import Client
+from audiocnn.private_folder import PrivateFolder, remove_abandoned
 from handler.archives import known_sha256, verify
 from handler.management import Management, ManagementError
 from handler.printed import ends_of, open_log
 from handler.properties import ConfigError, ca_file, key_file
+from handler.store import remove_leftovers
 from handler.watchdog import HealthMonitor
 
 MODEL = "audiocnn"
+_FOLDER = "audiocnn-ts-"
 
 # For TorchServe, its workers and the gateway. Left to itself, glibc raises both thresholds to what sounds of
 # megabytes once took and keeps what is freed: memory wanders. Lower ones cost time: with 256 kB, every
@@ -68,7 +70,7 @@ class TorchServe:
         self._starts = 0
         self._log_folder = log_folder.resolve()
         self._launcher: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
+        self._folder: PrivateFolder | None = None
         self._monitor: HealthMonitor | None = None
 
     def start(self) -> None:
@@ -82,9 +84,11 @@ class TorchServe:
             self.properties |= {name: now[name] for name in _SERVED if name in now}
         self._starts += 1
         self.is_ready = False
+        remove_leftovers(Path(self.properties.get("model_store", ".")))
         self._check()
-        self._folder = Path(tempfile.mkdtemp(prefix="audiocnn-"))
-        config = self._folder / "config.properties"
+        remove_abandoned(_FOLDER, _is_used)
+        self._folder = PrivateFolder(_FOLDER)
+        config = self._folder.path / "config.properties"
         config.write_text("".join(f"{k}={v}\n" for k, v in self.properties.items()), encoding="utf-8")
         self._log_folder.mkdir(parents=True, exist_ok=True)
         command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
@@ -137,7 +141,7 @@ class TorchServe:
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         environment["LOG_LOCATION"] = environment["METRICS_LOCATION"] = str(self._log_folder)
         if self._folder:
-            environment["TMPDIR"] = environment["TEMP"] = str(self._folder)
+            environment["TMPDIR"] = environment["TEMP"] = str(self._folder.path)
         return environment
 
     @property
@@ -236,8 +240,17 @@ class TorchServe:
             self._launcher.wait()
             self._launcher = None
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether a TorchServe lives in it: one whose `handler.serve` was killed goes on, but has no lock."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                return True
+    return False
 
 
 def _session(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:

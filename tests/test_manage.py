@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -33,7 +34,8 @@ CONCURRENCY = 12
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
+    folder = tmp_path_factory.mktemp("served") / "store"  # the record of checksums is beside it
+    folder.mkdir()
     shutil.copy(STORE / "audiocnn.mar", folder)
     return folder
 
@@ -350,6 +352,74 @@ def test_a_rollout_that_is_interrupted_is_undone(open_server: Server, store: Pat
         assert process.wait(timeout=600) == 1  # what is in hand may take the client's deadline of 60 s
     assert (versions(open_server), default(open_server)) == (["1.0"], "1.0")
     assert not (store / "audiocnn-5.0.mar").exists()
+
+
+def start_until(server: Server, word: str, *arguments: object) -> subprocess.Popen[str]:
+    """The command, from when it printed a line with this word."""
+    command = [sys.executable, "-m", "handler.manage", "--management", server.management]
+    command += ["--inference", server.inference, *map(str, arguments)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert any(word in line for line in process.stdout)
+    return process
+
+
+def kill_at(server: Server, word: str, *arguments: object) -> None:
+    with start_until(server, word, *arguments) as process:
+        process.kill()
+
+
+def answers(server: Server) -> bool:
+    return (
+        requests.post(server.predictions, data=RAIN, timeout=120).json()["predictions"][0]["class"] == "rain"
+    )
+
+
+def test_a_second_rollout_at_once_is_refused(open_server: Server, store: Path, tmp_path: Path) -> None:
+    first, second = repack(tmp_path / "a.mar", "7.0"), repack(tmp_path / "b.mar", "8.0")
+    with start_until(open_server, "warming", "rollout", first, "--store", store) as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            for command in (["rollout", second], ["rollback"], ["scale", 1]):
+                printed = manage(open_server, *command, "--store", store, code=1)
+                assert "another rollout, rollback or scale changes" in printed
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+    assert versions(open_server) == ["1.0"]
+    assert {path.name for path in store.iterdir()} <= {"audiocnn.mar", "rollout.json", "rollout.lock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["no checksum", "registering", "warming", "is the default", "draining"])
+def test_a_rollout_that_is_killed_blocks_nothing(
+    step: str, open_server: Server, store: Path, tmp_path: Path
+) -> None:
+    archive = repack(tmp_path / "new.mar", "9.0")
+    kill_at(open_server, step, "rollout", archive, "--store", store)
+    assert answers(open_server)
+    is_switched = step in ("is the default", "draining")
+    assert default(open_server) == ("9.0" if is_switched else "1.0")
+    if is_switched:
+        assert "version 1.0 serves" in manage(open_server, "rollback", "--store", store)
+    else:
+        assert "version 9.0 serves" in manage(open_server, "rollout", archive, "--store", store)
+        assert "version 1.0 serves" in manage(open_server, "rollback", "--store", store)
+    assert (versions(open_server), answers(open_server)) == (["1.0"], True)
+    assert not [path for path in store.iterdir() if path.suffix == ".part" or "pending" in path.name]
+
+
+@pytest.mark.slow
+def test_a_scale_that_is_killed_is_undone_by_the_next(open_server: Server, store: Path) -> None:
+    kill_at(open_server, "is the default", "scale", 1, "--store", store)
+    assert answers(open_server)
+    assert (store / "audiocnn-stand-in.mar").exists()
+    printed = manage(open_server, "scale", 2, "--store", store)
+    assert "was killed" in printed
+    assert "version 1.0 has 2 workers ready" in printed
+    assert versions(open_server) == ["1.0"]
+    assert not (store / "audiocnn-stand-in.mar").exists()
 
 
 def test_tokens_come_from_the_key_file(tmp_path: Path) -> None:

@@ -555,7 +555,7 @@ def test_a_server_that_can_have_no_worker_any_more_is_started_again(
         assert folder is not None
         assert launcher is not None
         watching.start()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder.path)
         for process in psutil.Process(launcher.pid).children(recursive=True):
             if any("model_service_worker" in word for word in process.cmdline()):
                 process.kill()
