@@ -48,10 +48,7 @@ def _change(archive: Path, digest: str | None) -> None:
         lines = _lines(path) if path.is_file() else []
         lines = [line for line in lines if line.partition("  ")[2] != name]
         lines += [f"{digest}  {name}"] if digest else []
-        if lines:
-            write_atomically(path, "".join(f"{line}\n" for line in lines))
-        else:
-            path.unlink(missing_ok=True)  # a record without a line would refuse every archive
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
 @contextlib.contextmanager

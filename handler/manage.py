@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,8 @@ class Server:
 
 
 def _say(text: str) -> None:
-    out.print(text, markup=False)
+    with suppress(OSError):  # a reader that is gone, a full disk: a rollout must be undone nevertheless
+        print(text, flush=True)
 
 
 @contextmanager
@@ -116,8 +117,10 @@ def _fail(message: str) -> NoReturn:
 
 @contextmanager
 def _target(server: Server, store: Path | None, drain_seconds: float) -> Iterator[steps.Target]:
-    """For the steps of a rollout, the store locked; SIGTERM undoes it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    """For the steps of a rollout, the store locked; SIGTERM and a closed terminal undo it as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP is, under `nohup`
+            signal.signal(number, lambda *_: sys.exit(1))
     with closing(server.api()) as management, locked(server.store(store)):
         target = steps.Target(
             management=management,

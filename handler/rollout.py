@@ -81,6 +81,9 @@ def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) ->
     except BaseException as error:  # Ctrl-C as well
         say(f"failed: {error or type(error).__name__}")
         _undo(target, pending)
+        if pending.is_ours:
+            with suppress(OSError):
+                checksums.forget(place)
         raise
     _remember(target, old.name, old.archive)
     clear_pending(target.store)
@@ -291,7 +294,7 @@ def recover(target: Target) -> None:
             target.say(f"version {pending.version} is the default and stays")
             _remember(target, pending.old, pending.old_archive)
             clear_pending(target.store)
-        else:
+        else:  # its checksum stays: who can write the store could make us forget any
             _undo(target, pending)
     with suppress(OSError):  # a store that cannot be written
         remove_copies(target.store)
@@ -301,9 +304,9 @@ def _undo(target: Target, pending: Pending) -> None:
     """The old version is the default, the other one and its archive are gone; says what remains."""
     try:
         _restore(target, pending)
-        if pending.is_ours:
+        in_use = {each.archive for each in target.management.versions()}
+        if pending.is_ours and pending.archive not in in_use:
             (target.store / pending.archive).unlink(missing_ok=True)
-            checksums.forget(target.store / pending.archive)
             remove_copies(target.store)
         clear_pending(target.store)
     except (ManagementError, ServerError, OSError) as error:

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from audiocnn.checksums import write_atomically
@@ -43,7 +43,8 @@ class Pending:
 def read_pending(store: Path) -> Pending | None:
     """What a command began that was killed since; only known to whoever has the lock."""
     try:
-        return Pending(**json.loads((store / _PENDING).read_text(encoding="utf-8")))
+        pending = Pending(**json.loads((store / _PENDING).read_text(encoding="utf-8")))
+        return replace(pending, archive=Path(pending.archive).name)
     except (OSError, ValueError, TypeError):
         return None
 

@@ -24,6 +24,7 @@ from audiocnn import checksums, samples
 from audiocnn.client import Client
 from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
+from handler.store import Pending
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
 from tests.test_client_torchserve import torchserve_with_tokens
 
@@ -386,8 +387,8 @@ def test_a_second_rollout_at_once_is_refused(open_server: Server, store: Path, t
                 assert "another rollout, rollback or scale changes" in printed
         finally:
             process.send_signal(signal.SIGCONT)
-            process.terminate()
-    assert versions(open_server) == ["1.0"]
+            process.send_signal(signal.SIGTERM)
+    assert versions(open_server) == ["1.0"]  # undone, though nobody reads what it prints any more
     assert {path.name for path in store.iterdir()} <= {"audiocnn.mar", "rollout.json", "rollout.lock"}
 
 
@@ -408,6 +409,25 @@ def test_a_rollout_that_is_killed_blocks_nothing(
         assert "version 1.0 serves" in manage(open_server, "rollback", "--store", store)
     assert (versions(open_server), answers(open_server)) == (["1.0"], True)
     assert not [path for path in store.iterdir() if path.suffix == ".part" or "pending" in path.name]
+
+
+@pytest.mark.parametrize("name", ["audiocnn.mar", "../other"])
+def test_a_note_in_the_store_forgets_no_checksum_and_deletes_nothing_elsewhere(
+    name: str, open_server: Server, store: Path
+) -> None:
+    """Who can write the store could forge what a killed command leaves."""
+    archive, other, digest = (
+        store / "audiocnn.mar",
+        store.parent / "other",
+        checksums.sha256(STORE / "audiocnn.mar"),
+    )
+    checksums.record(archive, digest)
+    other.touch()
+    Pending("2.0", name, "1.0", "audiocnn.mar", is_ours=True).save(store)
+    assert "was killed" in manage(open_server, "scale", 2, "--store", store)
+    assert other.exists()
+    assert checksums.recorded(archive) == digest
+    assert archive.exists()
 
 
 @pytest.mark.slow

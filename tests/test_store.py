@@ -89,9 +89,6 @@ def test_a_link_in_the_store_is_no_way_around_the_record(store: Path) -> None:
 def test_without_any_record_an_archive_is_served(store: Path) -> None:
     (store / "audiocnn.mar").touch()
     assert known_sha256(store / "audiocnn.mar", store) is None
-    checksums.record(store / "audiocnn.mar", "0" * 64)
-    checksums.forget(store / "audiocnn.mar")
-    assert known_sha256(store / "audiocnn.mar", store) is None
 
 
 def test_one_command_at_a_time_changes_a_store(store: Path) -> None:
