@@ -5,7 +5,7 @@
 #   docker build --target gateway --tag audiocnn-gateway .
 #
 # Any Debian 12 with Python 3.11 and its venv module will do as a base.
-ARG BASE_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
+ARG BASE_IMAGE=docker.io/library/python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${BASE_IMAGE} AS base
 # Numbers, so that Kubernetes can see that this is not root. Everything in /app belongs to root: what serves

@@ -6,7 +6,11 @@ Every archive of `model_store/` has its line in `audiocnn.mar.sha256` beside the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from audiocnn.errors import ModelFileError
@@ -23,35 +27,69 @@ def sha256(path: Path) -> str:
 
 def file_for(archive: Path) -> Path:
     """Where the checksum of an archive in a model store is kept."""
-    return archive.resolve().parent.with_name(RECORD)
+    return archive.parent.resolve().with_name(RECORD)
 
 
 def record(archive: Path, digest: str) -> Path:
     """Write down the checksum that an archive must have from now on; returns the file."""
-    path = file_for(archive)
-    forget(archive)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{digest}  {archive.resolve().relative_to(path.parent)}\n")
-    return path
+    _change(archive, digest)
+    return file_for(archive)
 
 
 def forget(archive: Path) -> None:
     """Nothing is on record for the archive any more; for one that is removed."""
-    path = file_for(archive)
-    if path.is_file():
-        name = str(archive.resolve().relative_to(path.parent))
-        kept = [line for line in _lines(path) if line.partition("  ")[2] != name]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    if recorded(archive):
+        _change(archive, None)
+
+
+def _change(archive: Path, digest: str | None) -> None:
+    path, name = file_for(archive), _name(archive)
+    with _locked(path):
+        lines = _lines(path) if path.is_file() else []
+        lines = [line for line in lines if line.partition("  ")[2] != name]
+        lines += [f"{digest}  {name}"] if digest else []
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time changes the record: another one's line would be lost."""
+    import fcntl  # late: not on Windows, where clients import this package
+
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole, or, on a full disk for one, leave it as it is. Raises `OSError`."""
+    path = path.resolve()
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, part)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def recorded(archive: Path) -> str | None:
     """The checksum on record for an archive in a model store; None if there is none."""
-    path = file_for(archive)
+    path, name = file_for(archive), _name(archive)
     if not path.is_file():
         return None
-    name = str(archive.resolve().relative_to(path.parent))
     digests = [line.partition("  ")[0] for line in _lines(path) if line.partition("  ")[2] == name]
     return digests[-1] if digests else None
+
+
+def _name(archive: Path) -> str:
+    """The archive in the record, relative to its folder. A link in the store is not followed."""
+    return f"{archive.parent.resolve().name}/{archive.name}"
 
 
 def read(path: Path, *, name: str | None = None) -> str:

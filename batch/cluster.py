@@ -34,12 +34,11 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True)
 class Done:
-    """A chunk that is done: its outcome as JSON, and when work on it began and ended (time.time())."""
+    """A chunk that is done: its outcome as JSON, and how long the work took."""
 
     chunk: int
     outcome: str
-    began: float
-    ended: float
+    seconds: float
 
 
 def start(address: str | None, workers: int | None, threads: int) -> int:

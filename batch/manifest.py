@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from batch.inputs import Found
 
@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 
 
 class ResumeError(ValueError):
-    """A folder with results of something else, or in use."""
+    """A folder with results of something else, or in use, or whose manifest is damaged."""
 
 
 @dataclass(frozen=True)
@@ -110,31 +110,67 @@ def set_aside(folder: Path) -> Path | None:
     `ResumeError` as `Manifest` does."""
     if not folder.exists() or not any(folder.iterdir()):
         return None
-    with Manifest(folder):  # ours, and nobody else's now
+    with _locked(folder):  # ours, and nobody else's now; the manifest may be damaged
         aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         folder.rename(aside)
     return aside
+
+
+def _locked(out: Path) -> TextIO:
+    """The lock of an output folder, held until it is closed. Raises `ResumeError` as `Manifest` does."""
+    folder = out / FOLDER
+    if out.exists() and not folder.is_dir() and any(out.iterdir()):
+        raise ResumeError(f"{out} is not empty, and not from this command: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ResumeError(f"another run is writing into {out}") from error
+    return lock
+
+
+def damaged(out: Path, what: object) -> ResumeError:
+    """The error for a manifest that cannot be gone on from."""
+    return ResumeError(
+        f"{out / FOLDER} is damaged ({what}): no run can go on from it. The rows in {out}/files and "
+        f"{out}/windows are whole and stay. Begin anew with --fresh (what is there is moved aside)"
+    )
 
 
 class Manifest:
     """The manifest of an output folder; one process at a time may have it open."""
 
     def __init__(self, out: Path) -> None:
-        """Open or begin one. Raises `ResumeError` if another run has it, or the folder has other things."""
-        folder = out / FOLDER
-        if out.exists() and not folder.is_dir() and any(out.iterdir()):
-            raise ResumeError(f"{out} is not empty, and not from this command: choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        """Open or begin one. Raises `ResumeError` if another run has it, the folder has other things, or the
+        manifest is damaged."""
         self.out = out
-        self._lock = (folder / "lock").open("w")
+        self._lock = _locked(out)
+        self._lists = out / FOLDER / LISTS
+        self._db = sqlite3.connect(out / FOLDER / "manifest.sqlite", isolation_level=None)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise ResumeError(f"another run is writing into {out}") from error
-        self._lists = folder / LISTS
-        self._db = sqlite3.connect(folder / "manifest.sqlite", isolation_level=None)
-        self._db.executescript(_SCHEMA)
+            self._check()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _check(self) -> None:
+        try:
+            self._db.executescript(_SCHEMA)
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            (listed,) = self._db.execute("SELECT coalesce(max(start + length), 0) FROM chunks").fetchone()
+        except sqlite3.OperationalError:  # a full disk, a lock: not damage
+            raise
+        except sqlite3.DatabaseError as error:
+            raise damaged(self.out, error) from error
+        if found != "ok":
+            raise damaged(self.out, found)
+        if listed > (self._lists.stat().st_size if self._lists.exists() else 0):
+            raise damaged(self.out, f"{LISTS} is too short")
+        tables = [self.out / place("files", suffix) for suffix in SUFFIXES]
+        if not listed and any(_names(table) for table in tables):
+            raise damaged(self.out, "manifest.sqlite has no chunks, but there are results")
 
     def __enter__(self) -> Self:
         return self

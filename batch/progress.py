@@ -21,7 +21,7 @@ class Meter:
         """`files` in all, `done` by earlier runs; `todo` is the work left, in the units of `work`."""
         self._files, self._done, self._todo, self._console = files, done, todo, console
         self._outcome, self._worked = Outcome(), 0
-        self._began = self._told = time.time()
+        self._began = self._told = time.monotonic()
         self._bar = Progress(
             BarColumn(bar_width=None),
             TaskProgressColumn(),
@@ -40,15 +40,16 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def add(self, chunk: Chunk, outcome: Outcome, began: float) -> None:
-        """A chunk is done that was begun at `began` (time.time()): speed counts from the first of these."""
+    def add(self, chunk: Chunk, outcome: Outcome, seconds: float) -> None:
+        """A chunk is done that took so long: speed counts from the begin of the first one."""
+        began = time.monotonic() - seconds
         self._began = min(self._began, began) if self._worked else began
         self._outcome += outcome
         self._worked += work(chunk)
         self._show()
 
     def _show(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         seconds = max(now - self._began, 1e-9)
         done = self._done + self._outcome.files
         errors = sum(self._outcome.errors.values())

@@ -27,7 +27,17 @@ from audiocnn.errors import ModelFileError
 from audiocnn.precision import served
 from batch import inputs
 from batch.inputs import InputError, Notes
-from batch.manifest import FOLDER, SUFFIXES, Manifest, Outcome, ResumeError, Settings, place, set_aside
+from batch.manifest import (
+    FOLDER,
+    SUFFIXES,
+    Manifest,
+    Outcome,
+    ResumeError,
+    Settings,
+    damaged,
+    place,
+    set_aside,
+)
 from batch.progress import Meter, clock, work
 from batch.scorer import UNREADABLE
 from batch.tables import FORMATS, csv_columns
@@ -178,7 +188,7 @@ def score(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> d
     """Do what is pending; returns the summary. Raises `ClusterError` as `batch.cluster` does."""
     from batch import cluster, worker  # late: Ray takes a second to import, and reads the environment then
 
-    began = time.time()
+    began = time.monotonic()
     chunks = {chunk.id: chunk for chunk in manifest.pending()}
     this_run, first, last = Outcome(), began, began
     if chunks:
@@ -200,13 +210,13 @@ def score(args: argparse.Namespace, manifest: Manifest, settings: Settings) -> d
                     for done in stream:
                         outcome = Outcome(**json.loads(done.outcome))
                         manifest.record(done.chunk, outcome)
-                        meter.add(chunks[done.chunk], outcome, done.began)
-                        first = min(first, done.began) if this_run.files else done.began
-                        last = max(last, done.ended)
+                        meter.add(chunks[done.chunk], outcome, done.seconds)
+                        last = time.monotonic()
+                        first = min(first, last - done.seconds) if this_run.files else last - done.seconds
                         this_run += outcome
             finally:
                 cluster.stop()
-    return summary_of(manifest.total(), this_run, time.time() - began, last - first)
+    return summary_of(manifest.total(), this_run, time.monotonic() - began, last - first)
 
 
 def summary_of(total: Outcome, run: Outcome, seconds: float, scoring: float) -> dict[str, Any]:
@@ -290,9 +300,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, ModelFileError, ResumeError) as error:
         say(f"error: {error}")
         return WRONG
-    except (RuntimeError, OSError, sqlite3.Error) as error:  # among them ClusterError, imported when needed
+    except (
+        RuntimeError,
+        OSError,
+        sqlite3.OperationalError,
+    ) as error:  # among them ClusterError, imported when needed
         say(f"error: {error}", _GOES_ON)
         return FAILED
+    except (sqlite3.Error, json.JSONDecodeError) as error:
+        say(f"error: {damaged(args.out, error)}")
+        return WRONG
     except Stopped as stopped:
         say(f"stopped. {_GOES_ON}")
         return 128 + stopped.number

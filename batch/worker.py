@@ -52,16 +52,16 @@ class Worker:
         self._report = Report(engine.config, engine.sha256[:12], wishes.top_k, wishes.min_confidence)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """`{"chunk", "start", "length"}`, arrays of one -> the outcome, and when it began and ended.
+        """`{"chunk", "start", "length"}`, arrays of one -> the outcome, and how long it took.
 
         Where a chunk has been tried before, what that attempt wrote is replaced.
         """
-        began = time.time()
+        began = time.monotonic()
         chunk, start, length = (int(row[name][0]) for name in ("chunk", "start", "length"))
         paths = manifest.read_paths(self._job.out, start, length)
         outcome = self._score(chunk, paths)
         text = json.dumps(asdict(outcome))
-        return {"chunk": [chunk], "outcome": [text], "began": [began], "ended": [time.time()]}
+        return {"chunk": [chunk], "outcome": [text], "seconds": [time.monotonic() - began]}
 
     def _score(self, chunk: int, paths: Sequence[str]) -> Outcome:
         deadly = _deadly(self._job.out, chunk)

@@ -79,8 +79,9 @@ def build(store: Path, engine_name: str, version: str | None) -> Path:
         smoke_test(built / f"{NAME}.mar", Path(temporary, "unpacked"))
         part = store / f"{NAME}.mar.part"
         shutil.copy(built / f"{NAME}.mar", part)
+        # Recorded first: who is killed in between has an old archive, and `make` builds it again.
+        checksums.record(store / f"{NAME}.mar", checksums.sha256(part))
         os.replace(part, store / f"{NAME}.mar")
-    checksums.record(store / f"{NAME}.mar", checksums.sha256(store / f"{NAME}.mar"))
     return store / f"{NAME}.mar"
 
 

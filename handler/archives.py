@@ -38,18 +38,31 @@ def known_sha256(archive: Path, store: Path, given: str | None = None) -> str | 
 
     On record is what `make archive` or a rollout wrote outside the store, or for an archive that is not
     in the store a file `NAME.sha256` beside it. One in the model store is not looked at: who can change
-    the archive there can change it too.
+    the archive there can change it too. None if nothing is known; `ArchiveError` for an archive of a store
+    that has a record, but of others: whoever can write into the store could add one.
     """
     try:
         if given:
             return given.lower() if checksums.is_digest(given) else checksums.read(Path(given))
         if found := checksums.recorded(archive):
             return found
+        if archive.parent.resolve() == store.resolve():
+            _refuse_unrecorded(archive, store)
+            return None
         beside = archive.with_name(archive.name + ".sha256")
-        is_outside = archive.resolve().parent != store.resolve()
-        return checksums.read(beside, name=archive.name) if is_outside and beside.is_file() else None
+        return checksums.read(beside, name=archive.name) if beside.is_file() else None
     except OSError as error:
-        raise ArchiveError(f"{given} is neither 64 hex digits nor a file: {error}") from error
+        what = f"{given} is neither 64 hex digits nor a file" if given else f"no SHA-256 of {archive}"
+        raise ArchiveError(f"{what}: {error}") from error
+
+
+def _refuse_unrecorded(archive: Path, store: Path) -> None:
+    record = checksums.file_for(archive)
+    if record.exists():
+        raise ArchiveError(
+            f"{archive} has no SHA-256 in {record}: not loaded. If you trust it: "
+            f"(cd {record.parent} && sha256sum {store.resolve().name}/{archive.name} >> {record.name})"
+        )
 
 
 def verify(archive: Path, expected: str | None) -> str:

@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from handler import rollout as steps
 from handler.archives import known_sha256
 from handler.management import ApiDisabled, Management, ManagementError, Version
 from handler.properties import ConfigError, ca_file, locate, read_properties
+from handler.store import StoreLocked, locked, read_pending
 
 _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 
@@ -80,7 +81,8 @@ class Server:
 
 
 def _say(text: str) -> None:
-    out.print(text, markup=False)
+    with suppress(OSError):  # a reader that is gone, a full disk: a rollout must be undone nevertheless
+        print(text, flush=True)
 
 
 @contextmanager
@@ -94,7 +96,15 @@ def _explained(server: Server) -> Iterator[None]:
             f"    enable_model_api=true\nin {locate(server.config, 'enable_model_api')} and start it again "
             "(or: python -m handler.serve --set enable_model_api=true)."
         )
-    except (ManagementError, steps.RolloutError, ServerError, AudioError, ConfigError, OSError) as error:
+    except (
+        ManagementError,
+        steps.RolloutError,
+        StoreLocked,
+        ServerError,
+        AudioError,
+        ConfigError,
+        OSError,
+    ) as error:
         _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
     except ValueError as error:  # an archive that is not to be loaded, an address that is none
         _fail(str(error))
@@ -107,19 +117,20 @@ def _fail(message: str) -> NoReturn:
 
 @contextmanager
 def _target(server: Server, store: Path | None, drain_seconds: float) -> Iterator[steps.Target]:
-    """For the steps of a rollout; SIGTERM undoes it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    management = server.api()
-    try:
-        yield steps.Target(
+    """For the steps of a rollout, the store locked; SIGTERM and a closed terminal undo it as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP is, under `nohup`
+            signal.signal(number, lambda *_: sys.exit(1))
+    with closing(server.api()) as management, locked(server.store(store)):
+        target = steps.Target(
             management=management,
             connect=server.client,
             store=server.store(store),
             say=_say,
             drain_seconds=drain_seconds,
         )
-    finally:
-        management.close()
+        steps.recover(target)
+        yield target
 
 
 Store = Annotated[Path | None, typer.Option(help="the model store, if not as in the configuration")]
@@ -155,6 +166,10 @@ def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
             print(json.dumps([asdict(version) | {"is_ready": version.is_ready} for version in versions]))
         else:
             out.print(_table(server.model, versions))
+            if read_pending(server.store(None)):
+                _say(
+                    "A rollout or scale is under way, or was killed: the next one undoes what is left of it."
+                )
 
 
 def _table(model: str, versions: list[Version]) -> Table:

@@ -2,7 +2,8 @@
 
     verify -> copy into the store -> register -> warm -> compare -> make default -> drain old -> unregister
 
-Whatever fails before the old version is gone undoes all of it: the old one has answered all along.
+Whatever fails before the new version is the default undoes all of it: the old one has answered all along.
+What was killed is undone by the next command.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from audiocnn import checksums
+from audiocnn.checksums import write_atomically
 from audiocnn.client import Answer, Client, Failure
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.protocol import probe_wav
 from handler.archives import MANIFEST, known_sha256, manifest_version, verify
 from handler.management import ApiDisabled, Management, ManagementError, Version
+from handler.store import STAND_IN, Pending, clear_pending, read_pending, remove_copies
 
 RECORD = "rollout.json"  # in the store: which version came before
 _WARM_CONCURRENCY = 8
@@ -63,22 +66,27 @@ def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) ->
     old = management.default()
     if any(float(each.name) == float(version) for each in management.versions()):
         raise RolloutError(
-            f"version {version} is registered already: give the archive another version, or unregister it"
+            f"version {version} is registered already: give the archive another version, or unregister that "
+            f"one: `python -m handler.manage drain {version} --unregister`"
         )
-    stored, is_ours = _place(archive, version, target, checks.sha256)
+    place = _destination(target, archive, version)
+    pending = Pending(version, place.name, old.name, old.archive, is_ours=place != archive)
+    copy, digest = _copy_verified(target, archive, place, checks.sha256)
     try:
-        say(f"registering version {version} ({stored.name}) with the settings of {old.name}")
-        management.register(stored.name, version, old)
+        _install(target, copy, place, pending, digest)
+        say(f"registering version {version} ({place.name}) with the settings of {old.name}")
+        management.register(place.name, version, old)
         _prove(target, version, old, checks)
         _switch(target, version)
     except BaseException as error:  # Ctrl-C as well
         say(f"failed: {error or type(error).__name__}")
-        _undo(target, version, old)
-        if is_ours:
-            stored.unlink(missing_ok=True)
-            checksums.forget(stored)
+        _undo(target, pending)
+        if pending.is_ours:
+            with suppress(OSError):
+                checksums.forget(place)
         raise
-    _remember(target, old)
+    _remember(target, old.name, old.archive)
+    clear_pending(target.store)
     if keep_old:
         say(f"version {old.name} stays registered, for `rollback`")
     else:
@@ -101,7 +109,7 @@ def rollback(target: Target) -> str:
         except BaseException:
             target.management.set_default(old.name)
             raise
-        _remember(target, old)
+        _remember(target, old.name, old.archive)
         retire(target, old.name)
         return str(name)
     if not archive.is_file():
@@ -149,17 +157,19 @@ def _stand_in(target: Target, current: Version, workers: int) -> Iterator[None]:
     management = target.management
     highest = max(float(version.name) for version in management.versions())
     name = f"{highest + 0.001:.6g}"
-    copy = target.store / f"{management.model}-stand-in.mar"
+    source, copy = target.store / current.archive, target.store / f"{management.model}{STAND_IN}"
+    verify(source, known_sha256(source, target.store))
+    pending = Pending(name, copy.name, current.name, current.archive, is_ours=True)
+    pending.save(target.store)
     try:
-        copy_as(target.store / current.archive, copy, name)
+        copy_as(source, copy, name)
         management.register(copy.name, name, current, workers=workers)
         _switch(target, name)
         if not management.wait_idle(current.name, timeout_seconds=target.drain_seconds):
             raise RolloutError(f"version {current.name} did not become idle: nothing was changed")
         yield
     finally:
-        _undo(target, name, current)
-        copy.unlink(missing_ok=True)
+        _undo(target, pending)
 
 
 def copy_as(source: Path, copy: Path, version: str) -> None:
@@ -174,28 +184,61 @@ def copy_as(source: Path, copy: Path, version: str) -> None:
             new.writestr(item, data, compress_type=zipfile.ZIP_STORED)
 
 
-def _place(archive: Path, version: str, target: Target, sha256: str | None) -> tuple[Path, bool]:
-    """The archive in the store, its checksum verified on that very file; whether it was copied there."""
-    inside = archive.resolve().parent == target.store.resolve()
-    place = archive if inside else target.store / f"{target.management.model}-{version}.mar"
-    if not inside and any(each.archive == place.name for each in target.management.versions()):
+def _destination(target: Target, archive: Path, version: str) -> Path:
+    """Where the archive will be in the store: where it is, if it is there already."""
+    if archive.parent.resolve() == target.store.resolve():
+        return archive
+    place = target.store / f"{target.management.model}-{version}.mar"
+    if any(each.archive == place.name for each in target.management.versions()):
         raise RolloutError(f"{place} belongs to a registered version")
-    part = archive if inside else place.with_name(place.name + ".part")
+    return place
+
+
+def _copy_verified(target: Target, archive: Path, place: Path, sha256: str | None) -> tuple[Path, str]:
+    """The archive beside its place, or where it is if that is its place, and its SHA-256, verified there."""
+    if archive == place:
+        return archive, _verify(target, archive, sha256)
+    copy = place.with_name(place.name + ".part")
     try:
-        if not inside:
-            shutil.copy(archive, part)
-        actual = verify(part, sha256)
-        if sha256 is None:
-            target.say(f"not verified: no checksum of {archive.name} is known; its SHA-256 is {actual}")
-        else:
-            target.say("the archive has the expected SHA-256")
-        if not inside:
-            os.replace(part, place)
-            checksums.record(place, actual)  # what `handler.serve` will expect of it from now on
-    finally:
-        if not inside:
-            part.unlink(missing_ok=True)
-    return place, not inside
+        shutil.copy(archive, copy)
+        return copy, _verify(target, copy, sha256)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+
+
+def _verify(target: Target, archive: Path, sha256: str | None) -> str:
+    digest = verify(archive, sha256)
+    if sha256 is None:
+        target.say(f"not verified: no checksum of {archive.name} is known; its SHA-256 is {digest}")
+    else:
+        target.say("the archive has the expected SHA-256")
+    return digest
+
+
+def _install(target: Target, copy: Path, place: Path, pending: Pending, digest: str) -> None:
+    """Put the archive in its place, what is begun and its checksum on record before."""
+    try:
+        pending.save(target.store)
+    except OSError:
+        if pending.is_ours:
+            raise  # else the store is perhaps read-only, and nothing is written
+    _record(target, place, digest, pending.old_archive)
+    if pending.is_ours:
+        os.replace(copy, place)
+
+
+def _record(target: Target, place: Path, digest: str, old_archive: str) -> None:
+    """What `handler.serve` will expect of the archive from now on.
+
+    Once a store has a record, archives without a line are refused: with the first line the served one gets
+    its own.
+    """
+    served = target.store / old_archive
+    if not checksums.file_for(place).exists() and served.is_file():
+        checksums.record(served, checksums.sha256(served))
+    if checksums.recorded(place) != digest:
+        checksums.record(place, digest)
 
 
 def _prove(target: Target, version: str, old: Version, checks: Checks) -> None:
@@ -243,25 +286,51 @@ def _switch(target: Target, version: str) -> None:
         client.predict(probe_wav())
 
 
-def _undo(target: Target, version: str, old: Version) -> None:
-    """The old version is the default, the other one is gone; says what could not be undone."""
-    management = target.management
+def recover(target: Target) -> None:
+    """Finish or undo what a killed command began: a new version stays if it was the default already."""
+    if pending := read_pending(target.store):
+        target.say(f"an earlier command was killed while version {pending.version} was registered")
+        if float(target.management.default().name) == float(pending.version) and not pending.is_stand_in:
+            target.say(f"version {pending.version} is the default and stays")
+            _remember(target, pending.old, pending.old_archive)
+            clear_pending(target.store)
+        else:  # its checksum stays: who can write the store could make us forget any
+            _undo(target, pending)
+    with suppress(OSError):  # a store that cannot be written
+        remove_copies(target.store)
+
+
+def _undo(target: Target, pending: Pending) -> None:
+    """The old version is the default, the other one and its archive are gone; says what remains."""
     try:
-        if not any(float(each.name) == float(version) for each in management.versions()):
-            return
-        if not management.version(old.name).is_default:
-            management.set_default(old.name)
-            management.wait_idle(version, timeout_seconds=target.drain_seconds)
-        management.unregister(version)
-        target.say(f"version {old.name} is the default, {version} is unregistered")
-    except (ManagementError, ServerError) as error:
-        target.say(f"could not be undone, look at `status`: {error}")
+        _restore(target, pending)
+        in_use = {each.archive for each in target.management.versions()}
+        if pending.is_ours and pending.archive not in in_use:
+            (target.store / pending.archive).unlink(missing_ok=True)
+            remove_copies(target.store)
+        clear_pending(target.store)
+    except (ManagementError, ServerError, OSError) as error:
+        target.say(f"could not be undone, the next command tries again: {error}")
 
 
-def _remember(target: Target, old: Version) -> None:
-    record = {"version": old.name, "archive": old.archive}
-    with suppress(OSError):  # a store that cannot be written: no `rollback` without an archive
-        (target.store / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+def _restore(target: Target, pending: Pending) -> None:
+    management = target.management
+    if not any(float(each.name) == float(pending.version) for each in management.versions()):
+        return
+    if not management.version(pending.old).is_default:
+        management.set_default(pending.old)
+        management.wait_idle(pending.version, timeout_seconds=target.drain_seconds)
+    management.unregister(pending.version)
+    target.say(f"version {pending.old} is the default, {pending.version} is unregistered")
+
+
+def _remember(target: Target, version: str, archive: str) -> None:
+    """What `rollback` goes back to."""
+    try:
+        record = {"version": version, "archive": archive}
+        write_atomically(target.store / RECORD, json.dumps(record) + "\n")
+    except OSError as error:  # a store that cannot be written, a full disk
+        target.say(f"`rollback` will not know version {version}: {error}")
 
 
 def _recall(target: Target) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Start TorchServe and keep it: `python -m handler.serve`, with the gateway in front: `--gateway`.
 
 It verifies the archives, prepares the environment, starts TorchServe and waits until a real prediction
-comes back. What dies then is started again (`--no-restart`: ends it all with an error). On Ctrl-C or
+comes back. What dies or hangs then is started again (`--no-restart`: ends it all with an error). On Ctrl-C or
 SIGTERM it waits for what is in hand, then stops everything cleanly.
 (TorchServe's own launcher dies of SIGTERM alone and leaves Java and the workers behind; the signal has
 to go to Java.)
@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,20 +32,24 @@ from handler.printed import ends_of, open_log
 from handler.properties import ConfigError, ca_file, key_file, read_properties
 from handler.supervisor import Child, Supervisor, say
 from handler.torchserve import MALLOC, MODEL, ServeError, TorchServe
+from handler.watchdog import HealthMonitor
 
 _GATEWAY = "127.0.0.1:8000"
 _GATEWAY_STOP_SECONDS = 15.0
+_SILENT_SECONDS = 30.0  # without any answer: its event loop hangs
+_POLL_SECONDS = 10.0
 
 
 class Gateway:
     """`python -m gateway` as our child, in front of our TorchServe; its other settings are its own."""
 
     name = "the gateway"
-    seconds_ill = 0.0  # it is well as long as it lives
 
     def __init__(self, address: str, server: TorchServe, *, log_folder: Path) -> None:
         host, _, port = address.rpartition(":")
         self.url = f"http://{address}"
+        self._address = host, int(port)
+        self._monitor: HealthMonitor | None = None
         self.log_file = log_folder.resolve() / "gateway.log"
         self._server = server
         self._model_config = log_folder.resolve() / "model-config.json"
@@ -97,6 +102,7 @@ class Gateway:
             while time.monotonic() < deadline and self.is_alive() and not stop.is_set():
                 with contextlib.suppress(requests.RequestException):
                     if session.get(f"{self.url}/health", timeout=5).ok:
+                        self._monitor = HealthMonitor(self._answers, timeout_seconds=_POLL_SECONDS)
                         return
                 time.sleep(0.1)
         if not stop.is_set():
@@ -106,14 +112,36 @@ class Gateway:
         """Whether it still runs."""
         return self._process is not None and self._process.poll() is None
 
-    def trouble(self) -> str:
+    @property
+    def unhealthy_seconds(self) -> float:
+        """Seconds since `/health` was last answered, though it lives."""
+        return self._monitor.unhealthy_seconds if self._monitor else 0.0
+
+    def _answers(self) -> bool:
+        """Any reply shows that its event loop runs, also a refusal or a connection that it closes."""
+        with (
+            socket.create_connection(self._address, timeout=_POLL_SECONDS) as connection,
+            contextlib.suppress(ConnectionResetError, BrokenPipeError),
+        ):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            connection.recv(1)
+        return True
+
+    def failure_reason(self) -> str:
         """Why it must be started again, if it must, and the end of its log."""
-        if self.is_alive():
+        if not self.is_alive():
+            reason = "ended by itself"
+        elif self.unhealthy_seconds > _SILENT_SECONDS:
+            reason = f"has not answered for {_SILENT_SECONDS:.0f} s"
+        else:
             return ""
-        return f"the gateway ended by itself, see {self.log_file}\n{ends_of(self.log_file)}"
+        return f"the gateway {reason}, see {self.log_file}\n{ends_of(self.log_file)}"
 
     def stop(self, hurry: threading.Event | None = None) -> None:
         """It answers what it has, at most for a while, or until `hurry`."""
+        if self._monitor:
+            self._monitor.stop()
+            self._monitor = None
         if self._process is None:
             return
         self._process.terminate()
@@ -217,7 +245,7 @@ def main() -> int:
         return run(
             server, gateway, timeout_seconds=args.timeout, grace_seconds=args.grace, restart=args.restart
         )
-    except (ConfigError, ArchiveError, ModelFileError) as error:
+    except (ConfigError, ArchiveError, ModelFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -1,4 +1,4 @@
-"""Keeps processes running: one that ends by itself is started again, after a pause that grows.
+"""Keeps processes running: one that ends or hangs is started again, after a pause that grows.
 
 One that fails again and again is given up: whoever started us sees an exit code, and the end of the log.
 """
@@ -42,12 +42,12 @@ class Child(Protocol):
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
         """Until it answers or `stop` is set; raises `ServeError` if it does not."""
 
-    def trouble(self) -> str:
+    def failure_reason(self) -> str:
         """Why it must be started again, the reason in the first line; empty if all is well."""
 
     @property
-    def seconds_ill(self) -> float:
-        """For so long it has not been well, though it lived."""
+    def unhealthy_seconds(self) -> float:
+        """Seconds since it last answered, though its process lives."""
 
     def stop(self) -> None:
         """End it and all that is left of it."""
@@ -65,10 +65,13 @@ class Failures:
         """It came up."""
         self._ready_since = self._clock()
 
-    def pause(self, seconds_ill: float = 0.0) -> float | None:
-        """It failed, after so long without being well: seconds until the next attempt, None to give up."""
+    def pause(self, unhealthy_seconds: float = 0.0) -> float | None:
+        """It failed: seconds until the next attempt, None to give up.
+
+        Time in which it was unhealthy does not count as stable.
+        """
         now = self._clock()
-        if self._ready_since is not None and now - self._ready_since - seconds_ill >= _STABLE_SECONDS:
+        if self._ready_since is not None and now - self._ready_since - unhealthy_seconds >= _STABLE_SECONDS:
             self.in_a_row = 0
         self._ready_since = None
         self.in_a_row += 1
@@ -98,7 +101,7 @@ class Supervisor:
         """Returns when `stopping` is set; raises `ServeError` when something had to be given up."""
         while not self._stopping.wait(_LOOK_SECONDS):
             for child, failures in self._children:
-                if reason := child.trouble():
+                if reason := child.failure_reason():
                     self._revive(child, failures, reason)
 
     def _bring_up(self, child: Child, failures: Failures) -> None:
@@ -111,7 +114,7 @@ class Supervisor:
         """Until it answers again, or `stopping` is set."""
         began = time.monotonic()
         while not self._stopping.is_set():
-            pause = failures.pause(child.seconds_ill) if self._restart else None
+            pause = failures.pause(child.unhealthy_seconds) if self._restart else None
             if pause is None:
                 tries = f"{child.name} failed {failures.in_a_row} times in a row, given up.\n"
                 raise ServeError((tries if self._restart else "") + reason)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +18,16 @@ from urllib.parse import urlsplit
 import psutil
 
 from audiocnn.client import Client
+from audiocnn.private_folder import PrivateFolder, remove_abandoned
 from handler.archives import known_sha256, verify
 from handler.management import Management, ManagementError
 from handler.printed import ends_of, open_log
 from handler.properties import ConfigError, ca_file, key_file
-from handler.vigil import Vigil
+from handler.store import remove_leftovers
+from handler.watchdog import HealthMonitor
 
 MODEL = "audiocnn"
+_FOLDER = "audiocnn-ts-"
 
 # For TorchServe, its workers and the gateway. Left to itself, glibc raises both thresholds to what sounds of
 # megabytes once took and keeps what is freed: memory wanders. Lower ones cost time: with 256 kB, every
@@ -37,6 +39,7 @@ MALLOC = {
 }
 _SERVED = ("load_models", "models")  # the settings that a rollout says to change
 _WORKLESS_SECONDS = 120.0  # TorchServe itself gives a worker so long to start
+_POLL_SECONDS = 30.0  # the time-out of the management API
 _STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
 
 
@@ -67,8 +70,8 @@ class TorchServe:
         self._starts = 0
         self._log_folder = log_folder.resolve()
         self._launcher: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
-        self._vigil: Vigil | None = None
+        self._folder: PrivateFolder | None = None
+        self._monitor: HealthMonitor | None = None
 
     def start(self) -> None:
         """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand.
@@ -81,9 +84,11 @@ class TorchServe:
             self.properties |= {name: now[name] for name in _SERVED if name in now}
         self._starts += 1
         self.is_ready = False
+        remove_leftovers(Path(self.properties.get("model_store", ".")))
         self._check()
-        self._folder = Path(tempfile.mkdtemp(prefix="audiocnn-"))
-        config = self._folder / "config.properties"
+        remove_abandoned(_FOLDER, _is_used)
+        self._folder = PrivateFolder(_FOLDER)
+        config = self._folder.path / "config.properties"
         config.write_text("".join(f"{k}={v}\n" for k, v in self.properties.items()), encoding="utf-8")
         self._log_folder.mkdir(parents=True, exist_ok=True)
         command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
@@ -136,7 +141,7 @@ class TorchServe:
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         environment["LOG_LOCATION"] = environment["METRICS_LOCATION"] = str(self._log_folder)
         if self._folder:
-            environment["TMPDIR"] = environment["TEMP"] = str(self._folder)
+            environment["TMPDIR"] = environment["TEMP"] = str(self._folder.path)
         return environment
 
     @property
@@ -148,7 +153,7 @@ class TorchServe:
         """Whether the launcher, and with it Java, still runs."""
         return self._launcher is not None and self._launcher.poll() is None
 
-    def trouble(self) -> str:
+    def failure_reason(self) -> str:
         """Why it must be started again, if it must: it ended, or nothing in it can answer any more.
         The first line is the reason, the others are the ends of its logs.
 
@@ -156,15 +161,15 @@ class TorchServe:
         """
         if not self.is_alive():
             return f"TorchServe ended by itself, see {self.log_file}\n{self._ends_of_logs()}"
-        if self.seconds_ill > _WORKLESS_SECONDS:
+        if self.unhealthy_seconds > _WORKLESS_SECONDS:
             seconds = f"{_WORKLESS_SECONDS:.0f} s"
             return f"TorchServe has had no worker for {seconds}, see {self.log_file}\n{self._ends_of_logs()}"
         return ""
 
     @property
-    def seconds_ill(self) -> float:
+    def unhealthy_seconds(self) -> float:
         """For so long it has lived without a worker that can answer."""
-        return self._vigil.seconds_ill if self._vigil else 0.0
+        return self._monitor.unhealthy_seconds if self._monitor else 0.0
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
         """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.
@@ -177,7 +182,7 @@ class TorchServe:
             while time.monotonic() < deadline and self.is_alive() and not (stop and stop.is_set()):
                 if client.ready():
                     self.is_ready = True
-                    self._vigil = Vigil(self._connect)
+                    self._monitor = HealthMonitor(self._has_worker, timeout_seconds=_POLL_SECONDS)
                     return
                 time.sleep(0.2)
         if stop and stop.is_set():
@@ -205,6 +210,11 @@ class TorchServe:
             management.close()
         return not busy
 
+    def _has_worker(self) -> bool:
+        with contextlib.closing(self._connect()) as management:
+            version = management.default()
+        return version.ready_workers > 0 or not version.min_workers
+
     def _connect(self) -> Management:
         keys, certificate = key_file(self.properties), ca_file(self.properties)
         return Management(self.management, MODEL, key_file=keys, ca_file=certificate)
@@ -215,9 +225,9 @@ class TorchServe:
         The launcher leads a session of its own, so its members are found also when it has died before
         them; and Java gets its signal also when it appears only now.
         """
-        if self._vigil:
-            self._vigil.end()
-            self._vigil = None
+        if self._monitor:
+            self._monitor.stop()
+            self._monitor = None
         if self._launcher is not None:
             deadline = time.monotonic() + _STOP_SECONDS
             while (members := _session(self._launcher)) and time.monotonic() < deadline:
@@ -230,8 +240,17 @@ class TorchServe:
             self._launcher.wait()
             self._launcher = None
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether a TorchServe lives in it: one whose `handler.serve` was killed goes on, but has no lock."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                return True
+    return False
 
 
 def _session(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:

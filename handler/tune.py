@@ -30,6 +30,7 @@ from rich.progress import track
 from rich.table import Table
 
 from audiocnn import samples
+from audiocnn.checksums import write_atomically
 from handler.properties import ConfigError, read_properties
 from handler.torchserve import MODEL, ServeError, TorchServe, free_port
 
@@ -161,11 +162,9 @@ def write(setting: Setting, config: Path, handler_config: Path) -> None:
     """Put the setting into the two files, leaving all else in them, comments too, as it is."""
     line = "models=" + json.dumps(entry(read_properties(config), setting))
     text = config.read_text(encoding="utf-8")
-    config.write_text(re.sub(r"(?m)^models=.*$", lambda _: line, text), encoding="utf-8")
+    write_atomically(config, re.sub(r"(?m)^models=.*$", lambda _: line, text))
     text = handler_config.read_text(encoding="utf-8")
-    handler_config.write_text(
-        re.sub(r"(?m)^threads: \d+", f"threads: {setting.threads}", text), encoding="utf-8"
-    )
+    write_atomically(handler_config, re.sub(r"(?m)^threads: \d+", f"threads: {setting.threads}", text))
     print(f"written: {config}, {handler_config}; `make archive` puts the threads into the archive")
 
 

@@ -61,7 +61,7 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 def score(*arguments: object, code: int = 0) -> tuple[str, str]:
     """Run the command to its end; returns what it printed."""
     process = start(*arguments)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
     return out, err
 

@@ -39,10 +39,10 @@ class RunningGateway:
         return f"ws://127.0.0.1:{self.port}/ws/predict"
 
     def post(self, path: str, **options: object) -> httpx.Response:
-        return httpx.post(self.url + path, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]
+        return httpx.post(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
 
     def get(self, path: str, **options: object) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]
+        return httpx.get(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
 
     def is_up(self) -> bool:
         try:
@@ -72,6 +72,6 @@ def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterat
         yield running
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=120)
         printed = log.read_text()
         assert "Traceback" not in printed, printed

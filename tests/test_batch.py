@@ -268,6 +268,47 @@ def test_one_run_at_a_time_and_only_in_its_own_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def _flip(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + bytes(len(data) - 4096))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("manifest.sqlite", _flip),
+        ("manifest.sqlite", lambda path: path.write_bytes(b"no database" * 1000)),
+        ("manifest.sqlite", Path.unlink),
+        ("chunks.jsonl", lambda path: os.truncate(path, 10)),
+    ],
+    ids=["zeros", "no database", "gone", "short list"],
+)
+def test_a_damaged_manifest_is_said_and_begun_anew_with_fresh(
+    tmp_path: Path, name: str, damage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 500)
+    out = tmp_path / "out"
+    with Manifest(out) as manifest:
+        manifest.settle(SETTINGS)
+        manifest.add(inputs.find([str(tmp_path / "in")], Notes()), 4)
+        manifest.record(0, Outcome(files=4))
+    (out / "files").mkdir()
+    (out / "files" / "part-0000000.parquet").write_bytes(b"rows")
+    damage(out / "manifest" / name)
+    arguments = [str(tmp_path / "in"), "--out", str(out), "--model", str(served(STORE))]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "is damaged" in said
+    assert "--fresh" in said
+    assert "the same command goes on" not in said
+    assert (out / "files" / "part-0000000.parquet").read_bytes() == b"rows"
+    aside = set_aside(out)  # what --fresh does first
+    assert aside is not None
+    assert (aside / "files" / "part-0000000.parquet").read_bytes() == b"rows"
+    with Manifest(out) as manifest:
+        assert manifest.count() == 0
+
+
 # --- what is answered ---
 
 

@@ -312,7 +312,7 @@ def test_a_rival_answers_rightly_and_leaves_nothing_behind(
     for each in measured:
         assert each.clips_per_second > 0
         assert all(s.is_right for s in each.samples)
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
 
 
@@ -398,7 +398,6 @@ def test_offline_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_serving_benchmark_for_real(tmp_path: Path) -> None:
     raw = tmp_path / "raw.jsonl"
     mark = {"AUDIOCNN_TEST": str(tmp_path)}  # inherited by all that it starts, Java and the workers too
@@ -412,7 +411,7 @@ def test_the_serving_benchmark_for_real(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in raw.read_text().splitlines()]
     assert len(lines) == sum(row["answers"] for row in found["rows"])
     mine = [p for p in psutil.process_iter() if _has_in_environment(p, str(tmp_path))]
-    _, alive = psutil.wait_procs(mine, timeout=5)
+    _, alive = psutil.wait_procs(mine, timeout=60)
     assert not alive
 
 

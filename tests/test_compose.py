@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from tests.conftest import ROOT
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+IMAGE = re.compile(r"[a-z/-]+:v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?")  # an exact version
 
 
 def test_compose_is_valid() -> None:
@@ -32,8 +34,8 @@ def test_every_container_is_confined(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service
     assert service["mem_limit"]
-    assert ":" in service["image"]
-    assert not service["image"].endswith(":latest")
+    assert IMAGE.fullmatch(service["image"])
+    assert "build" in service or "@sha256:" in service["image"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -51,6 +53,14 @@ def test_others_reach_nothing_and_this_machine_only_the_gateway_and_grafana() ->
     inside_only = {name for name, service in SERVICES.items() if service["networks"] == ["inside"]}
     assert inside_only == {"server", "prometheus"}
     assert COMPOSE["networks"]["inside"]["internal"] is True
+
+
+def test_nobody_can_log_in_to_grafana() -> None:
+    """Its API accepts the initial admin's well-known password also where the login form is hidden."""
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_everything_mounted_exists() -> None:

@@ -72,7 +72,7 @@ def test_the_servers_command_offers_predictions_and_metrics_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_the_images_are_built_and_serve(tmp_path: Path) -> None:
     if missing := image_test.missing_tools():
         message = "needs " + ", ".join(missing)

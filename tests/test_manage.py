@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from audiocnn import checksums, samples
 from audiocnn.client import Client
 from audiocnn.errors import ModelFileError
 from handler.archives import ArchiveError, known_sha256
+from handler.store import Pending
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
 from tests.test_client_torchserve import torchserve_with_tokens
 
@@ -33,7 +35,8 @@ CONCURRENCY = 12
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
+    folder = tmp_path_factory.mktemp("served") / "store"  # the record of checksums is beside it
+    folder.mkdir()
     shutil.copy(STORE / "audiocnn.mar", folder)
     return folder
 
@@ -55,7 +58,7 @@ def manage(server: Server, *arguments: object, code: int = 0) -> str:
     command = [sys.executable, "-m", "handler.manage"]
     command += ["--inference", server.inference, "--management", server.management]
     run = subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     printed = run.stdout + run.stderr
     assert run.returncode == code, printed
@@ -79,12 +82,12 @@ def repack(
 
 
 def versions(server: Server) -> list[str]:
-    reply = requests.get(f"{server.management}/models/audiocnn/all", timeout=10)
+    reply = requests.get(f"{server.management}/models/audiocnn/all", timeout=120)
     return sorted(version["modelVersion"] for version in reply.json())
 
 
 def default(server: Server) -> str:
-    (version,) = requests.get(f"{server.management}/models/audiocnn", timeout=10).json()
+    (version,) = requests.get(f"{server.management}/models/audiocnn", timeout=120).json()
     return str(version["modelVersion"])
 
 
@@ -98,7 +101,7 @@ def load(server: Server) -> Iterator[Counter[str]]:
         with requests.Session() as session:
             while not stop.is_set():
                 try:
-                    reply = session.post(server.predictions, data=RAIN, timeout=60)
+                    reply = session.post(server.predictions, data=RAIN, timeout=120)
                     top = reply.json()["predictions"][0]["class"] if reply.ok else reply.text
                     seen[f"{reply.status_code} {top}"] += 1
                 except requests.RequestException as error:
@@ -152,7 +155,7 @@ def test_ready_is_quick_to_start() -> None:
 
 def test_a_model_without_workers_is_not_ready(open_server: Server) -> None:
     url = f"{open_server.management}/models/audiocnn"
-    requests.put(url, params={"min_worker": 0, "max_worker": 0, "synchronous": "true"}, timeout=60)
+    requests.put(url, params={"min_worker": 0, "max_worker": 0, "synchronous": "true"}, timeout=120)
     manage(open_server, "ready", code=1)
     assert "NOT READY" in manage(open_server, "status")
     assert "2 workers ready" in manage(open_server, "scale", 2)
@@ -173,7 +176,7 @@ def test_a_store_that_is_not_the_servers_is_explained(open_server: Server, tmp_p
     (tmp_path / "elsewhere").mkdir()
     printed = manage(open_server, "rollout", archive, "--store", tmp_path / "elsewhere", code=1)
     assert "is this the server's model store?" in printed
-    assert not list((tmp_path / "elsewhere").iterdir())
+    assert os.listdir(tmp_path / "elsewhere") == ["rollout.lock"]
 
 
 def test_a_wrong_address_is_explained(server: Server) -> None:
@@ -347,9 +350,96 @@ def test_a_rollout_that_is_interrupted_is_undone(open_server: Server, store: Pat
             if line.startswith("warming"):
                 break
         process.terminate()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=600) == 1  # what is in hand may take the client's deadline of 60 s
     assert (versions(open_server), default(open_server)) == (["1.0"], "1.0")
     assert not (store / "audiocnn-5.0.mar").exists()
+
+
+def start_until(server: Server, word: str, *arguments: object) -> subprocess.Popen[str]:
+    """The command, from when it printed a line with this word."""
+    command = [sys.executable, "-m", "handler.manage", "--management", server.management]
+    command += ["--inference", server.inference, *map(str, arguments)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert any(word in line for line in process.stdout)
+    return process
+
+
+def kill_at(server: Server, word: str, *arguments: object) -> None:
+    with start_until(server, word, *arguments) as process:
+        process.kill()
+
+
+def answers(server: Server) -> bool:
+    return (
+        requests.post(server.predictions, data=RAIN, timeout=120).json()["predictions"][0]["class"] == "rain"
+    )
+
+
+def test_a_second_rollout_at_once_is_refused(open_server: Server, store: Path, tmp_path: Path) -> None:
+    first, second = repack(tmp_path / "a.mar", "7.0"), repack(tmp_path / "b.mar", "8.0")
+    with start_until(open_server, "warming", "rollout", first, "--store", store) as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            for command in (["rollout", second], ["rollback"], ["scale", 1]):
+                printed = manage(open_server, *command, "--store", store, code=1)
+                assert "another rollout, rollback or scale changes" in printed
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+    assert versions(open_server) == ["1.0"]  # undone, though nobody reads what it prints any more
+    assert {path.name for path in store.iterdir()} <= {"audiocnn.mar", "rollout.json", "rollout.lock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["no checksum", "registering", "warming", "is the default", "draining"])
+def test_a_rollout_that_is_killed_blocks_nothing(
+    step: str, open_server: Server, store: Path, tmp_path: Path
+) -> None:
+    archive = repack(tmp_path / "new.mar", "9.0")
+    kill_at(open_server, step, "rollout", archive, "--store", store)
+    assert answers(open_server)
+    is_switched = step in ("is the default", "draining")
+    assert default(open_server) == ("9.0" if is_switched else "1.0")
+    if is_switched:
+        assert "version 1.0 serves" in manage(open_server, "rollback", "--store", store)
+    else:
+        assert "version 9.0 serves" in manage(open_server, "rollout", archive, "--store", store)
+        assert "version 1.0 serves" in manage(open_server, "rollback", "--store", store)
+    assert (versions(open_server), answers(open_server)) == (["1.0"], True)
+    assert not [path for path in store.iterdir() if path.suffix == ".part" or "pending" in path.name]
+
+
+@pytest.mark.parametrize("name", ["audiocnn.mar", "../other"])
+def test_a_note_in_the_store_forgets_no_checksum_and_deletes_nothing_elsewhere(
+    name: str, open_server: Server, store: Path
+) -> None:
+    """Who can write the store could forge what a killed command leaves."""
+    archive, other, digest = (
+        store / "audiocnn.mar",
+        store.parent / "other",
+        checksums.sha256(STORE / "audiocnn.mar"),
+    )
+    checksums.record(archive, digest)
+    other.touch()
+    Pending("2.0", name, "1.0", "audiocnn.mar", is_ours=True).save(store)
+    assert "was killed" in manage(open_server, "scale", 2, "--store", store)
+    assert other.exists()
+    assert checksums.recorded(archive) == digest
+    assert archive.exists()
+
+
+@pytest.mark.slow
+def test_a_scale_that_is_killed_is_undone_by_the_next(open_server: Server, store: Path) -> None:
+    kill_at(open_server, "is the default", "scale", 1, "--store", store)
+    assert answers(open_server)
+    assert (store / "audiocnn-stand-in.mar").exists()
+    printed = manage(open_server, "scale", 2, "--store", store)
+    assert "was killed" in printed
+    assert "version 1.0 has 2 workers ready" in printed
+    assert versions(open_server) == ["1.0"]
+    assert not (store / "audiocnn-stand-in.mar").exists()
 
 
 def test_tokens_come_from_the_key_file(tmp_path: Path) -> None:

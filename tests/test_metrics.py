@@ -296,7 +296,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     ):
         both = Observed(server, gateway)
         make_traffic(gateway)
-        broken = requests.post(server.predictions, data=BROKEN, headers=FORM, timeout=30)
+        broken = requests.post(server.predictions, data=BROKEN, headers=FORM, timeout=120)
         assert broken.status_code == 500
         assert wait_until(lambda: both.torchserve()[ours("errors_total", code="unsupported_format")] == 2, 10)
         yield both
@@ -396,7 +396,7 @@ def test_metrics_at_an_address_of_their_own(observed: Observed, tmp_path: Path) 
             env=os.environ | taken,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
     assert run.returncode == 1
     assert f"error: METRICS_PORT {first.port}" in run.stderr
@@ -416,7 +416,7 @@ def test_production_exports_metrics_over_tls_if_told_to_and_logs_text(
     }
     logs = tmp_path / "logs"
     with running_server(logs, settings, folder=tmp_path) as server:
-        reply = requests.get(f"{server.metrics}/metrics", verify=str(tmp_path / "server.crt"), timeout=30)
+        reply = requests.get(f"{server.metrics}/metrics", verify=str(tmp_path / "server.crt"), timeout=120)
         assert reply.status_code == 200
         assert "worker_starts_total" in reply.text
         assert wait_until(lambda: "INFO audio_handler batch request_ids=" in text(logs / "model_log.log"), 10)
@@ -458,7 +458,7 @@ def test_a_trace_is_found_in_both_logs(observed: Observed) -> None:
 def test_a_field_named_like_a_header_hurts_nobody(observed: Observed) -> None:
     for name in ("traceparent", "X-Request-Id"):
         files = {"data": ("rain.wav", RAIN), name: (None, PARENT)}
-        reply = requests.post(observed.server.predictions, files=files, timeout=30)
+        reply = requests.post(observed.server.predictions, files=files, timeout=120)
         assert reply.json()["error"]["code"] == "bad_option"
 
 
@@ -471,7 +471,7 @@ def test_a_stream_leaves_one_line(observed: Observed) -> None:
 
 def test_every_line_is_json_and_none_has_audio(observed: Observed) -> None:
     observed.gateway.get('/"quoted"\\%0a')
-    requests.get(f'{observed.server.inference}/"quoted"\\', timeout=10)
+    requests.get(f'{observed.server.inference}/"quoted"\\', timeout=120)
     time.sleep(0.5)
     logs = observed.logs()
     assert {"gateway.log", "access_log.log", "model_log.log", "ts_log.log"} <= set(logs)
@@ -489,7 +489,7 @@ def test_what_nothing_rolls_over_stays_small(observed: Observed) -> None:
     """Every broken form is an error with a stack trace in TorchServe's log."""
     with requests.Session() as session:
         for _ in range(300):
-            session.post(observed.server.predictions, data=BROKEN, headers=FORM, timeout=30)
+            session.post(observed.server.predictions, data=BROKEN, headers=FORM, timeout=120)
 
     def errors(name: str) -> int:
         return (observed.server.logs / name).read_text().count("ErrorDataDecoderException: Bad")
@@ -564,7 +564,7 @@ def running_prometheus(observed: Observed, folder: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=120)
 
 
 def is_ready(url: str) -> bool:
@@ -587,7 +587,6 @@ def rules_of(url: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_prometheus_accepts_the_rules_and_answers_every_expression(
     observed: Observed, tmp_path: Path
 ) -> None:
@@ -595,7 +594,7 @@ def test_prometheus_accepts_the_rules_and_answers_every_expression(
         assert not os.environ.get("CI"), "CI must have Prometheus"
         pytest.skip("no Prometheus here: apt-get install prometheus")
     for what, file in (("rules", "grafana/alerts.yaml"), ("config", "prometheus.yml")):
-        subprocess.run(["promtool", "check", what, str(ROOT / "deploy" / file)], check=True, timeout=60)
+        subprocess.run(["promtool", "check", what, str(ROOT / "deploy" / file)], check=True, timeout=600)
     with running_prometheus(observed, tmp_path) as url:
         deadline = time.monotonic() + 240
         empty = {where for where, _ in expressions()}

@@ -45,7 +45,7 @@ FAKE_MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-medi
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 ANSWERED = "#headline .card:is(.known, .unknown, .silent, .error)"
-WAIT_MS = 20_000
+WAIT_MS = 120_000
 
 
 def page_app(settings: Settings, samples_folder: Path) -> FastAPI:

@@ -51,7 +51,7 @@ def test_the_oldest_make_room(small: RunningGateway, tmp_path: Path) -> None:
         assert sum(file.stat().st_size for file in tmp_path.rglob("*.wav")) <= 2.5 * MIB
     assert stored(tmp_path) == {"4.wav", "5.wav"}
     small.process.terminate()
-    small.process.wait(timeout=30)
+    small.process.wait(timeout=120)
     assert not list(tmp_path.glob("audiocnn-ui-*"))
 
 

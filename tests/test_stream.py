@@ -343,7 +343,7 @@ def test_a_stop_closes_the_streams(server: Server, tmp_path: Path) -> None:
 
     with running_gateway(tmp_path, server.inference) as gateway:
         assert asyncio.run(scene(gateway)) in (1001, 1012)
-        assert gateway.process.wait(timeout=20) == 0
+        assert gateway.process.wait(timeout=120) == 0
 
 
 def listen(*words: str) -> subprocess.CompletedProcess[str]:
@@ -353,7 +353,7 @@ def listen(*words: str) -> subprocess.CompletedProcess[str]:
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 

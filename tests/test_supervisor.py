@@ -36,7 +36,7 @@ class Program:
     """A child as the supervisor wants it: a command that is ready when it has written a file."""
 
     name = "the program"
-    seconds_ill = 0.0
+    unhealthy_seconds = 0.0
 
     def __init__(self, folder: Path, code: str) -> None:
         self.log_file = folder / "program.log"
@@ -59,7 +59,7 @@ class Program:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def trouble(self) -> str:
+    def failure_reason(self) -> str:
         return "" if self.is_alive() else "the program ended by itself"
 
     def stop(self) -> None:
@@ -105,7 +105,7 @@ def test_time_in_which_it_was_ill_is_no_peace() -> None:
     for _ in range(6):
         failures.ready()
         now += 125.0
-        pauses.append(failures.pause(seconds_ill=120.5))
+        pauses.append(failures.pause(unhealthy_seconds=120.5))
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, None]
 
 
@@ -117,8 +117,10 @@ def test_what_is_ill_again_and_again_is_given_up(
     child = Program(tmp_path, LASTS)
     kept = supervisor(child, stopping)
     kept.start()
-    monkeypatch.setattr(child, "seconds_ill", 1000.0)
-    monkeypatch.setattr(child, "trouble", lambda: stopping.set() if len(child.pids) > 8 else "no worker")
+    monkeypatch.setattr(child, "unhealthy_seconds", 1000.0)
+    monkeypatch.setattr(
+        child, "failure_reason", lambda: stopping.set() if len(child.pids) > 8 else "no worker"
+    )
     try:
         with pytest.raises(ServeError, match="failed 6 times in a row, given up"):
             kept.watch()
@@ -215,7 +217,7 @@ def test_what_cannot_be_printed_does_not_change_the_exit_code(tmp_path: Path) ->
     with process:
         assert wait_until(lambda: (tmp_path / "torchserve.log").exists() or process.poll() is not None, 30)
         process.terminate()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
@@ -246,10 +248,64 @@ def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
         gateway.stop()
         archive.write_bytes(b"no archive")
         gateway.start()
-        gateway.wait_ready(60, threading.Event())
+        gateway.wait_ready(600, threading.Event())
     finally:
         gateway.stop()
     assert told.read_bytes() == after
+
+
+_HANGS_ON_SIGUSR1 = """
+import signal, time
+
+def hang(*_):
+    while True:
+        time.sleep(0.1)
+
+signal.signal(signal.SIGUSR1, hang)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGUSR1])
+def test_a_gateway_that_hangs_is_started_again(
+    tmp_path: Path,
+    stopping: threading.Event,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stopped, or its event loop never returns: it lives, does not answer, and SIGTERM has no effect."""
+    (tmp_path / "sitecustomize.py").write_text(_HANGS_ON_SIGUSR1)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (port,) = free_ports(1)
+    server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
+    gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path)
+    kept = Supervisor([gateway], stopping, timeout_seconds=600, restart=True)
+    watching = threading.Thread(target=kept.watch)
+    try:
+        kept.start()
+        watching.start()
+        assert gateway._process is not None
+        hung = psutil.Process(gateway._process.pid)
+        os.kill(hung.pid, number)
+        with pytest.raises(requests.Timeout):
+            requests.get(f"{gateway.url}/health", timeout=2)
+        printed = ""
+
+        def is_back() -> bool:
+            nonlocal printed
+            printed += capsys.readouterr().out
+            return "the gateway answers again" in printed
+
+        assert wait_until(is_back, 120)
+        assert "the gateway has not answered for 30 s" in printed
+        assert are_gone([hung])
+        assert requests.get(f"{gateway.url}/health", timeout=120).ok
+    finally:
+        stopping.set()
+        if watching.is_alive():
+            watching.join(600)
+        gateway.stop()
 
 
 def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
@@ -263,8 +319,8 @@ def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
         gateway = Gateway(f"127.0.0.1:{free_ports(1)[0]}", server, log_folder=tmp_path)
         gateway.start()
         assert wait_until(lambda gateway=gateway: not gateway.is_alive(), 60)
-        assert gateway.trouble().startswith(f"the gateway ended by itself, see {gateway.log_file}\n")
-        assert "error: API_KEYS" in gateway.trouble()
+        assert gateway.failure_reason().startswith(f"the gateway ended by itself, see {gateway.log_file}\n")
+        assert "error: API_KEYS" in gateway.failure_reason()
     for name in ("gateway.log", "gateway.log.1"):
         assert (tmp_path / name).read_text().count("error: API_KEYS") == 1
 
@@ -288,7 +344,7 @@ class InHand:
     def __init__(self, port: int) -> None:
         form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         self._body = form + RAIN + b"\r\n--b--\r\n"
-        self._connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._connection = socket.create_connection(("127.0.0.1", port), timeout=120)
         head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(self._body)}\r\n"
         head += "Content-Type: multipart/form-data; boundary=b\r\nExpect: 100-continue\r\n\r\n"
         self._connection.sendall(head.encode())
@@ -329,7 +385,7 @@ def test_what_the_gateway_has_in_hand_is_answered_when_the_terminal_stops_us(
         for _ in range(2 if number == signal.SIGHUP else 1):
             os.killpg(server.process.pid, number)
         assert request.finish().startswith(b"HTTP/1.1 200 ")
-        assert server.process.wait(timeout=60) == 0
+        assert server.process.wait(timeout=120) == 0
 
 
 def test_a_second_signal_waits_for_nothing_in_the_gateway(tmp_path: Path) -> None:
@@ -338,7 +394,7 @@ def test_a_second_signal_waits_for_nothing_in_the_gateway(tmp_path: Path) -> Non
     gateway, hurry = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path), threading.Event()
     gateway.start()
     try:
-        gateway.wait_ready(60, threading.Event())
+        gateway.wait_ready(600, threading.Event())
         hurry.set()
         with closing(InHand(port)):
             gateway.stop(hurry)
@@ -362,7 +418,7 @@ def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
             assert any(line.startswith("ready") for line in process.stdout)  # else all lines, to "stopped"
         finally:
             process.terminate()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_of_a_long_log_the_end_is_shown(tmp_path: Path) -> None:
@@ -423,7 +479,7 @@ def test_java_is_killed_and_comes_back_and_its_workers_do_not_stay(tmp_path: Pat
             log.count("non-default JVM parameters") == 2
         )  # the second start did not erase the first one's log
         server.process.terminate()
-        assert server.process.wait(timeout=30) == 0
+        assert server.process.wait(timeout=120) == 0
 
 
 @pytest.mark.slow
@@ -434,7 +490,7 @@ def test_a_signal_while_java_starts_again_stops_everything(tmp_path: Path) -> No
         assert wait_until(lambda: any(p.name() == "java" for p in session_of(server)), 20)
         processes = session_of(server)
         server.process.terminate()
-        assert server.process.wait(timeout=30) == 0
+        assert server.process.wait(timeout=120) == 0
         assert are_gone(processes)
 
 
@@ -449,7 +505,7 @@ def test_the_gateway_is_killed_and_comes_back(tmp_path: Path) -> None:
         java = java_of(server)
         gateway.kill()
         assert "the gateway" in read_until(server, "answers again")
-        assert requests.post(url, files={"file": RAIN}, timeout=30).status_code == 200
+        assert requests.post(url, files={"file": RAIN}, timeout=120).status_code == 200
         assert java.is_running()
 
 
@@ -476,7 +532,7 @@ def test_what_a_rollout_said_to_change_is_served_after_a_crash(tmp_path: Path) -
 
 
 def served_version(server: Server) -> str:
-    (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=10).json()
+    (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=120).json()
     return str(model["modelVersion"])
 
 
@@ -490,7 +546,7 @@ def test_a_server_that_can_have_no_worker_any_more_is_started_again(
     """Whoever cleans up /tmp takes the unpacked model away; Java goes on and says that it is well."""
     monkeypatch.chdir(ROOT)
     server = TorchServe(server_settings(minWorkers=1), log_folder=tmp_path)
-    kept = Supervisor([server], stopping, timeout_seconds=120, restart=True)
+    kept = Supervisor([server], stopping, timeout_seconds=600, restart=True)
     watching = threading.Thread(target=kept.watch)
     try:
         kept.start()
@@ -499,7 +555,7 @@ def test_a_server_that_can_have_no_worker_any_more_is_started_again(
         assert folder is not None
         assert launcher is not None
         watching.start()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder.path)
         for process in psutil.Process(launcher.pid).children(recursive=True):
             if any("model_service_worker" in word for word in process.cmdline()):
                 process.kill()
@@ -532,7 +588,7 @@ def test_java_without_memory_ends_and_comes_back(tmp_path: Path) -> None:
 
         def ask(_: int) -> None:
             with suppress(requests.RequestException):
-                requests.post(server.predictions, data=big, timeout=60)
+                requests.post(server.predictions, data=big, timeout=120)
 
         with ThreadPoolExecutor(12) as pool:
             list(pool.map(ask, range(12)))
@@ -558,5 +614,5 @@ def test_torchserve_that_cannot_come_back_is_given_up(tmp_path: Path) -> None:
         error = read_until(server, "error:")
         assert "failed 6 times in a row, given up" in error
         assert "build it with" in read_until(server, "is missing")
-        assert server.process.wait(timeout=30) == 1
+        assert server.process.wait(timeout=120) == 1
         assert are_gone(processes)

@@ -60,7 +60,6 @@ def train(data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.timeout(200)
 def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path: Path) -> None:
     straight = train(tones, tmp_path / "straight", *RECIPE)
     assert straight.returncode == 0, straight.stderr
@@ -363,5 +362,5 @@ def test_a_users_own_csv_trains_exports_and_serves(tones: Path, tmp_path: Path) 
     settings = server_settings(minWorkers=1) | {"model_store": str(store)}
     with running_server(tmp_path / "logs", settings) as server:
         for name, hz in (("low", 200.0), ("middle", 1500.0), ("high", 6000.0)):
-            reply = requests.post(server.predictions, data=sound_file(tone(1.0, hz=hz)), timeout=30)
+            reply = requests.post(server.predictions, data=sound_file(tone(1.0, hz=hz)), timeout=120)
             assert reply.json()["predictions"][0]["class"] == name

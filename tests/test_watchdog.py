@@ -1,4 +1,4 @@
-"""When TorchServe counts as ill: only what was asked and answered badly says so."""
+"""When a server counts as unhealthy: only polls that failed count."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from handler.management import Management, ManagementError
-from handler.vigil import Vigil
+from handler.watchdog import HealthMonitor
 from tests.conftest import wait_until
 
 
@@ -72,56 +72,58 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.vigil._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("handler.watchdog._PERIOD_SECONDS", 0.01)
 
 
 @contextmanager
-def vigil_of(api: Api) -> Iterator[Vigil]:
-    vigil = Vigil(api.connect)
-    try:
-        yield vigil
-    finally:
-        vigil.end()
+def monitor_of(api: Api, timeout_seconds: float = 1.0) -> Iterator[HealthMonitor]:
+    with closing(api.connect()) as management:
+        monitor = HealthMonitor(
+            lambda: management.default().ready_workers > 0, timeout_seconds=timeout_seconds
+        )
+        try:
+            yield monitor
+        finally:
+            monitor.stop()
 
 
 def test_time_in_which_nobody_looked_proves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it is after Ctrl-Z and `fg`, or `docker pause`."""
-    monkeypatch.setattr("handler.vigil._LOOK_SECONDS", 60.0)
-    with vigil_of(api) as vigil:
+    monkeypatch.setattr("handler.watchdog._PERIOD_SECONDS", 60.0)
+    with monitor_of(api) as monitor:
         time.sleep(0.3)
-        assert vigil.seconds_ill == 0.0
+        assert monitor.unhealthy_seconds == 0.0
 
 
 def test_one_bad_look_proves_little(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.vigil._MOST_SECONDS", 0.1)
     api.status, api.seconds = "UNLOADING", 0.5
-    with vigil_of(api) as vigil:
-        assert wait_until(lambda: vigil.seconds_ill > 0.0, 20)
-        assert vigil.seconds_ill <= 0.1 * api.looks + 0.001
+    with monitor_of(api, timeout_seconds=0.09) as monitor:
+        assert wait_until(lambda: monitor.unhealthy_seconds > 0.0, 20)
+        assert monitor.unhealthy_seconds <= 0.1 * api.looks + 0.001
 
 
 def test_a_good_look_ends_it(api: Api) -> None:
     api.status = "UNLOADING"
-    with vigil_of(api) as vigil:
-        assert wait_until(lambda: vigil.seconds_ill > 0.0, 20)
+    with monitor_of(api) as monitor:
+        assert wait_until(lambda: monitor.unhealthy_seconds > 0.0, 20)
         api.status = "READY"
-        assert wait_until(lambda: vigil.seconds_ill == 0.0, 20)
+        assert wait_until(lambda: monitor.unhealthy_seconds == 0.0, 20)
 
 
-def test_a_rollout_that_switches_while_it_asks_does_not_end_the_vigil(api: Api) -> None:
+def test_a_rollout_that_switches_while_it_asks_does_not_end_the_monitor(api: Api) -> None:
     """The old version is the default in one reply, and gone in the next."""
     api.registered = "2.0"
     with pytest.raises(ManagementError, match="changed at this moment"):
         api.connect().default()
-    with vigil_of(api) as vigil:
+    with monitor_of(api) as monitor:
         seen = api.looks
         assert wait_until(lambda: api.looks > seen + 1, 20)  # it asked again
         api.default = "2.0"
-        assert wait_until(lambda: vigil.seconds_ill == 0.0, 20)
+        assert wait_until(lambda: monitor.unhealthy_seconds == 0.0, 20)
 
 
-def test_a_reply_that_makes_no_sense_does_not_end_the_vigil(api: Api) -> None:
+def test_a_reply_that_makes_no_sense_does_not_end_the_monitor(api: Api) -> None:
     api.default = "none"
-    with vigil_of(api) as vigil:
+    with monitor_of(api) as monitor:
         seen = api.looks
-        assert wait_until(lambda: api.looks > seen + 1 and vigil.seconds_ill > 0.0, 20)
+        assert wait_until(lambda: api.looks > seen + 1 and monitor.unhealthy_seconds > 0.0, 20)
