@@ -46,8 +46,7 @@ class Stage:
             f"{n}_address": f"http://127.0.0.1:{new_port()}" for n in ("inference", "management", "metrics")
         }
         own |= {f"grpc_{name}_port": str(new_port()) for name in ("inference", "management")}
-        own |= {"model_store": str(self.store), "allowed_urls": f"file://{self.store}/.*"}
-        own |= {"enable_model_api": "true"}
+        own |= {"model_store": str(self.store), "enable_model_api": "true"}
         self.settings = read_properties(config) | own | dict(settings or {})
         self.inference, self.management = own["inference_address"], own["management_address"]
         self.gateway = f"http://127.0.0.1:{new_port()}" if gateway else ""

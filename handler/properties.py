@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def ca_file(properties: Mapping[str, str]) -> Path | None:
     """The certificate that this server shows; None if it speaks plain HTTP."""
     is_tls = properties.get("inference_address", "").startswith("https:")
     return Path(properties["certificate_file"]) if is_tls and "certificate_file" in properties else None
+
+
+def response_timeout_seconds(properties: Mapping[str, str]) -> float | None:
+    """The shortest `responseTimeout` of the configured models; None if none is configured."""
+    try:
+        models = json.loads(properties.get("models", "{}"))
+        versions = [version for model in models.values() for version in model.values()]
+        return min(
+            (float(each["responseTimeout"]) for each in versions if "responseTimeout" in each), default=None
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"the setting models is not the JSON that TorchServe reads: {error}") from error
 
 
 def locate(path: Path, key: str) -> str:

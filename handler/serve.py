@@ -193,6 +193,11 @@ def _announce(server: TorchServe, gateway: Gateway | None, stopping: threading.E
     for archive in server.archives():
         if known_sha256(archive, archive.parent) is None:
             say(f"note: no checksum of {archive} is on record, it was not verified")
+    if server.is_open_to_code:
+        say(
+            "note: enable_model_api is on and no token is asked for: every local process and every web page "
+            "can register an archive, which is code; see docs/security.md"
+        )
     if gateway and not stopping.is_set():
         say(f"gateway: {gateway.url}, log in {gateway.log_file}")
     if not stopping.is_set():

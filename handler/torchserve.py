@@ -22,7 +22,7 @@ from audiocnn.private_folder import PrivateFolder, remove_abandoned
 from handler.archives import known_sha256, verify
 from handler.management import Management, ManagementError
 from handler.printed import ends_of, open_log
-from handler.properties import ConfigError, ca_file, key_file
+from handler.properties import ConfigError, ca_file, key_file, response_timeout_seconds
 from handler.store import remove_leftovers
 from handler.watchdog import HealthMonitor
 
@@ -113,6 +113,12 @@ class TorchServe:
                     f"this server other ports with --set {name}=..."
                 )
 
+    @property
+    def is_open_to_code(self) -> bool:
+        """Whether who reaches the management port may register archives without a token."""
+        has_api = self.properties.get("enable_model_api") == "true"
+        return has_api and key_file(self.properties) is None
+
     def archives(self) -> list[Path]:
         """The files that TorchServe will load."""
         store = Path(self.properties.get("model_store", "."))
@@ -140,6 +146,8 @@ class TorchServe:
             environment.pop("JAVA_HOME", None)
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         environment["LOG_LOCATION"] = environment["METRICS_LOCATION"] = str(self._log_folder)
+        if timeout := response_timeout_seconds(self.properties):
+            environment.setdefault("AUDIOCNN_BATCH_SECONDS", f"{timeout / 3:g}")
         if self._folder:
             environment["TMPDIR"] = environment["TEMP"] = str(self._folder.path)
         return environment

@@ -47,7 +47,6 @@ def open_server(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterat
     settings = server_settings() | {
         "enable_model_api": "true",
         "model_store": str(store),
-        "allowed_urls": f"file://{store}/.*",
     }
     with running_server(tmp_path_factory.mktemp("open"), settings) as running:
         yield running

@@ -518,7 +518,6 @@ def test_what_a_rollout_said_to_change_is_served_after_a_crash(tmp_path: Path) -
     copy_as(STORE / "audiocnn.mar", store / "audiocnn-2.0.mar", "2.0")
     settings = server_settings(minWorkers=1) | {
         "model_store": str(store),
-        "allowed_urls": f"file://{store}/.*",
     }
     models, archive = settings.pop("models"), settings.pop("load_models")
     config.write_text(f"models={models}\nload_models={archive}\n")
@@ -604,7 +603,6 @@ def test_torchserve_that_cannot_come_back_is_given_up(tmp_path: Path) -> None:
     shutil.copy(STORE / "audiocnn.mar", store)
     settings = server_settings(minWorkers=1) | {
         "model_store": str(store),
-        "allowed_urls": f"file://{store}/.*",
     }
     with running_server(tmp_path / "logs", settings) as server:
         processes = session_of(server)
