@@ -41,8 +41,16 @@ _WORDS: dict[str, tuple[str, str]] = {
         "This address may not ask",
         "The operator can allow it: ALLOWED_ORIGINS must have the address in your address bar.",
     ),
+    "misdirected_request": (
+        "This name is not known here",
+        "The operator can allow it: ALLOWED_HOSTS must have the name in your address bar.",
+    ),
     "rate_limited": ("That was fast", "You have asked as often as you may. Wait a little, then go on."),
     "busy": ("Many people are asking", "All places are taken. Try it again in a moment."),
+    "storage_full": (
+        "The server's disk is full",
+        "Try it again in a minute. If it stays so, tell the operator of this server.",
+    ),
     "not_ready": ("The model is still waking up", "Try it again in a few seconds."),
     "server_unreachable": ("The model does not answer", "It may be starting. Try it again in a few seconds."),
     "server_failed": ("The model stumbled", "It starts again by itself. Try once more in a moment."),
