@@ -24,7 +24,7 @@ from gateway.settings import Settings
 
 MAX_FRAME_BYTES = 1 << 20
 MAX_HEAD_BYTES = 1 << 16  # request line and headers; one read, 256 KiB at most, may come on top
-_MAX_FIRST_FRAME_BYTES = 1 << 12  # of a stream that has shown no key yet
+_MAX_FIRST_FRAME_BYTES = 1 << 14  # of a stream that has shown no key yet
 _MAX_PONG_BYTES = 1 << 16  # that a stream leaves unread
 
 
