@@ -36,6 +36,7 @@ _WORDS: dict[str, tuple[str, str]] = {
         "The sound is not here any more",
         "What you give is deleted after a few minutes. Give it again.",
     ),
+    "not_found": ("There is nothing here", "Load the page again."),
     "unauthorized": ("A key is needed", "Load the page again and type in your key."),
     "forbidden_origin": (
         "This address may not ask",

@@ -456,8 +456,10 @@ def test_a_polite_caller_is_refused_before_it_sends(strict: RunningGateway) -> N
     with socket.create_connection(("127.0.0.1", strict.port)) as connection:
         connection.settimeout(10)
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\nExpect: 100-continue\r\n"
-            b"X-API-Key: " + KEY.encode() + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n"
+            b"Expect: 100-continue\r\nX-API-Key: "
+            + KEY.encode()
+            + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
         )
         reply = b"".join(iter(lambda: connection.recv(10_000), b""))
     assert reply.startswith(b"HTTP/1.1 413")

@@ -233,9 +233,27 @@ def test_routes_that_the_page_does_not_use(gateway: RunningGateway, path: str) -
 
 @pytest.mark.parametrize(
     "path",
-    "run/x api/x call/x call/v2/x component_server reset cancel process_recording vibe-edit vibe-code "
-    "undo-vibe-edit vibe-starter-queries stream/x stream/x/close run-history/connect profiling/clear mcp/ "
-    "queue/data file=/etc/passwd".split(),
+    [
+        "run/x",
+        "api/x",
+        "call/x",
+        "call/v2/x",
+        "component_server",
+        "reset",
+        "cancel",
+        "process_recording",
+        "vibe-edit",
+        "vibe-code",
+        "undo-vibe-edit",
+        "vibe-starter-queries",
+        "stream/x",
+        "stream/x/close",
+        "run-history/connect",
+        "profiling/clear",
+        "mcp/",
+        "queue/data",
+        "file=/etc/passwd",
+    ],
 )
 def test_calls_that_the_page_does_not_make(gateway: RunningGateway, path: str) -> None:
     reply = gateway.post(f"{API}/{path}", json={"data": [], "session_hash": "s1", "fn_index": 0})

@@ -117,7 +117,7 @@ def test_a_link_runs_no_script_in_our_origin(browser: Browser, evil: Page, gatew
     for target, is_saved in ((uploaded, True), (evil.url, False)):
         page = browser.new_page()
         saved: list[Download] = []
-        page.on("download", saved.append)
+        page.on("download", lambda download, saved=saved: saved.append(download))
         with contextlib.suppress(Error):  # what is saved is no page
             page.goto(f"{gateway.url}/ui/gradio_api/file={target}", wait_until="load")
         assert page.title() not in ("taken", "evil")
