@@ -21,12 +21,11 @@ from pydantic import ValidationError
 
 from audiocnn import logs
 from gateway.app import create_app
-from gateway.protocol import http_protocol
+from gateway.protocol import MAX_FRAME_BYTES, protocols
 from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 
-MAX_FRAME_BYTES = 1 << 20
 _GRACE_SECONDS = 10
 _MAX_PRINTED = 100  # errors
 
@@ -43,12 +42,13 @@ class Server(uvicorn.Server):
 
 def server(settings: Settings) -> uvicorn.Server:
     """The gateway's server, to be run by whoever starts it."""
+    http, websocket = protocols(settings)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.gateway_host,
         port=settings.gateway_port,
-        http=http_protocol(settings.header_seconds),
-        ws="websockets-sansio",
+        http=http,
+        ws=websocket,
         ws_max_size=MAX_FRAME_BYTES,
         ws_max_queue=4,
         ws_per_message_deflate=False,
@@ -56,6 +56,8 @@ def server(settings: Settings) -> uvicorn.Server:
         log_config=None,  # as all the others
         log_level="warning",
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),  # uvicorn believes all that comes from loopback
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_keep_alive=10,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         limit_concurrency=None,

@@ -16,6 +16,7 @@ from gateway import page
 from gateway.core import Gateway
 from gateway.errors import FRAMEWORK_CODES, GatewayError
 from gateway.guard import DOCS_ASSETS, Guard, error_response
+from gateway.middleware import BodyMiddleware, HostMiddleware
 from gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
 from gateway.settings import Settings
 
@@ -44,13 +45,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.metrics = gateway.metrics
     app.add_middleware(Guard, door=gateway.door, metrics=gateway.metrics)
-    app.add_middleware(  # the last one added is the outermost: refusals carry its headers too
+    app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
         CORSMiddleware,
         allow_origins=settings.origins,
         allow_methods=["GET", "POST"],
         allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type"],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
+    app.add_middleware(HostMiddleware, settings=settings, metrics=gateway.metrics)
+    app.add_middleware(BodyMiddleware, upload_seconds=settings.upload_seconds)
     add_error_handlers(app)
     add_reading_routes(app, gateway)
     add_asking_routes(app, gateway)

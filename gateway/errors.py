@@ -49,6 +49,13 @@ class ForbiddenOrigin(GatewayError):
     status = 403
 
 
+class NotFound(GatewayError):
+    """An address that the page does not use."""
+
+    code = "not_found"
+    status = 404
+
+
 class UploadTimeout(GatewayError):
     """The body took too long to arrive."""
 
@@ -77,6 +84,13 @@ class WrongMediaType(GatewayError):
     status = 415
 
 
+class MisdirectedRequest(GatewayError):
+    """The name in `Host` is none of this server's."""
+
+    code = "misdirected_request"
+    status = 421
+
+
 class RateLimited(GatewayError):
     """More requests than this key or address may send."""
 
@@ -94,6 +108,14 @@ class Busy(GatewayError):
     code = "busy"
     status = 503
     retry_after_seconds = 1.0
+
+
+class StorageFull(GatewayError):
+    """The disk has no room for an upload of the page."""
+
+    code = "storage_full"
+    status = 503
+    retry_after_seconds = 60.0
 
 
 class NotReady(GatewayError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import hmac
 import logging
@@ -22,6 +20,7 @@ from audiocnn.errors import AudioError, ServerError
 from audiocnn.protocol import REQUEST_ID, TRACEPARENT, printable_id, trace_headers, trace_id
 from gateway.errors import ForbiddenOrigin, GatewayError, Known, RateLimited, Unauthorized, body_of, status_of
 from gateway.metrics import GONE, Metrics, route_label
+from gateway.protocol import counted_address
 from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
@@ -40,7 +39,6 @@ DOCS_ASSETS = "/docs-assets"
 OPEN_FOLDERS = (f"{DOCS_ASSETS}/", "/ui/")  # the page asks for a key itself: gateway.page_key
 QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds: logged if they fail
 _MAX_CALLERS = 10_000
-_DRAIN_SECONDS = 2.0
 
 
 class RateLimit:
@@ -105,7 +103,7 @@ class Door:
         """Whose rate a request counts for; asked after `check_key`, so a key is a real one."""
         if key and self._settings.key_digests:
             return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-        return host or ""
+        return counted_address(host or "")
 
 
 def key_in(headers: Headers) -> str | None:
@@ -126,29 +124,6 @@ def error_response(error: Known, request_id: str) -> Response:
     return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 
-class Body:
-    """Knows how much of a request's body was read."""
-
-    def __init__(self, receive: Receive, *, is_awaited: bool) -> None:
-        self.is_read = False
-        self._receive = receive
-        self._is_awaited = is_awaited  # the caller waits for "100 Continue", which the first read sends
-
-    async def receive(self) -> Message:
-        """The next message of the connection."""
-        message = await self._receive()
-        self._is_awaited = False
-        self.is_read = not message.get("more_body", False)
-        return message
-
-    async def drain(self) -> None:
-        """Read on for a moment: many clients look at the reply only after they have sent everything."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while not (self.is_read or self._is_awaited):
-                    await self.receive()
-
-
 class Guard:
     """ASGI middleware around all routes of HTTP; a stream asks the `Door` itself."""
 
@@ -159,11 +134,7 @@ class Guard:
         self._routes: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, and log it in one line.
-
-        A request that is refused before its body was read loses its connection: who sends slowly, or
-        endlessly, would else go on doing so.
-        """
+        """Serve one request, and log it in one line."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -173,33 +144,28 @@ class Guard:
         state["request_id"], state["trace"] = request_id, trace_headers(headers)
         path = scope["path"]  # a mounted application may change it
         began, status = time.perf_counter(), 0
-        body = Body(receive, is_awaited="expect" in headers)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                reply_headers = MutableHeaders(scope=message)
-                reply_headers["X-Request-Id"] = request_id
-                if scope["method"] == "POST" and not body.is_read:
-                    await body.drain()
-                    reply_headers["Connection"] = "close"
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
         try:
             self._admit(scope, headers)
-            await self._app(scope, body.receive, send_with_id)
+            await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = status or GONE
         except (GatewayError, AudioError, ServerError) as error:
             state["code"] = body_of(error)["error"]["code"]
-            await error_response(error, request_id)(scope, body.receive, send_with_id)
+            await error_response(error, request_id)(scope, receive, send_with_id)
         except Exception:
             log.exception("a request failed", extra={"request_id": request_id})
             state["code"] = GatewayError.code
             if not status:
                 failed = GatewayError("The gateway failed; its log has the request id and the reason.")
-                await error_response(failed, request_id)(scope, body.receive, send_with_id)
+                await error_response(failed, request_id)(scope, receive, send_with_id)
         self._finish(scope, path, status or GONE, time.perf_counter() - began)
 
     def _finish(self, scope: Scope, path: str, status: int, seconds: float) -> None:

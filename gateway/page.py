@@ -40,6 +40,7 @@ from gateway.errors import GatewayError, SoundGone, body_of
 from gateway.guard import Door, request_id_in
 from gateway.model import ALL_CLASSES
 from gateway.page_key import KeyDoor, admit
+from gateway.page_routes import PageRoutes
 from gateway.page_uploads import KEPT_SECONDS, Uploads
 from gateway.settings import Settings
 from gateway.uploads import Budget
@@ -257,9 +258,10 @@ def mount(
     folder = Path(get_upload_folder())
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    blocks = build_page(ask, partial(admit, door), budget, samples)
     gr.mount_gradio_app(
         app,
-        build_page(ask, partial(admit, door), budget, samples),
+        blocks,
         path=PATH,
         theme=_theme(),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
@@ -273,9 +275,11 @@ def mount(
         enable_monitoring=False,
         run_history=False,
     )
+    blocks.has_launched = True  # until then Gradio does not ask whether a file was uploaded
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = KeyDoor(Uploads(mounted.app, door, settings, folder), door)
+    routes = PageRoutes(mounted.app, blocks, folder, has_proxy=bool(settings.trusted_proxies))
+    mounted.app = KeyDoor(Uploads(routes, door, settings, folder), door)
 
 
 def _add_roots(app: FastAPI) -> None:

@@ -6,9 +6,7 @@ Gradio's own log-in wants a name as well, and its cookie would not open `/ws/pre
 from __future__ import annotations
 
 import base64
-import binascii
 from html import escape
-from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -30,10 +28,12 @@ def key_of(headers: Headers) -> str | None:
     """The key in a header, else the one in the page's cookie."""
     if key := key_in(headers):
         return key
+    # Not http.cookies: in this Python it takes the square of the length of what is in quotes.
+    pairs = (pair.strip().partition("=") for pair in headers.get("cookie", "").split(";"))
+    values = [value for name, _, value in pairs if name == COOKIE]
     try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        return base64.urlsafe_b64decode(morsel.value).decode() if morsel else None
-    except (binascii.Error, UnicodeDecodeError):
+        return base64.urlsafe_b64decode(values[0].strip('"')).decode() if values else None
+    except ValueError:  # no base64, or no text
         return None
 
 

@@ -5,8 +5,9 @@ Gradio writes uploads to disk, as they come and for as long as they take; so eve
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import errno
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import Busy, GatewayError, status_of
+from gateway.errors import Busy, GatewayError, StorageFull, status_of
 from gateway.guard import Door
 from gateway.page_key import admit
 from gateway.settings import MIB, Settings
-from gateway.uploads import form_limit, too_large, too_slow
+from gateway.uploads import form_limit, too_large
 from gateway.words import friendly
+
+log = logging.getLogger("gateway.page")
 
 KEPT_SECONDS = 600  # after that an upload is deleted: the page needs it while it is looked at
 _LEAST_BYTES = 1 << 16  # a file counts as so many: a million tiny ones are no less trouble
@@ -31,25 +34,21 @@ _YOUNG_SECONDS = 60.0  # an empty folder may be about to get its file
 
 @dataclass
 class Body:
-    """A request's body, of at most `left` bytes until `deadline` (of the event loop's clock)."""
+    """A request's body, of at most `left` bytes."""
 
     receive: Receive
     left: int
-    deadline: float
     settings: Settings
     refusal: GatewayError | None = None
-    is_read: bool = False
 
     async def next(self) -> Message:
         """The next message; raises `GatewayError` above the limits, and remembers that."""
         try:
-            async with asyncio.timeout_at(None if self.is_read else self.deadline):
-                message = await self.receive()
-        except TimeoutError:
-            self.refusal = too_slow(self.settings)
-            raise self.refusal from None
+            message = await self.receive()
+        except GatewayError as error:  # it took too long
+            self.refusal = error
+            raise
         self.left -= len(message.get("body", b""))
-        self.is_read = not message.get("more_body", False)
         if self.left < 0:
             self.refusal = too_large(self.settings)
             raise self.refusal
@@ -69,15 +68,17 @@ class Uploads:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. A refusal is text: Gradio's script shows it as it is."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            if scope["path"].endswith("/upload"):
+            if scope["method"] == "POST" and scope["path"].endswith("/upload"):
                 await self._upload(scope, receive, send)
             else:  # events: Gradio reads them whole
                 await self._pass_on(scope, receive, send, _EVENT_BYTES)
         except GatewayError as error:
+            if isinstance(error, StorageFull):
+                log.error("an upload was refused: %s", error.__cause__)
             scope["state"]["code"] = error.code
             status, headers = status_of(error)
             reply = PlainTextResponse(". ".join(friendly(error.code)), status, headers)
@@ -94,20 +95,25 @@ class Uploads:
             await self._pass_on(scope, receive, send, size)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
-        deadline = asyncio.get_running_loop().time() + self._settings.upload_seconds
-        body = Body(receive, size, deadline, self._settings)
+        body = Body(receive, size, self._settings)
+        failure: list[Message] = []  # Gradio's own reply to what went wrong
 
-        async def send_unless_refused(message: Message) -> None:
-            if body.refusal is None:  # else it is Gradio's word for what we refused: a plain 500
+        async def send_unless_failed(message: Message) -> None:
+            if failure or body.refusal is not None or message.get("status") == 500:
+                failure.append(message)
+            else:
                 await send(message)
 
         try:
-            await self._app(scope, body.next, send_unless_refused)
-        except Exception:
-            if body.refusal is None:
+            await self._app(scope, body.next, send_unless_failed)
+        except Exception as error:
+            if body.refusal is None and not _is_disk_full(error):
                 raise
+            raise body.refusal or StorageFull("There is no room for the upload on the disk.") from error
         if body.refusal is not None:
             raise body.refusal
+        for message in failure:
+            await send(message)
 
     @contextlib.contextmanager
     def _room(self, size: int) -> Iterator[None]:
@@ -120,6 +126,10 @@ class Uploads:
             yield
         finally:
             self._coming -= size
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def make_room(folder: Path, max_bytes: int, upload_seconds: float) -> int:

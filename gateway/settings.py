@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AnyHttpUrl, Field, TypeAdapter, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -38,6 +40,8 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] | None = None  # None: text on a terminal, else JSON
 
     allowed_origins: Names = ()  # none given: the gateway's own two addresses on loopback
+    allowed_hosts: Names = ()  # names in `Host` beside addresses, localhost and the origins' names; "*": all
+    trusted_proxies: Names = ()  # addresses or networks whose X-Forwarded-For is believed
     api_keys: Annotated[Names, Field(repr=False)] = ()
     rate_limit_per_minute: Annotated[int, Field(ge=0)] = 0  # per key, else per address; 0: no limit
 
@@ -46,6 +50,7 @@ class Settings(BaseSettings):
     max_stored_mb: Annotated[float, Field(gt=0)] = 192.0  # MiB of the page's uploads on disk
     max_files: Annotated[int, Field(ge=1, le=1000)] = 64  # in one batch
     max_in_flight: Annotated[int, Field(ge=1)] = 64
+    max_connections_per_address: Annotated[int, Field(ge=0)] = 512  # 0: no limit
     header_seconds: Seconds = 10.0
     upload_seconds: Seconds = 60.0
     deadline_seconds: Seconds = 30.0
@@ -56,7 +61,7 @@ class Settings(BaseSettings):
     stream_start_seconds: Seconds = 10.0
     stream_smoothing_seconds: Annotated[float, Field(ge=0, le=60)] = 2.0
 
-    @field_validator("allowed_origins", "api_keys", mode="before")
+    @field_validator("allowed_origins", "allowed_hosts", "trusted_proxies", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -72,6 +77,11 @@ class Settings(BaseSettings):
                 'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
         return keys
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(each, strict=False)) for each in networks)
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
@@ -99,3 +109,21 @@ class Settings(BaseSettings):
         """Origins whose pages may ask: those given, else the gateway's own addresses."""
         own = tuple(f"http://{host}:{self.gateway_port}" for host in ("127.0.0.1", "localhost"))
         return tuple(origin.rstrip("/") for origin in self.allowed_origins) or own
+
+    @cached_property
+    def hosts(self) -> frozenset[str]:
+        """Names, in lower case, by which the gateway may be asked."""
+        of_origins = (urlsplit(origin).hostname or "" for origin in self.allowed_origins)
+        return frozenset({"localhost", *(host.lower() for host in self.allowed_hosts), *of_origins} - {""})
+
+    @cached_property
+    def _proxy_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        return tuple(ip_network(each) for each in self.trusted_proxies)
+
+    def is_trusted_proxy(self, host: str) -> bool:
+        """Whether an address is one of `trusted_proxies`."""
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return False
+        return any(address in network for network in self._proxy_networks)

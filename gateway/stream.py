@@ -14,9 +14,11 @@ docs/gateway.md has the fields and the close codes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import orjson
 from pydantic import ValidationError
@@ -72,7 +74,8 @@ class Streams:
         self.model = model
         self.metrics = metrics
         self.turns = asyncio.Semaphore(settings.stream_in_flight)
-        self.num_open = 0
+        self.num_open = 0  # their key is checked
+        self.num_starting = 0  # those that have shown no key yet
 
     def limits(self) -> dict[str, Any]:
         """For `GET /config`."""
@@ -97,12 +100,10 @@ class Streams:
         await socket.accept()
         began = time.monotonic()
         state = StreamState(request_id_in(socket.headers), trace_headers(socket.headers))
-        self.num_open += 1
         try:
-            if self.num_open > self.settings.max_streams:
-                raise Refused(TRY_LATER, "busy", "As many streams as can be held are open: try later.")
-            stream = Stream(self, socket, await self._start(socket), state)
-            await stream.run()
+            start = await self._start(socket)
+            with self._place("num_open"):
+                await Stream(self, socket, start, state).run()
             await socket.close(NORMAL)
         except Refused as refusal:
             state.close_code, state.code = refusal.close_code, refusal.code
@@ -115,7 +116,6 @@ class Streams:
             failed = Refused(FAILED, GatewayError.code, "The gateway failed at this stream.")
             await say_goodbye(socket, failed)
         finally:
-            self.num_open -= 1
             self._finish(state, socket, time.monotonic() - began)
 
     def _finish(self, state: StreamState, socket: WebSocket, seconds: float) -> None:
@@ -139,13 +139,39 @@ class Streams:
             },
         )
 
-    async def _start(self, socket: WebSocket) -> Start:
-        """The first frame, its key checked."""
+    @contextlib.contextmanager
+    def _place(self, counter: Literal["num_open", "num_starting"]) -> Iterator[None]:
+        """One of `MAX_STREAMS` places; each of the two kinds has so many of its own."""
+        if getattr(self, counter) >= self.settings.max_streams:
+            raise Refused(TRY_LATER, "busy", "As many streams as can be held are open: try later.")
+        setattr(self, counter, getattr(self, counter) + 1)
+        try:
+            yield
+        finally:
+            setattr(self, counter, getattr(self, counter) - 1)
+
+    def _check_key(self, key: str | None) -> None:
+        try:
+            self.door.check_key(key)
+        except GatewayError as error:
+            raise Refused(UNAUTHORIZED, error.code, str(error)) from None
+
+    async def _first_frame(self, socket: WebSocket) -> str | bytes:
         try:
             async with asyncio.timeout(self.settings.stream_start_seconds):
-                first = await receive(socket)
+                return await receive(socket)
         except TimeoutError:
             raise Refused(IDLE, "idle", "The first frame did not come in time.") from None
+
+    async def _start(self, socket: WebSocket) -> Start:
+        """The first frame, its key checked: before it if a header or the page's cookie has a key."""
+        key = key_of(socket.headers)
+        if key:
+            self._check_key(key)
+            first = await self._first_frame(socket)
+        else:
+            with self._place("num_starting"):
+                first = await self._first_frame(socket)
         if not isinstance(first, str):
             raise Refused(BAD_START, "bad_start", "The first frame must be JSON text with sample_rate.")
         try:
@@ -154,13 +180,12 @@ class Streams:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "the first frame"
             raise Refused(BAD_START, "bad_start", f"{where}: {problem['msg']}.") from None
-        key = key_of(socket.headers) or start.api_key
+        key = key or start.api_key
+        self._check_key(key)
         try:
-            self.door.check_key(key)
             self.door.rate.charge(self.door.caller(key, socket.client.host if socket.client else None))
         except GatewayError as error:
-            close_code = UNAUTHORIZED if error.status == 401 else TOO_MANY
-            raise Refused(close_code, error.code, str(error)) from None
+            raise Refused(TOO_MANY, error.code, str(error)) from None
         return start
 
 

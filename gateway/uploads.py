@@ -1,12 +1,11 @@
 """Bodies into memory, and never further than allowed: nothing is written to disk.
 
 Starlette's own form parser spools files to disk and counts afterwards. Here every chunk is counted when
-it arrives, against the request's limit, against what all requests may hold together, and against time.
+it arrives, against the request's limit and against what all requests may hold together.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from gateway.errors import BadRequest, Busy, UploadTimeout, UploadTooLarge, WrongMediaType
+from gateway.errors import BadRequest, Busy, UploadTooLarge, WrongMediaType
 from gateway.settings import MIB, Settings
 
 _MAX_FIELD_BYTES = 1 << 16
@@ -69,26 +68,16 @@ async def receiving(
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     """The chunks of the body, counted; what they cost is given back when the block ends.
 
-    The time limit covers the reading only: it ends with the last chunk.
+    The time that they may take is the `BodyMiddleware`'s.
     """
     taken = 0
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + settings.upload_seconds
 
     async def chunks() -> AsyncIterator[bytes]:
         nonlocal taken
         if int(request.headers.get("content-length", "0")) > max_bytes:
             raise too_large(settings)
         received = 0
-        stream = request.stream()
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    chunk = await anext(stream, None)
-            except TimeoutError:
-                raise too_slow(settings) from None
-            if chunk is None:
-                return
+        async for chunk in request.stream():
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(settings)
@@ -107,11 +96,6 @@ def too_large(settings: Settings) -> UploadTooLarge:
     return UploadTooLarge(
         f"At most {settings.max_upload_mb:g} MiB of audio in one request (MAX_UPLOAD_MB): send FLAC, or less."
     )
-
-
-def too_slow(settings: Settings) -> UploadTimeout:
-    """The error that names the time."""
-    return UploadTimeout(f"The body did not arrive within {settings.upload_seconds:g} s.")
 
 
 def form_limit(settings: Settings) -> int:

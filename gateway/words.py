@@ -36,13 +36,22 @@ _WORDS: dict[str, tuple[str, str]] = {
         "The sound is not here any more",
         "What you give is deleted after a few minutes. Give it again.",
     ),
+    "not_found": ("There is nothing here", "Load the page again."),
     "unauthorized": ("A key is needed", "Load the page again and type in your key."),
     "forbidden_origin": (
         "This address may not ask",
         "The operator can allow it: ALLOWED_ORIGINS must have the address in your address bar.",
     ),
+    "misdirected_request": (
+        "This name is not known here",
+        "The operator can allow it: ALLOWED_HOSTS must have the name in your address bar.",
+    ),
     "rate_limited": ("That was fast", "You have asked as often as you may. Wait a little, then go on."),
     "busy": ("Many people are asking", "All places are taken. Try it again in a moment."),
+    "storage_full": (
+        "The server's disk is full",
+        "Try it again in a minute. If it stays so, tell the operator of this server.",
+    ),
     "not_ready": ("The model is still waking up", "Try it again in a few seconds."),
     "server_unreachable": ("The model does not answer", "It may be starting. Try it again in a few seconds."),
     "server_failed": ("The model stumbled", "It starts again by itself. Try once more in a moment."),

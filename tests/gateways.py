@@ -67,7 +67,7 @@ def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterat
         )
     running = RunningGateway(process, port, log)
     try:
-        if not wait_until(running.is_up, 30) or process.poll() is not None:
+        if not wait_until(running.is_up, 120) or process.poll() is not None:
             pytest.fail("the gateway did not start:\n" + log.read_text())
         yield running
     finally:

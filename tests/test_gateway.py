@@ -54,6 +54,7 @@ def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "max_upload_mb": 1,
         "max_files": 3,
         "header_seconds": 1,
+        "max_connections_per_address": 2000,
         "upload_seconds": 2,
     }
     with running_gateway(tmp_path_factory.mktemp("strict"), server.inference, **settings) as running:
@@ -455,8 +456,10 @@ def test_a_polite_caller_is_refused_before_it_sends(strict: RunningGateway) -> N
     with socket.create_connection(("127.0.0.1", strict.port)) as connection:
         connection.settimeout(10)
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\nExpect: 100-continue\r\n"
-            b"X-API-Key: " + KEY.encode() + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n"
+            b"Expect: 100-continue\r\nX-API-Key: "
+            + KEY.encode()
+            + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
         )
         reply = b"".join(iter(lambda: connection.recv(10_000), b""))
     assert reply.startswith(b"HTTP/1.1 413")
@@ -472,7 +475,7 @@ def test_an_upload_is_in_memory_only(gateway: RunningGateway) -> None:
     size = 20 << 20
     with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
         head = (
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
             b"Content-Length: %d\r\n\r\n" % (size + 10_000)
         )
         connection.sendall(head + b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n')
@@ -492,7 +495,9 @@ def open_files(pid: int) -> set[str]:
 def test_all_uploads_together_are_bounded(server: Server, tmp_path: Path) -> None:
     with running_gateway(tmp_path, server.inference, max_upload_mb=4, max_buffered_mb=6) as gateway:
         form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        head = (
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        )
         with socket.create_connection(("127.0.0.1", gateway.port)) as slow:
             slow.sendall(head + b"Content-Length: 4100000\r\n\r\n" + form + bytes(4_000_000))
             time.sleep(0.5)
@@ -517,7 +522,7 @@ def test_slow_callers_are_let_go(strict: RunningGateway) -> None:
     ):
         headers.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
         body.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\nX-API-Key: "
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\nX-API-Key: "
             + KEY.encode()
             + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n--b"
         )
@@ -532,7 +537,9 @@ def test_slow_callers_are_let_go(strict: RunningGateway) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_slow_connections_harm_nobody(strict: RunningGateway) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\nX-API-Key: " + KEY.encode()
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\nX-API-Key: " + KEY.encode()
+    )
     head += b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
     with ExitStack() as stack:
         connections = []

@@ -57,7 +57,7 @@ def test_the_oldest_make_room(small: RunningGateway, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_under_way_takes_room_too(small: RunningGateway, tmp_path: Path) -> None:
-    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n" % UPLOAD.encode()
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n" % UPLOAD.encode()
     head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + HEAD
     with (
         socket.create_connection(("127.0.0.1", small.port)) as one,
