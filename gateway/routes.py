@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from audiocnn.errors import AudioError, BadOption, ServerError
-from audiocnn.protocol import read_base64
+from audiocnn.protocol import read_base64, read_json_object
 from gateway import pictures, schemas
 from gateway.core import Gateway
 from gateway.errors import BadRequest, Busy, WrongMediaType, body_of
@@ -49,12 +49,7 @@ def json_reply(content: dict[str, Any]) -> Response:
 
 def read_request(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]]:
     """Audio and options of a JSON body."""
-    try:
-        content = orjson.loads(body)
-    except ValueError as error:
-        raise BadOption(f"The body is not valid JSON: {str(error)[:80]}.") from error
-    if not isinstance(content, dict):
-        raise BadOption('The JSON body must be an object: {"audio_data": "<base64>"}.')
+    content = read_json_object(body)
     options = {name: value for name, value in content.items() if name not in AUDIO_KEYS}
     audio = read_base64(content)
     if len(audio) > settings.max_upload_bytes:
