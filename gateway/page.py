@@ -2,7 +2,7 @@
 
 Gradio carries the controls and the uploads. Everything to look at is HTML from `gateway.cards` and
 `gateway.drawing`; the live tab is a script of its own that speaks to `/ws/predict`. Each clip is one
-request to TorchServe: answer, maps, evidence and spectrogram come from the same run of the same graph.
+request to TorchServe.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import atexit
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from html import escape
@@ -23,18 +20,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: nobody is told anything
-# Where uploads go: to a folder of this process, for what is in it gets deleted.
-os.environ["GRADIO_TEMP_DIR"] = str(Path(tempfile.gettempdir()).resolve() / f"audiocnn-ui-{uuid.uuid4().hex}")
 
 import gradio as gr
 from fastapi import FastAPI
-from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount
 
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.labels import describe
+from audiocnn.private_folder import PrivateFolder, remove_abandoned
 from gateway import cards
 from gateway.errors import GatewayError, SoundGone, body_of
 from gateway.guard import Door, request_id_in
@@ -50,6 +45,8 @@ log = logging.getLogger("gateway.page")
 
 PATH = "/ui"
 SAMPLES = Path("samples")
+
+_PREFIX = "audiocnn-ui-"
 
 _HERE = Path(__file__).parent
 _CLEAN_SECONDS = (60, KEPT_SECONDS)  # how often uploads are looked through, and how old one may become
@@ -255,9 +252,7 @@ def mount(
 ) -> None:
     """Add the page to an application, at `/ui`; uploads and all else of it need a key if there are any."""
     _add_roots(app)
-    folder = Path(get_upload_folder())
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _new_upload_folder()
     blocks = build_page(ask, partial(admit, door), budget, samples)
     gr.mount_gradio_app(
         app,
@@ -280,6 +275,17 @@ def mount(
     assert isinstance(mounted, Mount)
     routes = PageRoutes(mounted.app, blocks, folder, has_proxy=bool(settings.trusted_proxies))
     mounted.app = KeyDoor(Uploads(routes, door, settings, folder), door)
+
+
+def _new_upload_folder() -> Path:
+    """Where Gradio puts uploads: a folder of this process alone, for what is in it gets deleted."""
+    remove_abandoned(_PREFIX)
+    private = PrivateFolder(_PREFIX)
+    atexit.register(private.remove)
+    folder = private.path.resolve() / "uploads"
+    folder.mkdir(mode=0o700)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
 
 
 def _add_roots(app: FastAPI) -> None:

@@ -41,7 +41,7 @@ def upload(gateway: RunningGateway, size: int, fill: int = 0) -> httpx.Response:
 
 
 def stored(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("audiocnn-ui-*/*/*")}
+    return {path.name for path in folder.glob("audiocnn-ui-*/uploads/*/*")}
 
 
 def test_the_oldest_make_room(small: RunningGateway, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_is_under_way_takes_room_too(small: RunningGateway, tmp_path: Path)
     ):
         for slow in (one, two):
             slow.sendall(head)
-        assert wait_until(lambda: len(list(tmp_path.glob("audiocnn-ui-*/tmp*"))) == 2, 5)
+        assert wait_until(lambda: len(list(tmp_path.glob("audiocnn-ui-*/uploads/tmp*"))) == 2, 5)
         reply = upload(small, 900_000)
         assert (reply.status_code, reply.text) == (503, ". ".join(friendly("busy")))
         assert "Retry-After" in reply.headers
