@@ -55,6 +55,15 @@ def test_the_oldest_make_room(small: RunningGateway, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("audiocnn-ui-*"))
 
 
+def test_uploads_of_a_gateway_that_was_killed_are_deleted_by_the_next(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, NOBODY, tmpdir=tmp_path) as killed:
+        upload(killed, 900_000)
+        killed.process.kill()
+    assert len(stored(tmp_path)) == 1
+    with running_gateway(tmp_path, NOBODY, tmpdir=tmp_path):
+        assert not stored(tmp_path)
+
+
 @pytest.mark.slow
 def test_what_is_under_way_takes_room_too(small: RunningGateway, tmp_path: Path) -> None:
     head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n" % UPLOAD.encode()
