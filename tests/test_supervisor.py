@@ -345,7 +345,7 @@ class InHand:
         form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         self._body = form + RAIN + b"\r\n--b--\r\n"
         self._connection = socket.create_connection(("127.0.0.1", port), timeout=120)
-        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(self._body)}\r\n"
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(self._body)}\r\n"
         head += "Content-Type: multipart/form-data; boundary=b\r\nExpect: 100-continue\r\n\r\n"
         self._connection.sendall(head.encode())
         assert self._connection.recv(1000).startswith(b"HTTP/1.1 100 ")
