@@ -22,7 +22,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from audiocnn.av_decoder import TRUNCATED, UNKNOWN_FRAMES, AvFile, demuxer_of
+from audiocnn.av_decoder import TRUNCATED, UNKNOWN_FRAMES, AvFile, demuxer_of, load_av
 from audiocnn.config import AudioLimits
 from audiocnn.errors import (
     AudioError,
@@ -92,8 +92,7 @@ class ClipDecoder:
         self._sample_rate = sample_rate
         self._warnings: list[str] = []
         self._blocks: list[FloatArray] = []
-        file = io.BytesIO(data)
-        self._stream = stream(file, sample_rate=sample_rate, limits=limits, warnings=self._warnings)
+        self._stream = _blocks_of(data, sample_rate, limits or AudioLimits(), self._warnings)
 
     def step(self) -> bool:
         """Decode the next block; whether there may be more. Raises what `decode` raises."""
@@ -108,6 +107,24 @@ class ClipDecoder:
         self.clip = Clip(np.concatenate(self._blocks), self._sample_rate, self._warnings)
         self._blocks.clear()
         return False
+
+
+def _blocks_of(
+    data: bytes, sample_rate: int, limits: AudioLimits, warnings: list[str]
+) -> Iterator[FloatArray]:
+    """`stream`, in a process of its own where that is wanted and the format needs it."""
+
+    def blocks(into: list[str]) -> Iterator[FloatArray]:
+        return stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=into)
+
+    demuxer = demuxer_of(data[:12])
+    if not (limits.isolate and (demuxer or data[:4] == b"OggS")):
+        return blocks(warnings)
+    from audiocnn.isolation import isolated  # late: not on Windows, where clients import this package
+
+    if demuxer:
+        load_av()  # once, and not in every process again
+    return isolated(blocks, warnings, limits.decode_seconds)
 
 
 def stream(

@@ -54,24 +54,29 @@ def demuxer_of(head: bytes) -> str | None:
     return "aac" if is_adts else None
 
 
+def load_av() -> Any:
+    """The module of PyAV; raises `UnsupportedFormat` without it."""
+    try:
+        import av
+    except ImportError as error:
+        raise UnsupportedFormat(
+            "This server does not read M4A, AAC and WebM: it lacks PyAV "
+            "(pip install audiocnn-serve[formats]). Send WAV, FLAC, Ogg or MP3."
+        ) from error
+    return av
+
+
 class AvFile:
     """A sound file as `soundfile.SoundFile` shows one: `channels`, `samplerate` (Hz), `frames`, blocks."""
 
     def __init__(self, file: Source, demuxer: str) -> None:
         """Read the header."""
-        try:
-            import av
-        except ImportError as error:
-            raise UnsupportedFormat(
-                "This server does not read M4A, AAC and WebM: it lacks PyAV "
-                "(pip install audiocnn-serve[formats]). Send WAV, FLAC, Ogg or MP3."
-            ) from error
-        self._av = av
+        self._av = load_av()
         self._demuxer = demuxer
         self._file = file
         try:
-            self._container: Any = av.open(file, mode="r", format=demuxer)
-        except (av.FFmpegError, ValueError) as error:
+            self._container: Any = self._av.open(file, mode="r", format=demuxer)
+        except (self._av.FFmpegError, ValueError) as error:
             file.check()
             raise UndecodableAudio(
                 "The file looks like audio but cannot be opened. Is it complete?"

@@ -2,7 +2,8 @@
 that the time does not reach is refused alone.
 
 The first clip to finish is exempt from the deadline: a clip that is alone in its batch is always answered,
-and a batch of nothing but long clips makes progress however slow the machine is.
+and a batch of nothing but long clips makes progress however slow the machine is. So is one that is decoded
+for long and then fails, but not the next one: eight of these would take the time of eight.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ def decode_in_turns(decoders: Mapping[int, ClipDecoder], budget: Budget) -> dict
     Each decoder gets a short turn; then those that are left run to their end, in the order given.
     """
     outcomes: dict[int, Clip | AudioError] = {}
+    is_exempt = True  # from the deadline: until a clip is there, or one took long beyond it and then failed
     for turn_seconds in (_TURN_SECONDS, math.inf):
         for number, decoder in decoders.items():
             if number in outcomes:
                 continue
-            until = time.monotonic() + turn_seconds
-            if any(isinstance(outcome, Clip) for outcome in outcomes.values()):
-                until = min(until, budget.decoding_ends)
-            if outcome := _advance(decoder, until):
+            began = time.monotonic()
+            until = began + turn_seconds
+            if outcome := _advance(decoder, until if is_exempt else min(until, budget.decoding_ends)):
                 outcomes[number] = outcome
+                is_late = time.monotonic() > max(budget.decoding_ends, began + _TURN_SECONDS)
+                is_exempt = is_exempt and not is_late and not isinstance(outcome, Clip)
     return {number: outcomes.get(number) or BudgetExceeded() for number in decoders}
 
 

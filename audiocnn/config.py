@@ -47,6 +47,7 @@ class AudioLimits:
     min_sample_rate: int = 1_000  # Hz
     max_sample_rate: int = 384_000  # Hz
     decode_seconds: float = 40.0  # of wall time that decoding may take
+    isolate: bool = False  # decode in processes of their own what one call of C can take minutes for
 
     @property
     def max_samples(self) -> float:

@@ -65,7 +65,7 @@ class AudioHandler:
             folder / settings["model"],
             device=device,
             threads=int(os.environ.get("AUDIOCNN_THREADS", settings["threads"])),
-            limits=AudioLimits(max_seconds=settings["max_seconds"]),
+            limits=AudioLimits(max_seconds=settings["max_seconds"], isolate=True),
         )
         self.batch_seconds = float(os.environ.get("AUDIOCNN_BATCH_SECONDS", settings["batch_seconds"]))
         self.classifier.classify([samples.wav("rain")])

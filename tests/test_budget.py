@@ -9,7 +9,7 @@ from audiocnn import samples
 from audiocnn.audio import Clip
 from audiocnn.budget import Budget, decode_in_turns
 from audiocnn.classifier import Classifier, Result
-from audiocnn.errors import BudgetExceeded, UnsupportedFormat
+from audiocnn.errors import AudioError, BudgetExceeded, UndecodableAudio, UnsupportedFormat
 from audiocnn.options import Options
 from tests.conftest import SAMPLE_RATE, sound_file, tone
 
@@ -62,6 +62,25 @@ class Steps:
         self.clock.now += 0.1
         self.left -= 1
         return self.left > 0
+
+
+class Failing(Steps):
+    """One that fails at its last step."""
+
+    def step(self) -> bool:
+        if not super().step():
+            raise UndecodableAudio("It broke off.")
+        return True
+
+
+def test_clips_that_fail_late_do_not_take_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("audiocnn.budget.time", clock)
+    decoders = {0: Failing(2, clock)} | {number: Failing(100, clock) for number in range(1, 8)}
+    outcomes = decode_in_turns(decoders, Budget(4.0))  # type: ignore[arg-type]
+    assert clock.now < 10.0 + 7 * 0.4  # one to its end, and the turns of the others
+    codes = [outcome.code for outcome in outcomes.values() if isinstance(outcome, AudioError)]
+    assert codes == ["undecodable_audio"] * 2 + ["busy"] * 6
 
 
 @pytest.mark.parametrize(

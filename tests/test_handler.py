@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_the_same_bytes_arrive(fields: dict, headers: dict) -> None:
     assert options == Options.parse({}, CONFIG)
 
 
+def test_base64_in_small_pieces_takes_no_more_memory() -> None:
+    text = "AB  " * 1_000_000
+    tracemalloc.start()
+    audio, _ = read_request({"body": {"data": text}}, JSON, CONFIG)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(audio) == 1_500_000
+    assert peak < 4 * len(text)
+
+
 @pytest.mark.parametrize(
     ("fields", "headers"),
     [
@@ -63,6 +74,7 @@ def test_options_come_by_header_field_or_key(fields: dict, headers: dict) -> Non
         ({"body": {"data": TEXT, "sample_rate": 8000}}, JSON, "bad_option", "sample_rate"),
         ({"body": SOUND}, {"X-Top-K": "many"}, "bad_option", "many"),
         ({"body": {"data": "@@@"}}, JSON, "bad_base64", "base64"),
+        ({"body": {"data": "\u00e4" * 4}}, JSON, "bad_base64", "base64"),
         ({"body": {"data": 7}}, JSON, "bad_base64", "string"),
         ({"body": b'{"data": '}, JSON, "bad_option", "JSON"),
         ({"body": b"[" * 100_000}, JSON, "bad_option", "JSON"),

@@ -1,0 +1,166 @@
+"""Small files whose headers take minutes or gigabytes: each is an attack that killed a worker."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import struct
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from audiocnn.audio import ClipDecoder, decode
+from audiocnn.config import AudioLimits
+from audiocnn.errors import AudioError, AudioTooLong
+from audiocnn.isolation import isolated
+from tests.conftest import SAMPLE_RATE, SLOWEST, sound_file, tone
+
+
+def element(identity: str, content: bytes) -> bytes:
+    """Of Matroska."""
+    return bytes.fromhex(identity) + struct.pack(">Q", len(content) | 1 << 56) + content
+
+
+def matroska_of_many_tags(count: int) -> bytes:
+    """Each tag is looked for among all before it."""
+    head = element("1A45DFA3", element("4282", b"webm"))
+    audio = element("E1", element("B5", struct.pack(">f", 48_000.0)) + element("9F", b"\2"))
+    opus = b"OpusHead\1\2\x38\1\x80\xbb\0\0\0\0\0"
+    track = b"".join([element("D7", b"\1"), element("83", b"\2"), element("86", b"A_OPUS"), audio])
+    tracks = element("1654AE6B", element("AE", track + element("63A2", opus)))
+    names = (element("45A3", b"%06d" % number) + element("4487", b"B") for number in range(count))
+    tags = element("1254C367", element("7373", b"".join(element("67C8", name) for name in names)))
+    cluster = element("1F43B675", element("E7", b"\0") + element("A3", b"\x81\0\0\x80\xfc\xff\xfe"))
+    return head + element("18538067", tracks + tags + cluster)
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    """Of MP4."""
+    content = b"".join(parts)
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def mp4_of_many_packets(count: int) -> bytes:
+    """All of one size, so that the table of them is one number."""
+    sound = box(b"mp4a", bytes(6) + b"\0\1" + bytes(8) + struct.pack(">HHII", 2, 16, 0, 44_100 << 16))
+    numbers = ((b"stts", 1, count, 1024), (b"stsc", 1, 1, count, 1), (b"stco", 1, 600))
+    tables = [box(kind, bytes(4), struct.pack(f">{len(row)}I", *row)) for kind, *row in numbers]
+    tables += [box(b"stsd", bytes(4), struct.pack(">I", 1), sound)]
+    tables += [box(b"stsz", bytes(4), struct.pack(">II", 1, count))]
+    header = box(b"mdhd", bytes(12), struct.pack(">III", 44_100, 220_500, 0))
+    kind = box(b"hdlr", bytes(8), b"soun", bytes(13))
+    media = box(b"mdia", header, kind, box(b"minf", box(b"stbl", *tables)))
+    return box(b"ftyp", b"M4A \0\0\0\0M4A ") + box(b"moov", box(b"trak", media)) + box(b"mdat", bytes(9))
+
+
+def ogg_page(content: bytes, *, flags: int, number: int) -> bytes:
+    """One page with one packet, or a part of it: 255 full segments where it goes on."""
+    whole, rest = divmod(len(content), 255)
+    lengths = b"\xff" * whole + (bytes([rest]) if whole < 255 else b"")
+    head = b"OggS\0" + struct.pack("<BqIII", flags, 0, 1, number, 0) + bytes([len(lengths)]) + lengths
+    checksum = 0
+    for byte in head + content:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    return head[:22] + struct.pack("<I", checksum) + head[26:] + content
+
+
+def vorbis_of_many_codebooks() -> bytes:
+    """256 of 32,768 entries in 255 dimensions, of 20 bytes each: 33 MB when they are unpacked."""
+    first = b"\1vorbis" + struct.pack("<IBIIIIBB", 0, 1, SAMPLE_RATE, 0, 0, 0, 0xB8, 1)
+    fields = [(0x564342, 24), (255, 16), (1 << 15, 24), (1, 1), (14, 5), (1 << 15, 16), (1, 4)]
+    fields += [(0, 64), (0, 4), (0, 1), (0, 1)]  # one value of one bit
+    book = bits = 0
+    for value, width in fields:
+        book, bits = book | value << bits, bits + width
+    rest = bits_of_one_floor_residue_mapping_and_mode()
+    setup = b"\5vorbis\xff" + 256 * book.to_bytes(20, "little") + rest
+    packets = [first, b"\3vorbis" + bytes(8) + b"\1", setup, b"\0"]
+    flags = [2, 0, 0, 4]
+    pages = [
+        ogg_page(each, flags=flag, number=n)
+        for n, (each, flag) in enumerate(zip(packets, flags, strict=True))
+    ]
+    return b"".join(pages)
+
+
+def bits_of_one_floor_residue_mapping_and_mode() -> bytes:
+    """The least that a setup header has behind its codebooks."""
+    fields = [(0, 22), (0, 6), (1, 16), (0, 7), (4, 4), (0, 6), (2, 16), (0, 90), (0, 50), (0, 47), (1, 1)]
+    value = bits = 0
+    for number, width in fields:
+        value, bits = value | number << bits, bits + width
+    return value.to_bytes((bits + 7) // 8, "little")
+
+
+ATTACKS = {
+    "tags": matroska_of_many_tags(40_000),
+    "packets": mp4_of_many_packets(85_000_000),
+    "codebooks": vorbis_of_many_codebooks(),
+}
+ISOLATED = AudioLimits(isolate=True, decode_seconds=2.0)
+
+
+def decode_in_steps(data: bytes) -> tuple[str, float, int]:
+    """The code of the error, seconds of the longest step, and bytes that this took of memory."""
+    decoder, longest, code = ClipDecoder(data, sample_rate=SAMPLE_RATE, limits=ISOLATED), 0.0, ""
+    goes_on = True
+    while goes_on:
+        began = time.monotonic()
+        try:
+            goes_on = decoder.step()
+        except AudioError as error:
+            goes_on, code = False, error.code
+        longest = max(longest, time.monotonic() - began)
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return code, longest, max(resource.getrusage(kind).ru_maxrss for kind in kinds) << 10
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_file_takes_minutes_in_one_step_or_gigabytes(name: str) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as process:  # its memory is measured from its start
+        code, longest, memory = process.apply(decode_in_steps, (ATTACKS[name],))
+    assert code == "undecodable_audio"
+    assert longest < 0.5 * SLOWEST
+    assert memory < 1 << 30
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_the_sound_is_the_same(subtype: str) -> None:
+    data = sound_file(tone(20.0, sample_rate=48_000), sample_rate=48_000, format="OGG", subtype=subtype)
+    cut = data[: len(data) // 2]
+    for each in (data, cut):
+        here = decode(each, sample_rate=SAMPLE_RATE)
+        there = decode(each, sample_rate=SAMPLE_RATE, limits=AudioLimits(isolate=True))
+        np.testing.assert_array_equal(here.waveform, there.waveform)
+        assert here.warnings == there.warnings
+
+
+def test_errors_are_the_same() -> None:
+    data = sound_file(tone(20.0), format="OGG", subtype="VORBIS")
+    with pytest.raises(AudioTooLong, match="longer than 10 s"):
+        decode(data, sample_rate=SAMPLE_RATE, limits=AudioLimits(isolate=True, max_seconds=10.0))
+
+
+def crash(_: list[str]):  # type: ignore[no-untyped-def]
+    yield np.zeros(1, np.float32)
+    os.kill(os.getpid(), signal.SIGKILL)  # as SIGSEGV does, without a word
+
+
+def test_a_crash_is_an_error_of_this_file() -> None:
+    with pytest.raises(AudioError, match="damaged"):
+        list(isolated(crash, [], 10.0))
+
+
+def test_no_process_is_left() -> None:
+    decoder = ClipDecoder(ATTACKS["tags"], sample_rate=SAMPLE_RATE, limits=ISOLATED)
+    before = set(psutil.Process().children())
+    decoder.step()
+    (child,) = set(psutil.Process().children()) - before
+    del decoder  # as for a clip that the time of its batch does not reach
+    assert not child.is_running()
