@@ -114,17 +114,14 @@ def _blocks_of(
 ) -> Iterator[FloatArray]:
     """`stream`, in a process of its own where that is wanted and the format needs it."""
 
-    def blocks(into: list[str]) -> Iterator[FloatArray]:
-        return stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=into)
-
     demuxer = demuxer_of(data[:12])
     if not (limits.isolate and (demuxer or data[:4] == b"OggS")):
-        return blocks(warnings)
+        return stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=warnings)
     from audiocnn.isolation import isolated  # late: not on Windows, where clients import this package
 
     if demuxer:
         load_av()  # once, and not in every process again
-    return isolated(blocks, warnings, limits.decode_seconds)
+    return isolated(data, sample_rate, limits, warnings)
 
 
 def stream(

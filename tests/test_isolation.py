@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
-import signal
 import struct
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import psutil
 import pytest
 
+from audiocnn import isolation
 from audiocnn.audio import ClipDecoder, decode
 from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, AudioTooLong
-from audiocnn.isolation import isolated
-from tests.conftest import SAMPLE_RATE, SLOWEST, sound_file, tone
+from tests.conftest import ROOT, SAMPLE_RATE, SLOWEST, sound_file, tone, wait_until
 
 
 def element(identity: str, content: bytes) -> bytes:
@@ -147,20 +148,70 @@ def test_errors_are_the_same() -> None:
         decode(data, sample_rate=SAMPLE_RATE, limits=AudioLimits(isolate=True, max_seconds=10.0))
 
 
-def crash(_: list[str]):  # type: ignore[no-untyped-def]
-    yield np.zeros(1, np.float32)
-    os.kill(os.getpid(), signal.SIGKILL)  # as SIGSEGV does, without a word
+LONG = sound_file(tone(60.0, sample_rate=48_000), sample_rate=48_000, format="OGG", subtype="OPUS")
 
 
-def test_a_crash_is_an_error_of_this_file() -> None:
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Callable[[ClipDecoder], psutil.Process]:
+    """Begins to decode; returns the process that does, which no other decoder has had."""
+    monkeypatch.setattr(isolation, "_idle", [])
+
+    def begin(decoder: ClipDecoder) -> psutil.Process:
+        before = set(psutil.Process().children())
+        decoder.step()
+        (child,) = set(psutil.Process().children()) - before
+        return child
+
+    return begin
+
+
+Own = Callable[[ClipDecoder], psutil.Process]
+
+
+def test_a_crash_is_an_error_of_this_file_and_the_next_one_is_answered(own: Own) -> None:
+    decoder = ClipDecoder(LONG, sample_rate=SAMPLE_RATE, limits=ISOLATED)
+    own(decoder).kill()  # as SIGSEGV does, without a word
     with pytest.raises(AudioError, match="damaged"):
-        list(isolated(crash, [], 10.0))
+        list(iter(decoder.step, False))
+    assert decode(LONG, sample_rate=SAMPLE_RATE, limits=ISOLATED).seconds == pytest.approx(60.0, abs=0.1)
 
 
-def test_no_process_is_left() -> None:
-    decoder = ClipDecoder(ATTACKS["tags"], sample_rate=SAMPLE_RATE, limits=ISOLATED)
+def test_a_process_that_is_done_is_used_again(own: Own) -> None:
+    decoder = ClipDecoder(LONG, sample_rate=SAMPLE_RATE, limits=ISOLATED)
+    child = own(decoder)
+    list(iter(decoder.step, False))
     before = set(psutil.Process().children())
-    decoder.step()
-    (child,) = set(psutil.Process().children()) - before
+    for _ in range(3):
+        decode(LONG, sample_rate=SAMPLE_RATE, limits=ISOLATED)
+    assert set(psutil.Process().children()) == before
+    assert child in before
+
+
+def test_a_process_whose_clip_is_given_up_ends(own: Own) -> None:
+    decoder = ClipDecoder(ATTACKS["tags"], sample_rate=SAMPLE_RATE, limits=ISOLATED)
+    child = own(decoder)
     del decoder  # as for a clip that the time of its batch does not reach
     assert not child.is_running()
+
+
+def test_clips_that_take_turns_have_a_process_each(own: Own) -> None:
+    decoders = [ClipDecoder(LONG, sample_rate=SAMPLE_RATE, limits=ISOLATED) for _ in range(3)]
+    assert len({own(decoder).pid for decoder in decoders}) == 3
+    for decoder in decoders:
+        list(iter(decoder.step, False))
+        np.testing.assert_array_equal(decoder.clip.waveform, decode(LONG, sample_rate=SAMPLE_RATE).waveform)
+
+
+def test_no_process_outlives_its_parent() -> None:
+    script = """
+import sys, psutil
+from audiocnn import isolation
+from audiocnn.audio import decode
+from audiocnn.config import AudioLimits
+decode(sys.stdin.buffer.read(), sample_rate=44_100, limits=AudioLimits(isolate=True))
+(child,) = psutil.Process().children()
+print(child.pid)
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, input=LONG, cwd=ROOT, capture_output=True, timeout=600, check=True)
+    assert wait_until(lambda: not psutil.pid_exists(int(run.stdout)), 20)

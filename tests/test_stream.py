@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from audiocnn.audio import decode
 from gateway.sound import SILENCE_DBFS, BadSound, NewestWindow, Smoothed
-from tests.conftest import ROOT, Server, tone
+from tests.conftest import ROOT, SLOWEST, Server, tone
 from tests.gateways import KEY, RunningGateway, running_gateway
 from tests.test_client import script
 
@@ -181,7 +181,7 @@ def test_when_behind_the_newest_window_wins(tmp_path: Path) -> None:
     assert len(hops) <= 7
     assert answers[-1]["skipped"] == 30 - len(hops)
     assert all(row["end"] == pytest.approx(0.1 * row["hop"], abs=0.11) for row in answers)
-    assert all(row["lag_seconds"] < 1.0 for row in answers)
+    assert all(row["lag_seconds"] < 1.0 * SLOWEST for row in answers)  # 20 s if hops were queued
 
 
 def test_a_failing_server_does_not_end_the_stream(tmp_path: Path) -> None:
