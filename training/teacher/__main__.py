@@ -1,0 +1,197 @@
+"""Fit a linear head on the teacher's features, measure it, and label the training clips softly.
+
+Example: `python -m training.teacher --data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels
+runs/labels.safetensors`. Features are kept on disk; stop and repeat the command to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from audiocnn.datasets import Dataset, LabelledClip, read_dataset
+from audiocnn.errors import DatasetError, ModelFileError
+from training import calibration
+from training.data import parse_folds, targets, without_classes
+from training.teacher.features import FeatureStore
+from training.teacher.head import FloatArray, IntArray, fit_head
+from training.teacher.soft_labels import (
+    SoftLabels,
+    all_views,
+    check_names,
+    cross_fitted,
+    mean_over_views,
+    recording_groups,
+)
+from training.teacher.views import VIEWS
+from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Features of clips in all views, and their classes."""
+
+    features: FloatArray  # (num_views, num_clips, d); the first view is the clip as it is
+    target: IntArray  # (num_clips,)
+
+
+def measure(training: Examples, test: Examples, num_classes: int, **options: Any) -> dict[str, Any]:
+    """`{variant: {accuracy, nll, ece, seconds}}` on `test`, of heads fitted on `training`."""
+    rows: dict[str, Any] = {}
+    for name, fit_views in (("frozen", 1), ("views", len(training.features))):
+        began = time.monotonic()
+        head = fit_head(*all_views(training.features[:fit_views], training.target), num_classes, **options)
+        seconds = round(time.monotonic() - began, 1)
+        log_probs = head.log_probs(test.features)
+        variants = {name: log_probs[0], f"{name}, averaged": mean_over_views(log_probs)}
+        rows |= {key: _scores(value, test.target) | {"seconds": seconds} for key, value in variants.items()}
+    return rows
+
+
+def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
+    probs = calibration.softmax(log_probs)
+    return {
+        "accuracy": float((probs.argmax(axis=1) == target).mean()),
+        "nll": calibration.nll(probs, target),
+        "ece": calibration.ece(probs, target),
+    }
+
+
+def soft_labels(
+    clips: Sequence[LabelledClip], examples: Examples, dataset: Dataset, args: argparse.Namespace
+) -> SoftLabels:
+    """Cross-fitted labels of the training clips, with where they come from."""
+    groups = recording_groups(clips, args.groups)
+    log_probs = cross_fitted(
+        examples.features, examples.target, groups, len(dataset.class_names), l2=args.l2, device=args.device
+    )
+    provenance = {
+        "dataset": dataset.name,
+        "train_folds": args.train_folds,
+        "teacher": ATTRIBUTION,
+        "teacher_sha256": WHEEL_SHA256,
+        "views": args.views,
+        "groups": args.groups,
+        "l2": args.l2,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "cross_fitted": _scores(log_probs, examples.target),
+    }
+    names = tuple(clip.path.name for clip in clips)
+    return SoftLabels(torch.from_numpy(log_probs), names, dataset.class_names, provenance)
+
+
+def _commit() -> str:
+    """The commit of this code; with `-dirty` if it was changed since; empty outside of git."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def print_table(rows: dict[str, Any], folds: Sequence[int]) -> None:
+    """The measurement for people."""
+    table = Table("head", "accuracy", "ECE", "NLL", "seconds", title=f"teacher on fold {folds}")
+    for name, row in rows.items():
+        cells = (f"{row['accuracy']:.2%}", f"{row['ece']:.2%}", f"{row['nll']:.3f}", f"{row['seconds']:g}")
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+def parse_views(text: str) -> list[str]:
+    """`clean,shift` -> names of views; for argparse."""
+    names = text.split(",")
+    if strangers := [name for name in names if name not in VIEWS]:
+        raise argparse.ArgumentTypeError(f"no view {', '.join(strangers)}; there are {', '.join(VIEWS)}")
+    return names
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    summary, example = (__doc__ or "").split("\n\n")[:2]
+    parser = argparse.ArgumentParser(prog="python -m training.teacher", description=summary, epilog=example)
+    parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
+    parser.add_argument("--train-folds", type=parse_folds, required=True, help="folds to fit on: 1,2,4")
+    parser.add_argument("--measure", type=parse_folds, default=[], metavar="FOLDS", help="measure on these")
+    parser.add_argument("--soft-labels", type=Path, metavar="FILE", help="write labels of the training clips")
+    parser.add_argument("--exclude", metavar="CLASS,...", help="as if these classes did not exist")
+    parser.add_argument(
+        "--views", type=parse_views, default=list(VIEWS), metavar="NAME,...", help=f"({','.join(VIEWS)})"
+    )
+    parser.add_argument("--l2", type=float, default=2e-3, help="weight penalty of the head (%(default)s)")
+    parser.add_argument("--groups", type=int, default=8, help="of recordings, to cross-fit (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="weights, features (%(default)s)")
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if has_gpu else "cpu", help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as many as torch chooses)")
+    return parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All that the command line asks for; what is printed as JSON."""
+    dataset = read_dataset(args.data)
+    if args.exclude:
+        dataset = without_classes(dataset, args.exclude.split(","))
+    if seen := sorted(set(args.measure) & set(args.train_folds)):
+        raise DatasetError(f"fold {seen} is fitted on: measure another one")
+    store = FeatureStore(args.cache, device=args.device, cache=args.cache)
+
+    def examples(clips: Sequence[LabelledClip]) -> Examples:
+        return Examples(store.features(clips, args.views), targets(clips, dataset.class_names).numpy())
+
+    clips = dataset.folds(args.train_folds)
+    check_names(clips)
+    training = examples(clips)
+    summary: dict[str, Any] = {
+        "train_folds": args.train_folds,
+        "measured_folds": args.measure,
+        "views": args.views,
+        "hardware": f"{args.device}, {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    if args.measure:
+        test = examples(dataset.folds(args.measure))
+        options = {"l2": args.l2, "device": args.device}
+        summary["heads"] = measure(training, test, len(dataset.class_names), **options)
+        print_table(summary["heads"], args.measure)
+    if args.soft_labels:
+        labels = soft_labels(clips, training, dataset, args)
+        labels.save(args.soft_labels)
+        summary["soft_labels"] = labels.provenance["cross_fitted"]
+        print(f"cross-fitted labels of {len(clips)} clips written to {args.soft_labels}")
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the last line printed is JSON."""
+    args = parse_arguments(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        summary = run(args)
+    except (DatasetError, ModelFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
