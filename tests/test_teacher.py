@@ -16,9 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from audiocnn.config import FrontendConfig
+from audiocnn import checkpoint
+from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.frontend import LogMel
+from audiocnn.model import AudioCNN
 from tests.conftest import ROOT, sound_file, tone
 from training.data import load_waveforms
 from training.teacher import __main__ as teacher
@@ -261,3 +264,29 @@ def test_the_command_measures_and_writes_labels(
 
     assert teacher.main([*arguments, "--measure", "1"]) == 2
     assert "fitted on" in capsys.readouterr().err
+
+
+def test_a_teacher_is_averaged_with_a_network_that_never_saw_the_fold(
+    cache: Path, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = read_dataset(tones)
+
+    def network(train_fold: int) -> str:
+        config = Config(
+            class_names=dataset.class_names,
+            model=ModelConfig(width=8),
+            provenance={"dataset": dataset.name, "train_folds": [train_fold]},
+        )
+        folder = tmp_path / f"network{train_fold}"
+        checkpoint.save(folder, config, LogMel(config.frontend), AudioCNN(config.model, num_classes=2))
+        return str(folder)
+
+    arguments = ["--data", str(tones), "--cache", str(cache), "--views", "clean", "--device", "cpu"]
+    arguments += ["--train-folds", "1", "--measure", "2", "--ensemble"]
+    assert teacher.main([*arguments, network(1)]) == 0
+    heads = json.loads(capsys.readouterr().out.splitlines()[-1])["heads"]
+    frozen, own = heads["frozen, averaged"]["nll"], heads["network"]["nll"]
+    assert min(frozen, own) < heads["frozen, averaged, and network"]["nll"] < max(frozen, own)
+
+    assert teacher.main([*arguments, network(2)]) == 2
+    assert "was trained on fold [2]" in capsys.readouterr().err

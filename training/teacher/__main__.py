@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from training import calibration
 from training.data import parse_folds, targets, without_classes
+from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
 from training.teacher.head import FloatArray, IntArray, fit_head
 from training.teacher.soft_labels import (
@@ -49,15 +52,30 @@ class Examples:
     target: IntArray  # (num_clips,)
 
 
-def measure(training: Examples, test: Examples, num_classes: int, **options: Any) -> dict[str, Any]:
-    """`{variant: {accuracy, nll, ece, seconds}}` on `test`, of heads fitted on `training`."""
+def measure(
+    training: Examples,
+    test: Examples,
+    num_classes: int,
+    *,
+    network: FloatArray | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """`{variant: {accuracy, nll, ece, seconds}}` on `test`, of heads fitted on `training`.
+
+    `network` are log-probabilities `(num_clips, num_classes)` of our own network, to average with.
+    """
     rows: dict[str, Any] = {}
+    if network is not None:
+        rows["network"] = _scores(network, test.target) | {"seconds": 0.0}
     for name, fit_views in (("frozen", 1), ("views", len(training.features))):
         began = time.monotonic()
         head = fit_head(*all_views(training.features[:fit_views], training.target), num_classes, **options)
         seconds = round(time.monotonic() - began, 1)
         log_probs = head.log_probs(test.features)
         variants = {name: log_probs[0], f"{name}, averaged": mean_over_views(log_probs)}
+        if network is not None:
+            both = np.stack([variants[f"{name}, averaged"], network])
+            variants[f"{name}, averaged, and network"] = mean_over_views(both)
         rows |= {key: _scores(value, test.target) | {"seconds": seconds} for key, value in variants.items()}
     return rows
 
@@ -69,6 +87,17 @@ def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
         "nll": calibration.nll(probs, target),
         "ece": calibration.ece(probs, target),
     }
+
+
+def network_log_probs(folder: Path, dataset: Dataset, folds: Sequence[int]) -> FloatArray:
+    """What a checkpoint that never saw the folds answers to them; `DatasetError` if it saw one."""
+    classifier = Classifier.load(folder)
+    if seen := trained_on(classifier.config, dataset, folds):
+        raise DatasetError(f"{folder} was trained on fold {seen}: its answers there prove nothing")
+    if classifier.config.class_names != dataset.class_names:
+        raise DatasetError(f"{folder} has other classes than {dataset.name}")
+    probs, _ = predict(classifier, dataset, folds)
+    return np.asarray(calibration.as_logits(probs, 1.0), dtype=np.float32)
 
 
 def soft_labels(
@@ -128,6 +157,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
     parser.add_argument("--train-folds", type=parse_folds, required=True, help="folds to fit on: 1,2,4")
     parser.add_argument("--measure", type=parse_folds, default=[], metavar="FOLDS", help="measure on these")
+    parser.add_argument("--ensemble", type=Path, metavar="CHECKPOINT", help="average with it when measuring")
     parser.add_argument("--soft-labels", type=Path, metavar="FILE", help="write labels of the training clips")
     parser.add_argument("--exclude", metavar="CLASS,...", help="as if these classes did not exist")
     parser.add_argument(
@@ -165,7 +195,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.measure:
         test = examples(dataset.folds(args.measure))
-        options = {"l2": args.l2, "device": args.device}
+        options: dict[str, Any] = {"l2": args.l2, "device": args.device}
+        if args.ensemble:
+            options["network"] = network_log_probs(args.ensemble, dataset, args.measure)
         summary["heads"] = measure(training, test, len(dataset.class_names), **options)
         print_table(summary["heads"], args.measure)
     if args.soft_labels:
