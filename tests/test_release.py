@@ -67,8 +67,14 @@ def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:
         "recipe": config.provenance["recipe"] | {"background": 0.1},
         "background_programs": ["espeak-ng"],
     }
-    text = " ".join(card.render(report, replace(config, provenance=taught)).split())
-    assert "from scratch" not in text
+    assert card.notice(config) == ""
+    scratch = {"accuracy": 0.8125, "folds": [3, 4], "epochs": 140}
+    report["from_scratch"] = scratch
+    config = replace(config, provenance=taught)
+    assert ATTRIBUTION in card.notice(config)
+    text = " ".join(card.render(report, config).split())
+    assert "from scratch, without a teacher, 140 epochs, on folds 3, 4: accuracy 81.25%" in text
+    assert "Trained from scratch" not in text
     assert "CC BY 4.0" in text
     assert "A. B. Ma and A. Lerch" in text
     assert "Freesound" in text

@@ -249,13 +249,17 @@ def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: 
     assert release.main([*arguments, "--folds", "2", "--out", str(out)]) == 2  # it has seen them
     assert not out.exists()
 
-    assert release.main([*arguments, "--twin", f"{tmp_path / 'twin'}=2", "--out", str(out)]) == 0
+    arguments += ["--twin", f"{tmp_path / 'twin'}=2", "--out", str(out)]
+    assert release.main([*arguments, "--scratch", f"{tmp_path / 'all'}=2"]) == 2
+    assert release.main([*arguments, "--scratch", f"{tmp_path / 'twin'}=2"]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["temperature"], config["unknown_threshold"]) == (0.8, 0.1)
     assert config["provenance"]["train_folds"] == [1, 2]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["accuracy"] >= 0.9
     assert (metrics["folds"], metrics["is_twin"]) == ([2], True)
+    assert metrics["from_scratch"] == {"accuracy": metrics["accuracy"], "folds": [2], "epochs": 40}
+    assert not (out / "NOTICE").exists()  # no teacher asks for it
     card = (out / "MODEL_CARD.md").read_text()
     assert "accuracy 90.00%, standard deviation 1.00%" in card
     assert "a twin of it" in card

@@ -33,7 +33,7 @@ Nothing was chosen on the measured folds; the weights are those of the last epoc
 
 No epoch was chosen by them; no test-time augmentation; every clip sent as a file through the code that
 serves.
-{spread}
+{spread}{from_scratch}
 
 Most frequent mistakes: {mistakes}.
 
@@ -98,6 +98,7 @@ def render(report: dict[str, Any], config: Config) -> str:
             for name in ("clip_seconds", "n_mels", "f_min", "f_max", "sample_rate")
         },
         "num_classes": len(config.class_names),
+        "from_scratch": _from_scratch(report.get("from_scratch")),
         "origin": _origin(provenance),
         "else_heard": _else_heard(provenance),
         "recipe": _recipe(provenance, frontend.max_gain_db),
@@ -116,6 +117,27 @@ def render(report: dict[str, Any], config: Config) -> str:
         "unknown": _unknown(config),
     }
     return _TEMPLATE.format(**values)
+
+
+def notice(config: Config) -> str:
+    """The attribution that a teacher's licence asks for, as a file; empty without a teacher."""
+    taught = [stage["teacher"]["teacher"] for stage in _stages(config.provenance) if "teacher" in stage]
+    if not taught:
+        return ""
+    return (
+        f"{config.name} {config.version} was trained with soft labels, computed with the weights of\n"
+        f"{taught[-1]}\n(https://creativecommons.org/licenses/by/4.0/). "
+        "They were used unchanged, below a linear head of our own;\nnone of them are in this folder.\n"
+    )
+
+
+def _from_scratch(scratch: dict[str, Any] | None) -> str:
+    if scratch is None:
+        return ""
+    return (
+        f"\nThe same network from scratch, without a teacher, {scratch['epochs']} epochs, on folds "
+        f"{_listing(scratch['folds'])}: accuracy {scratch['accuracy']:.2%}."
+    )
 
 
 def _origin(provenance: dict[str, Any]) -> str:
