@@ -130,8 +130,7 @@ class Run:
             probs = torch.cat([probs, soft], dim=1)
         may_mix = self.epoch < self.recipe.epochs * (1 - self.recipe.mix_off)
         inputs, probs = self.augmenter(self.waveforms[rows], probs, may_mix=may_mix)
-        if (pooling := self.recipe.pooling(self.epoch)) != (1, 1):
-            inputs = nn.functional.avg_pool2d(inputs, pooling)
+        inputs = nn.functional.avg_pool2d(inputs, self.recipe.pooling(self.epoch))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(inputs, probs)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -168,13 +167,15 @@ class Run:
 
     @torch.inference_mode()
     def accuracy(self, waveforms: Tensor, target: Tensor, batch_size: int = 50) -> float:
-        """Share of clips that the weights of now name rightly."""
+        """Share of clips that the weights of now name rightly, at the size that they were last trained at."""
         model = self.result.eval()
+        pooling = self.recipe.pooling(max(0, self.epoch - 1))
         hits = 0
         for batch, label in zip(
             torch.split(waveforms, batch_size), torch.split(target, batch_size), strict=True
         ):
-            logits = model(self.log_mel(batch.to(self.place.device)))
+            log_mel = self.log_mel(batch.to(self.place.device))
+            logits = model(nn.functional.avg_pool2d(log_mel, pooling))
             hits += int((logits.argmax(dim=1).cpu() == label.cpu()).sum())
         return hits / len(target)
 

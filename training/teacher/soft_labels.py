@@ -42,6 +42,7 @@ class SoftLabels:
         header = {"clips": self.clips, "class_names": self.class_names, "provenance": self.provenance}
         part = path.with_suffix(f".{os.getpid()}.part")
         save_file({"log_probs": self.log_probs}, part, metadata={"soft_labels": json.dumps(header)})
+        part.chmod(0o644)  # safetensors writes for its owner only
         os.replace(part, path)
 
     @classmethod
