@@ -68,6 +68,9 @@ def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:
         "background_programs": ["espeak-ng"],
     }
     assert card.notice(config) == ""
+    untaught = taught | {"recipe": taught["recipe"] | {"teacher_weight": 0.5}}
+    del untaught["teacher"]
+    assert "teacher" not in card.render(report, replace(config, provenance=untaught))
     scratch = {"accuracy": 0.8125, "folds": [3, 4], "epochs": 140}
     report["from_scratch"] = scratch
     config = replace(config, provenance=taught)

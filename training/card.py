@@ -67,7 +67,11 @@ def _recipe(provenance: dict[str, Any], max_gain_db: float) -> str:
     texts: list[str] = []
     before: dict[str, Any] = {}
     for stage in _stages(provenance):
-        changes = {name: value for name, value in stage["recipe"].items() if value != before.get(name, 0)}
+        changes = {
+            name: value
+            for name, value in stage["recipe"].items()
+            if value != before.get(name, 0) and ("teacher" in stage or not name.startswith("teacher_"))
+        }
         settings = ", ".join(f"{name} {value}" for name, value in changes.items() if name != "seed")
         texts.append(f"{'then, from there' if before else 'AdamW and OneCycle'}: {settings}")
         before = stage["recipe"]

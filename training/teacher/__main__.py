@@ -41,6 +41,7 @@ from training.teacher.soft_labels import (
 from training.teacher.views import VIEWS
 from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder
 
+_DEFAULT_VIEWS = ["clean", "slower", "faster"]
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -160,9 +161,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--ensemble", type=Path, metavar="CHECKPOINT", help="average with it when measuring")
     parser.add_argument("--soft-labels", type=Path, metavar="FILE", help="write labels of the training clips")
     parser.add_argument("--exclude", metavar="CLASS,...", help="as if these classes did not exist")
-    parser.add_argument(
-        "--views", type=parse_views, default=list(VIEWS), metavar="NAME,...", help=f"({','.join(VIEWS)})"
-    )
+    views = f"of {', '.join(VIEWS)} ({','.join(_DEFAULT_VIEWS)})"
+    parser.add_argument("--views", type=parse_views, default=_DEFAULT_VIEWS, metavar="NAME,...", help=views)
     parser.add_argument("--l2", type=float, default=2e-3, help="weight penalty of the head (%(default)s)")
     parser.add_argument("--groups", type=int, default=8, help="of recordings, to cross-fit (%(default)s)")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="weights, features (%(default)s)")

@@ -1,4 +1,4 @@
-"""Views: the same clip as it might have been recorded. Deterministic, so that features can be kept.
+"""Views: the same clip as it might have been recorded. They are deterministic, so features can be kept.
 
 A view takes and returns waveforms `(b, n)` at 44.1 kHz in [-1, 1].
 """
