@@ -25,7 +25,7 @@ from audiocnn.model import AudioCNN
 from tests.conftest import ROOT, sound_file, tone
 from training.data import load_waveforms
 from training.teacher import __main__ as teacher
-from training.teacher import weights
+from training.teacher import fine_tuning, weights
 from training.teacher.features import FeatureStore
 from training.teacher.head import fit_head
 from training.teacher.network import (
@@ -36,7 +36,13 @@ from training.teacher.network import (
     TeacherNetwork,
     filter_bank,
 )
-from training.teacher.soft_labels import SoftLabels, check_names, cross_fitted, recording_groups
+from training.teacher.soft_labels import (
+    SoftLabels,
+    check_names,
+    cross_fitted,
+    linear_teacher,
+    recording_groups,
+)
 from training.teacher.views import VIEWS
 
 
@@ -224,7 +230,7 @@ def test_no_clip_is_labelled_by_a_head_that_heard_its_recording() -> None:
         (g, t) for g in range(4) for t in (0, 1)
     }
     memorised = fit_head(features[0], target, 2).log_probs(features[0])
-    held_out = cross_fitted(features, target, groups, 2)
+    held_out = cross_fitted(groups, linear_teacher(features, target, 2))
     assert (memorised.argmax(axis=1) == target).all()
     assert (held_out.argmax(axis=1) == target).mean() < 0.75
 
@@ -247,6 +253,26 @@ def test_labels_come_back_by_file_name_and_refuse_strangers(tmp_path: Path) -> N
         check_names([clip("one/x.wav"), clip("two/x.wav")])
 
 
+def test_fine_tuning_starts_at_the_frozen_teacher_and_moves_its_last_blocks(
+    random_weights: dict[str, torch.Tensor], tones: Path
+) -> None:
+    clips = read_dataset(tones).folds([1])
+    waveforms = load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
+    target = np.arange(8) % 2
+    features = TeacherFeatures(random_weights)(waveforms).numpy()
+    head = fit_head(features, target, 2, l2=1.0)
+    start = fine_tuning.TunedTeacher(random_weights, head)
+    (answers,) = fine_tuning.log_probs(start, waveforms, ["clean"], "cpu")
+    np.testing.assert_allclose(answers, head.log_probs(features), atol=1e-3)
+
+    torch.manual_seed(0)
+    tuning = fine_tuning.Tuning(random_weights, epochs=2, max_lr=1e-3, batch_size=4)
+    tuned = fine_tuning.tune(tuning, head, waveforms, torch.from_numpy(target)).network.state_dict()
+    moved = {name for name, tensor in random_weights.items() if not torch.equal(tensor, tuned[name])}
+    assert {name.split(".")[1] for name in moved} == {"2", "3"}
+    assert not [name for name in moved if "running" in name]
+
+
 def test_the_command_measures_and_writes_labels(
     cache: Path, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +290,13 @@ def test_the_command_measures_and_writes_labels(
 
     assert teacher.main([*arguments, "--measure", "1"]) == 2
     assert "fitted on" in capsys.readouterr().err
+
+    assert teacher.main([*arguments, "--measure", "2", "--fine-tune", "1"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"frozen", "fine-tuned", "fine-tuned, averaged"} <= set(summary["heads"])
+    tuned = SoftLabels.load(out)
+    assert tuned.provenance["fine_tuned_epochs"] == 1
+    assert not torch.equal(tuned.log_probs, labels.log_probs)
 
 
 def test_a_teacher_is_averaged_with_a_network_that_never_saw_the_fold(

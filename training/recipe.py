@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from audiocnn.config import FrontendConfig
-from audiocnn.frontend import LogMel
 from training import augment, degrade
 from training.background import Background
 
@@ -131,10 +131,20 @@ FRONTENDS = {
 _FRONTEND_BATCH = 8
 
 
+class Frontend(Protocol):
+    """`audiocnn.frontend.LogMel`, or what takes its place: `(b, n)` -> `(b, 1, m, t)`."""
+
+    config: FrontendConfig
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """See the class."""
+        ...
+
+
 class Augmenter:
     """A recipe's augmentation: waveforms and targets in, log-mels and mixed targets out."""
 
-    def __init__(self, recipe: Recipe, log_mel: LogMel, recorded: Tensor | None = None) -> None:
+    def __init__(self, recipe: Recipe, log_mel: Frontend, recorded: Tensor | None = None) -> None:
         """`recorded` are sounds of no class, see `training.background`."""
         self.recipe, self.log_mel = recipe, log_mel
         self.background = Background(log_mel.config.sample_rate, recorded)

@@ -12,8 +12,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,23 @@ from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from training import calibration
-from training.data import parse_folds, targets, without_classes
+from training.data import load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
+from training.teacher.fine_tuning import FRONTEND, Tuning, fine_tuned_teacher
 from training.teacher.head import FloatArray, IntArray, fit_head
 from training.teacher.soft_labels import (
     SoftLabels,
+    Teach,
     all_views,
     check_names,
     cross_fitted,
+    linear_teacher,
     mean_over_views,
     recording_groups,
 )
 from training.teacher.views import VIEWS
-from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder
+from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 
 _DEFAULT_VIEWS = ["clean", "slower", "faster"]
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -81,6 +85,26 @@ def measure(
     return rows
 
 
+def measure_fine_tuned(
+    clips: Sequence[LabelledClip],
+    training: Examples,
+    tested: Sequence[LabelledClip],
+    test: Examples,
+    teach: Callable[[Sequence[LabelledClip], Examples], Teach],
+) -> dict[str, Any]:
+    """The rows of `measure` for a teacher whose network is fine-tuned as well."""
+    began = time.monotonic()
+    both = Examples(
+        np.concatenate([training.features, test.features], axis=1),
+        np.concatenate([training.target, test.target]),
+    )
+    is_test = np.arange(len(both.target)) >= len(clips)
+    log_probs = teach([*clips, *tested], both)(~is_test, is_test)
+    seconds = round(time.monotonic() - began, 1)
+    variants = {"fine-tuned": log_probs[0], "fine-tuned, averaged": mean_over_views(log_probs)}
+    return {name: _scores(value, test.target) | {"seconds": seconds} for name, value in variants.items()}
+
+
 def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
     probs = calibration.softmax(log_probs)
     return {
@@ -102,13 +126,10 @@ def network_log_probs(folder: Path, dataset: Dataset, folds: Sequence[int]) -> F
 
 
 def soft_labels(
-    clips: Sequence[LabelledClip], examples: Examples, dataset: Dataset, args: argparse.Namespace
+    clips: Sequence[LabelledClip], target: IntArray, dataset: Dataset, args: argparse.Namespace, teach: Teach
 ) -> SoftLabels:
     """Cross-fitted labels of the training clips, with where they come from."""
-    groups = recording_groups(clips, args.groups)
-    log_probs = cross_fitted(
-        examples.features, examples.target, groups, len(dataset.class_names), l2=args.l2, device=args.device
-    )
+    log_probs = cross_fitted(recording_groups(clips, args.groups), teach)
     provenance = {
         "dataset": dataset.name,
         "train_folds": args.train_folds,
@@ -119,7 +140,8 @@ def soft_labels(
         "l2": args.l2,
         "commit": _commit(),
         "torch": torch.__version__,
-        "cross_fitted": _scores(log_probs, examples.target),
+        "fine_tuned_epochs": args.fine_tune,
+        "cross_fitted": _scores(log_probs, target),
     }
     names = tuple(clip.path.name for clip in clips)
     return SoftLabels(torch.from_numpy(log_probs), names, dataset.class_names, provenance)
@@ -165,6 +187,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--views", type=parse_views, default=_DEFAULT_VIEWS, metavar="NAME,...", help=views)
     parser.add_argument("--l2", type=float, default=2e-3, help="weight penalty of the head (%(default)s)")
     parser.add_argument("--groups", type=int, default=8, help="of recordings, to cross-fit (%(default)s)")
+    parser.add_argument("--fine-tune", type=int, default=0, metavar="EPOCHS", help="the network too (GPU)")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="weights, features (%(default)s)")
     has_gpu = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if has_gpu else "cpu", help="(%(default)s)")
@@ -184,6 +207,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def examples(clips: Sequence[LabelledClip]) -> Examples:
         return Examples(store.features(clips, args.views), targets(clips, dataset.class_names).numpy())
 
+    def teach(clips: Sequence[LabelledClip], known: Examples) -> Teach:
+        num_classes, device = len(dataset.class_names), args.device
+        head = linear_teacher(known.features, known.target, num_classes, l2=args.l2, device=device)
+        if not args.fine_tune:
+            return head
+        waveforms = load_waveforms(clips, FRONTEND)
+        fit = partial(fit_head, num_classes=num_classes, l2=args.l2, device=device)
+        tuning = Tuning(load_weights(args.cache), args.fine_tune, device)
+        return fine_tuned_teacher(tuning, fit, waveforms, known.features, known.target, args.views)
+
     clips = dataset.folds(args.train_folds)
     check_names(clips)
     training = examples(clips)
@@ -194,14 +227,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "hardware": f"{args.device}, {platform.machine()}, {torch.get_num_threads()} threads",
     }
     if args.measure:
-        test = examples(dataset.folds(args.measure))
+        tested = dataset.folds(args.measure)
+        test = examples(tested)
         options: dict[str, Any] = {"l2": args.l2, "device": args.device}
         if args.ensemble:
             options["network"] = network_log_probs(args.ensemble, dataset, args.measure)
         summary["heads"] = measure(training, test, len(dataset.class_names), **options)
+        if args.fine_tune:
+            summary["heads"] |= measure_fine_tuned(clips, training, tested, test, teach)
         print_table(summary["heads"], args.measure)
     if args.soft_labels:
-        labels = soft_labels(clips, training, dataset, args)
+        labels = soft_labels(clips, training.target, dataset, args, teach(clips, training))
         labels.save(args.soft_labels)
         summary["soft_labels"] = labels.provenance["cross_fitted"]
         print(f"cross-fitted labels of {len(clips)} clips written to {args.soft_labels}")

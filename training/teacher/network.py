@@ -5,7 +5,7 @@ Legend of shapes: b batch, n samples, t frames, c channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -109,12 +109,16 @@ class TeacherFeatures(nn.Module):
     @torch.inference_mode()
     def forward(self, waveform: Tensor) -> Tensor:
         """See the class."""
-        mel = self.frontend(waveform).contiguous(memory_format=torch.channels_last)
-        parts: list[Tensor] = []
-        for block in self.network(mel):
-            over_time = block.mean(dim=3)
-            parts += [over_time.mean(dim=2), over_time.amax(dim=2), over_time.std(dim=2)]
-        for group in block.chunk(_BAND_GROUPS, dim=3):
-            over_time = group.mean(dim=3)
-            parts += [over_time.mean(dim=2), over_time.amax(dim=2)]
-        return torch.log1p(torch.cat(parts, dim=1).float())
+        return pooled(self.network(self.frontend(waveform).contiguous(memory_format=torch.channels_last)))
+
+
+def pooled(blocks: Iterable[Tensor]) -> Tensor:
+    """The outputs of the blocks -> features `(b, 5952)`, see `TeacherFeatures`."""
+    parts: list[Tensor] = []
+    for block in blocks:
+        over_time = block.float().mean(dim=3)
+        parts += [over_time.mean(dim=2), over_time.amax(dim=2), over_time.std(dim=2)]
+    for group in block.float().chunk(_BAND_GROUPS, dim=3):
+        over_time = group.mean(dim=3)
+        parts += [over_time.mean(dim=2), over_time.amax(dim=2)]
+    return torch.log1p(torch.cat(parts, dim=1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from tqdm import tqdm
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import DatasetError, ModelFileError
 from training.teacher.head import FloatArray, IntArray, fit_head
+
+Mask = npt.NDArray[np.bool_]
+# Clips to fit on and clips to answer, `(num_clips,)` each -> `(num_views, num_answered, num_classes)`
+Teach = Callable[[Mask, Mask], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -82,20 +86,25 @@ def recording_groups(clips: Sequence[LabelledClip], count: int) -> npt.NDArray[n
     return np.array([group_of[clip.source] for clip in clips])
 
 
-def cross_fitted(
-    features: FloatArray, target: IntArray, groups: npt.NDArray[np.int64], num_classes: int, **options: Any
-) -> FloatArray:
-    """Log-probabilities `(num_clips, num_classes)`, the mean over views, of every group by a head that was
-    fitted on the other groups.
-
-    `features` is `(num_views, num_clips, d)`; `options` are those of `fit_head`.
-    """
-    result = np.empty((len(target), num_classes), np.float32)
-    for held_out in tqdm(np.unique(groups), desc="cross-fitting", unit="head"):
-        others = groups != held_out
-        head = fit_head(*all_views(features[:, others], target[others]), num_classes, **options)
-        result[~others] = mean_over_views(head.log_probs(features[:, ~others]))
+def cross_fitted(groups: npt.NDArray[np.int64], teach: Teach) -> FloatArray:
+    """Log-probabilities `(num_clips, num_classes)`, the mean over views, of every group by a teacher that was
+    fitted on the other groups."""
+    held_out = [groups == group for group in np.unique(groups)]
+    parts = [teach(~mask, mask) for mask in tqdm(held_out, desc="cross-fitting", unit="teacher")]
+    result = np.empty((len(groups), parts[0].shape[-1]), np.float32)
+    for mask, part in zip(held_out, parts, strict=True):
+        result[mask] = mean_over_views(part)
     return result
+
+
+def linear_teacher(features: FloatArray, target: IntArray, num_classes: int, **options: Any) -> Teach:
+    """A head on features `(num_views, num_clips, d)`; `options` are those of `fit_head`."""
+
+    def teach(fitted: Mask, answered: Mask) -> FloatArray:
+        head = fit_head(*all_views(features[:, fitted], target[fitted]), num_classes, **options)
+        return head.log_probs(features[:, answered])
+
+    return teach
 
 
 def all_views(features: FloatArray, target: IntArray) -> tuple[FloatArray, IntArray]:
