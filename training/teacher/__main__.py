@@ -45,7 +45,7 @@ from training.teacher.soft_labels import (
 from training.teacher.views import VIEWS
 from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 
-_DEFAULT_VIEWS = ["clean", "slower", "faster"]
+_DEFAULT_VIEWS = ["clean", "slower", "faster", "peak", "gain-20dB"]
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
