@@ -1,7 +1,8 @@
 """One call over three ways to run the network: ONNX Runtime, TorchScript, and plain PyTorch.
 
 The path says which: `NAME.onnx`, `NAME.pt`, or a checkpoint folder. An exported file carries its
-configuration and front-end arrays, so the file alone is enough. What only pictures need (evidence and
+configuration and front-end arrays, so the file alone is enough; its outputs are `logits` and
+`embedding`, the pooled feature before the last layer. What only pictures need (evidence and
 feature maps) is in a second file, `NAME-maps.onnx` or `NAME-maps.pt`, opened on first use: extra
 outputs keep the optimiser from fusing operations, and most requests never ask for them.
 """
@@ -26,7 +27,7 @@ from audiocnn.checksums import sha256
 from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
 from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN, WithMaps, feature_map_names
+from audiocnn.model import AudioCNN, WithEmbedding, WithMaps, feature_map_names
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -75,7 +76,8 @@ class Engine:
         Batches are cut into powers of two up to `MAX_BATCH`: a handful of shapes, so ONNX Runtime's
         memory stays flat. All outputs of one call come from one graph.
         """
-        graph = self._graph if tuple(outputs) == ("logits",) else self._maps_graph()
+        is_served = set(outputs) <= set(WithEmbedding.output_names)
+        graph = self._graph if is_served else self._maps_graph()
         parts = [graph.run(log_mel[chunk], outputs) for chunk in _chunks(len(log_mel))]
         return {
             name: np.concatenate(arrays)
@@ -196,14 +198,14 @@ class EagerGraph:
         config, log_mel, model = checkpoint.load(folder)
         self.metadata = pack_metadata(config, log_mel)
         self._model: AudioCNN = model.to(device)
-        self._with_maps = WithMaps(self._model)
+        self._served, self._with_maps = WithEmbedding(self._model), WithMaps(self._model)
         self._device = device
 
     @torch.inference_mode()
     def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
         """See `Graph`."""
         x = torch.from_numpy(log_mel).to(self._device)
-        if tuple(outputs) == ("logits",):
-            return [self._model(x).cpu().numpy()]
-        named = dict(zip(self._with_maps.output_names, self._with_maps(x), strict=True))
+        is_served = set(outputs) <= set(self._served.output_names)
+        module = self._served if is_served else self._with_maps
+        named = dict(zip(module.output_names, module(x), strict=True))
         return [named[name].cpu().numpy() for name in outputs]

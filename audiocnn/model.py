@@ -99,10 +99,10 @@ class AudioCNN(nn.Module):
                 yield f"layer{stage}.block{number}.relu", x
             yield f"layer{stage}", x
 
-    def head(self, layer4: Tensor) -> Tensor:
-        """`(b, c, h, w)` of the last stage -> logits `(b, k)`."""
-        logits: Tensor = self.fc(self.dropout(layer4.mean(dim=(2, 3))))
-        return logits
+    def head(self, layer4: Tensor) -> tuple[Tensor, Tensor]:
+        """`(b, c, h, w)` of the last stage -> logits `(b, k)` and embedding `(b, c)`, its mean."""
+        embedding = layer4.mean(dim=(2, 3))
+        return self.fc(self.dropout(embedding)), embedding
 
     def evidence(self, layer4: Tensor) -> Tensor:
         """Where the score comes from: `(b, k, h, w)` with `evidence.mean((2, 3)) + bias == logits`.
@@ -117,20 +117,40 @@ class AudioCNN(nn.Module):
         x = log_mel
         for _, x in self.feature_maps(log_mel):  # noqa: B007  the last one is layer4
             pass
-        return self.head(x)
+        return self.head(x)[0]
 
 
-class WithMaps(nn.Module):
-    """The network with all that it can show: logits, evidence, and each feature map's channel mean."""
+class WithEmbedding(nn.Module):
+    """The network as it is exported: logits and the feature that they are a linear function of.
+
+    >>> WithEmbedding(model)(log_mel)  # width 32: logits (b, k) and embedding (b, 256), 0 or more
+    """
+
+    output_names = ("logits", "embedding")
 
     def __init__(self, model: AudioCNN) -> None:
         super().__init__()
         self.model = model
-        self.output_names = ["logits", "evidence", *feature_map_names(model.config)]
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+        """`(b, 1, n_mels, num_frames)` -> logits `(b, k)`, embedding `(b, 8 * width)`."""
+        x = log_mel
+        for _, x in self.model.feature_maps(log_mel):  # noqa: B007  the last one is layer4
+            pass
+        return self.model.head(x)
+
+
+class WithMaps(nn.Module):
+    """The network with all that it can show: logits, embedding, evidence, and channel means of the maps."""
+
+    def __init__(self, model: AudioCNN) -> None:
+        super().__init__()
+        self.model = model
+        self.output_names = ["logits", "embedding", "evidence", *feature_map_names(model.config)]
 
     def forward(self, log_mel: Tensor) -> tuple[Tensor, ...]:
-        """Tensors in the order of `output_names`: `(b, k)`, `(b, k, h, w)`, then `(b, h, w)` each."""
+        """In the order of `output_names`: `(b, k)`, `(b, c)`, `(b, k, h, w)`, then `(b, h, w)` each."""
         maps = dict(self.model.feature_maps(log_mel))
         layer4 = maps["layer4"]
         means = [activation.mean(dim=1) for activation in maps.values()]
-        return (self.model.head(layer4), self.model.evidence(layer4), *means)
+        return (*self.model.head(layer4), self.model.evidence(layer4), *means)

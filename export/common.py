@@ -16,7 +16,7 @@ from torch import nn
 from audiocnn import checkpoint
 from audiocnn.engine import EagerGraph, Graph, open_graph, pack_metadata
 from audiocnn.errors import ModelFileError
-from audiocnn.model import WithMaps
+from audiocnn.model import WithEmbedding, WithMaps
 from export import probes
 
 FloatArray = npt.NDArray[np.float32]
@@ -29,15 +29,15 @@ Writer = Callable[[nn.Module, torch.Tensor, list[str], dict[str, str], Path], No
 
 
 def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool = False) -> None:
-    """Write `audiocnn<suffix>` (logits) and `audiocnn-maps<suffix>` (all outputs), both checked."""
+    """Write `audiocnn<suffix>` (logits, embedding) and `audiocnn-maps<suffix>` (all outputs), checked."""
     config, log_mel, model = checkpoint.load(folder)
     reference = EagerGraph(folder, "cpu")
     log_mels = probes.log_mels(log_mel, probes.waveforms(config.frontend))
     example = torch.zeros(2, 1, config.frontend.n_mels, config.frontend.num_frames)
-    with_maps = WithMaps(model).eval()
+    served, with_maps = WithEmbedding(model).eval(), WithMaps(model).eval()
     out.mkdir(parents=True, exist_ok=True)
     graphs: list[tuple[str, nn.Module, list[str]]] = [
-        (NAME, model, ["logits"]),
+        (NAME, served, list(served.output_names)),
         (f"{NAME}-maps", with_maps, with_maps.output_names),
     ]
     for name, module, outputs in graphs:

@@ -33,7 +33,7 @@ from audiocnn.engine import INT8 as INT8_SUFFIX
 from audiocnn.engine import EagerGraph, Graph, open_graph
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
-from audiocnn.model import feature_map_names
+from audiocnn.model import WithEmbedding, feature_map_names
 from audiocnn.precision import CERTIFICATE
 from export import common, onnx, probes, quantize, waveform
 from export.common import NAME, TOLERANCE
@@ -102,10 +102,11 @@ def compare(model: Model) -> dict[str, Any]:
     config = model.config.frontend
     clips = probes.waveforms(config) + probes.awkward(config)
     log_mels = probes.log_mels(model.log_mel, clips)
-    every = ["logits", "evidence", *feature_map_names(model.config.model)]
+    served = list(WithEmbedding.output_names)
+    every = [*served, "evidence", *feature_map_names(model.config.model)]
     rows: dict[str, Any] = {}
     for suffix in (".pt", ".onnx"):
-        for name, outputs in ((NAME + suffix, ["logits"]), (f"{NAME}-maps{suffix}", every)):
+        for name, outputs in ((NAME + suffix, served), (f"{NAME}-maps{suffix}", every)):
             worst = common.largest_difference(model.graph(name), model.reference, log_mels, outputs)
             rows[name] = {"largest_difference": worst, "passes": worst <= TOLERANCE}
     answers = model.answers()

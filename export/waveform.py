@@ -1,9 +1,10 @@
 """Checkpoint -> one file from the waveform to the probabilities: `python -m export.waveform`.
 
 `audiocnn-waveform.onnx`: `waveform (batch, num_samples)` float32 at `sample_rate` -> `probs (batch,
-num_classes)`. Shorter clips are repeated until they fill one window, and of longer ones the first window
-counts. The Fourier transform is a convolution with sines and cosines, which any ONNX runtime has and
-which is slower than an FFT: our server computes the log-mel outside the graph.
+num_classes)` and `embedding (batch, 8 * width)`. Shorter clips are repeated until they fill one window,
+and of longer ones the first window counts. The Fourier transform is a convolution with sines and
+cosines, which any ONNX runtime has and which is slower than an FFT: our server computes the log-mel
+outside the graph.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from audiocnn.config import Config
 from audiocnn.engine import pack_metadata
 from audiocnn.errors import ModelFileError
 from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN
+from audiocnn.model import AudioCNN, WithEmbedding
 from export.common import NAME
 from export.onnx import save
 
@@ -55,18 +56,19 @@ class ConvLogMel(LogMel):
 
 
 class WaveformModel(nn.Module):
-    """Waveform -> calibrated probabilities."""
+    """Waveform -> calibrated probabilities and the embedding."""
 
     def __init__(self, config: Config, log_mel: LogMel, model: AudioCNN) -> None:
         super().__init__()
-        self.log_mel, self.model = ConvLogMel(log_mel), model
+        self.log_mel, self.model = ConvLogMel(log_mel), WithEmbedding(model)
         self.window, self.temperature = config.frontend.window_samples, config.temperature
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """`(b, num_samples)` -> `(b, k)`; see the module for what is not one window long."""
+    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """`(b, num_samples)` -> `(b, k)` and `(b, c)`; see the module for what is not one window long."""
         length = torch.full((1,), waveform.shape[1])  # a tensor: the exporter knows no remainder by a number
         first = waveform[:, torch.arange(self.window) % length]
-        return torch.softmax(self.model(self.log_mel(first)) / self.temperature, dim=1)
+        logits, embedding = self.model(self.log_mel(first))
+        return torch.softmax(logits / self.temperature, dim=1), embedding
 
 
 def export(folder: Path, out: Path) -> Path:
@@ -80,7 +82,7 @@ def export(folder: Path, out: Path) -> Path:
         module,
         {"waveform": example},
         {"waveform": {0: torch.export.Dim("batch"), 1: torch.export.Dim("num_samples", min=1)}},
-        ["probs"],
+        ["probs", "embedding"],
         pack_metadata(config, log_mel),
         part,
         optimize=False,

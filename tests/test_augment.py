@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from audiocnn import windows
 from audiocnn.config import FrontendConfig
 from audiocnn.frontend import LogMel
 from tests.conftest import SAMPLE_RATE, tone
-from training import augment
+from training import augment, background, degrade, synthesisers
+from training.background import Background
 from training.recipe import RECIPES, Augmenter, Recipe
 
 OFF = Recipe(shift=0.0, freq_mask=0, time_mask=0)
@@ -25,6 +29,12 @@ SWITCHES = {
     "gain": {"gain_db": 12.0},
     "noise": {"noise": 1.0},
     "nothing": {"nothing": 1.0},
+    "tile": {"tile": 1.0},
+    "coloured_noise": {"coloured_noise": 1.0},
+    "clipping": {"clipping": 1.0},
+    "band_limit": {"band_limit": 1.0},
+    "level": {"level": 1.0},
+    "background": {"background": 1.0},
     "freq_mask": {"freq_mask": 24},
     "time_mask": {"time_mask": 40},
 }
@@ -203,6 +213,143 @@ def test_bare_noise_is_no_class_at_all() -> None:
     assert tilt.abs().max() < 2
 
 
+# --- what a recording goes through ---
+
+
+def test_an_excerpt_is_tiled_as_a_short_clip_is_served() -> None:
+    config = FrontendConfig()
+    ramp = torch.linspace(0.001, 1.0, config.window_samples).repeat(40, 1)
+    tiled = degrade.tiled_excerpt(ramp, config, 0.5)
+    assert tiled.shape == ramp.shape
+    is_changed = (tiled != ramp).any(dim=1)
+    assert 8 < is_changed.sum() < 32
+    lengths = []
+    for clip in tiled[is_changed]:
+        (seam,) = (clip.diff() < 0).nonzero()[:1, 0].tolist()
+        piece = clip[: seam + 1].numpy()
+        assert (np.diff(piece) >= 0).all()  # one piece, in one go
+        np.testing.assert_array_equal(clip.numpy(), windows.cut(piece, config)[0])
+        lengths.append(len(piece) / SAMPLE_RATE)
+    assert 0.39 < min(lengths) < 1.5 < max(lengths) < 3.01
+
+
+def test_an_excerpt_has_something_to_hear_in_it() -> None:
+    config = FrontendConfig()
+    waveform = torch.zeros(20, config.window_samples)
+    waveform[:, 100_000:104_410] = 0.5
+    assert (degrade.tiled_excerpt(waveform, config, 1.0).amax(dim=1) == 0.5).all()
+
+
+def test_coloured_noise_has_the_promised_level_and_colours() -> None:
+    clean = torch.from_numpy(tone(1.0, hz=441.0)).repeat(300, 1) * 0.02  # quiet: nothing is clipped
+    noise = degrade.coloured_noise(clean, 0.5) - clean
+    noise = noise[rms(noise) > 0]
+    assert 100 < len(noise) < 200
+    snr = 20 * torch.log10(rms(clean)[0] / rms(noise))
+    assert -5.1 < snr.min() < 0
+    assert 30 < snr.max() < 35.1
+    power = torch.fft.rfft(noise).abs().square()
+    tilt = (
+        10 * (power[:, 8000:16000].mean(dim=1) / power[:, 1000:2000].mean(dim=1)).log10() / 3
+    )  # dB an octave
+    assert -6.5 < tilt.min() < -4
+    assert 2 < tilt.max() < 3.5
+    assert 0.3 < (tilt.abs() < 0.2).float().mean() < 0.7  # white
+
+
+def test_clipping_cuts_peaks_off_and_leaves_quiet_clips_alone_otherwise() -> None:
+    clean = torch.from_numpy(tone(1.0)).repeat(200, 1) * 0.1
+    clipped = degrade.clipping(clean, 0.5)
+    is_changed = (clipped != clean).any(dim=1)
+    assert 60 < is_changed.sum() < 140
+    assert torch.equal(clipped[~is_changed], clean[~is_changed])
+    assert clipped[is_changed].amax(dim=1).allclose(torch.tensor(1.0))
+    share = (clipped[is_changed].abs() > 0.999).float().mean(dim=1)
+    assert share.min() < 0.2
+    assert share.max() > 0.8  # 20 dB above full scale: 94 % of a sine
+
+
+def test_a_band_limit_removes_all_above_a_frequency_of_its_own_for_each_clip() -> None:
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.1 * torch.randn(60, SAMPLE_RATE, generator=generator)
+    limited = degrade.band_limit(noise, SAMPLE_RATE, 0.5)
+    is_changed = (limited != noise).any(dim=1)
+    assert 10 < is_changed.sum() < 50
+    before, after = (torch.fft.rfft(part[is_changed]).abs() for part in (noise, limited))
+    edges = [int((row > 1e-2).nonzero().max()) for row in after]  # bins of 1 Hz
+    assert 3_300 < min(edges) < 6_000
+    assert 10_000 < max(edges) <= 16_000
+    for old, new, edge in zip(before, after, edges, strict=True):
+        torch.testing.assert_close(new[: edge + 1], old[: edge + 1], atol=1e-2, rtol=1e-3)
+
+
+def test_a_level_of_minus_40_dB_is_heard_through_16_bits() -> None:  # noqa: N802
+    clean = torch.from_numpy(tone(1.0)).repeat(200, 1)
+    quiet = degrade.level(clean, 0.5)
+    is_changed = (quiet != clean).any(dim=1)
+    assert 60 < is_changed.sum() < 140
+    decibels = 20 * torch.log10(rms(quiet) / rms(clean))[is_changed]
+    assert -40.1 < decibels.min() < -30
+    assert -10 < decibels.max() < 0.01
+    steps = quiet[is_changed] * 32_768
+    assert torch.equal(steps, steps.round())
+
+
+# --- sounds of no class ---
+
+
+@pytest.mark.parametrize("name", ["noise", "tones", "chirps", "clicks", "grains"])
+def test_each_kind_of_background_is_a_sound_of_its_own_every_time(
+    name: str, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    sounds = torch.cat([getattr(background, name)(batch[0], SAMPLE_RATE) for _ in range(12)])
+    assert sounds.shape == (12, batch[0].shape[1])
+    assert sounds.isfinite().all()
+    assert (sounds.abs().amax(dim=1) > 0).sum() >= 11  # five seconds without one click are possible
+    assert len({float(sound @ sounds[0]) for sound in sounds}) > 6
+
+
+def test_background_takes_the_place_of_clips_and_belongs_to_no_class(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    recorded = torch.randint(-32768, 32767, (3, batch[0].shape[1]), dtype=torch.int16)
+    waveform, target = (
+        batch[0].repeat(20, 1),
+        torch.cat([torch.eye(8), torch.full((8, 8), 0.125)], 1).repeat(20, 1),
+    )
+    heard, shares = Background(SAMPLE_RATE, recorded).replace(waveform, target, 0.5)
+    is_changed = (heard != waveform).any(dim=1)
+    assert 50 < is_changed.sum() < 110
+    torch.testing.assert_close(shares[is_changed], torch.full((int(is_changed.sum()), 16), 0.125))
+    assert torch.equal(shares[~is_changed], target[~is_changed])
+    level = 20 * heard[is_changed].abs().amax(dim=1).clamp_min(1e-6).log10()
+    assert level.max() <= 1e-3
+    assert -41 < level.median() < -5
+
+
+@pytest.mark.skipif(not synthesisers.available(), reason="neither espeak-ng nor fluidsynth is installed")
+def test_speech_and_music_are_rendered_the_same_for_the_same_seed() -> None:
+    config = FrontendConfig()
+    once = synthesisers.render(config, each=2, quiet=True)
+    assert once.shape == (2 * len(synthesisers.available()), config.window_samples)
+    assert (np.abs(once).max(axis=1) > 300).all()
+    np.testing.assert_array_equal(synthesisers.render(config, each=2, quiet=True), once)
+    assert not np.array_equal(synthesisers.render(config, each=2, seed=1, quiet=True), once)
+
+
+def test_a_song_is_a_midi_file_without_sounds_of_our_classes() -> None:
+    for seed in range(20):
+        song = synthesisers.midi(random.Random(seed))
+        assert song[:4] == b"MThd"
+        assert song[14:18] == b"MTrk"
+        assert int.from_bytes(song[18:22]) == len(song) - 22
+        programs = [
+            song[i + 1] for i in range(22, len(song) - 1) if song[i] in (0xC0, 0xC1) and song[i - 1] == 0
+        ]
+        assert len(programs) == 2
+        assert max(programs) < 112
+
+
 # --- recipes ---
 
 
@@ -222,13 +369,19 @@ def test_each_augmentation_has_a_switch(name: str, batch: tuple[torch.Tensor, to
     inputs, target = augmenter(*batch, may_mix=True)
     assert inputs.shape != log_mel(batch[0]).shape or not torch.equal(inputs, log_mel(batch[0]))
     is_mix = name in OFF.mixes()
-    assert torch.equal(target, batch[1]) != (is_mix or name == "nothing")
-    if is_mix or name == "excerpt":  # and none is done in the last epochs
+    assert torch.equal(target, batch[1]) != (is_mix or name in ("nothing", "background"))
+    if is_mix or name in (
+        "excerpt",
+        "tile",
+        "coloured_noise",
+        "clipping",
+    ):  # and none is done in the last epochs
         assert torch.equal(augmenter(*batch, may_mix=False)[0], log_mel(batch[0]))
 
 
-def test_the_same_seed_draws_the_same_numbers(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    augmenter = Augmenter(RECIPES["strong"], LogMel(FrontendConfig()))
+@pytest.mark.parametrize("recipe", ["strong", "distilled"])
+def test_the_same_seed_draws_the_same_numbers(recipe: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    augmenter = Augmenter(RECIPES[recipe], LogMel(FrontendConfig()))
     runs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -240,3 +393,9 @@ def test_the_same_seed_draws_the_same_numbers(batch: tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_recipe_mixes_more_often_than_always(name: str) -> None:
     assert sum(RECIPES[name].mixes().values()) <= 1.0 + 1e-9
+
+
+def test_the_log_mel_grows_during_a_run() -> None:
+    recipe = Recipe(epochs=10, resize_2x2=0.4, resize_2x1=0.3)
+    assert [recipe.pooling(epoch) for epoch in range(10)] == [(2, 2)] * 4 + [(2, 1)] * 3 + [(1, 1)] * 3
+    assert {Recipe(epochs=10).pooling(epoch) for epoch in range(10)} == {(1, 1)}

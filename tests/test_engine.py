@@ -37,9 +37,26 @@ def test_an_export_gives_the_logits_of_pytorch(name: str, eager: Engine, log_mel
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*ENGINES, "audiocnn-int8.onnx"])
+def test_an_export_gives_the_embedding_of_pytorch(name: str, eager: Engine, log_mels: np.ndarray) -> None:
+    outputs = ("logits", "embedding")
+    engine = Engine(STORE / name)
+    ours, theirs = engine.run(log_mels, outputs)["embedding"], eager.run(log_mels, outputs)["embedding"]
+    assert ours.dtype == np.float32
+    assert ours.shape == (len(log_mels), 8 * eager.config.model.width)
+    if name.endswith("int8.onnx"):
+        cosine = (ours * theirs).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        assert cosine.min() > 0.97
+    else:
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    # Asking for it changes no logit, and costs no second file.
+    np.testing.assert_array_equal(engine.run(log_mels, outputs)["logits"], engine.run(log_mels)["logits"])
+    assert engine._maps is None
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_export_gives_the_maps_of_pytorch(name: str, eager: Engine, log_mels: np.ndarray) -> None:
-    outputs = ("logits", "evidence", *eager.map_names)
+    outputs = ("logits", "embedding", "evidence", *eager.map_names)
     ours, theirs = Engine(STORE / name).run(log_mels[:3], outputs), eager.run(log_mels[:3], outputs)
     assert ours.keys() == theirs.keys()
     for output in outputs:

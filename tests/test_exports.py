@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 
 from audiocnn import checkpoint, precision
@@ -158,6 +159,17 @@ def test_the_waveform_file_takes_batches(store: Path) -> None:
     for row, alone in zip(together, batch, strict=True):
         np.testing.assert_allclose(row, session.run(["probs"], {"waveform": alone[None]})[0][0], atol=1e-5)
     assert together.shape == (3, 2)
+
+
+def test_the_waveform_file_gives_the_embedding(trained: Path, store: Path) -> None:
+    engine = Engine(trained)
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, SAMPLE_RATE)).astype(np.float32)
+    log_mel = engine.log_mel(torch.from_numpy(noise)).numpy()
+    session = onnxruntime.InferenceSession(store / "audiocnn-waveform.onnx")
+    (embedding,) = session.run(["embedding"], {"waveform": noise})
+    np.testing.assert_allclose(
+        embedding, engine.run(log_mel, ["embedding"])["embedding"], atol=1e-3, rtol=1e-2
+    )
 
 
 def test_digital_silence_is_finite_in_the_waveform_file(store: Path) -> None:

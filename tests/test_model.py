@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audiocnn.config import ModelConfig
-from audiocnn.model import AudioCNN, WithMaps, feature_map_names
+from audiocnn.model import AudioCNN, WithEmbedding, WithMaps, feature_map_names
 
 
 @pytest.fixture
@@ -44,6 +44,18 @@ def test_evidence_adds_up_to_the_logits(model: AudioCNN) -> None:
 def test_maps_do_not_change_the_answer(model: AudioCNN) -> None:
     x = torch.randn(2, 1, 128, 251)
     torch.testing.assert_close(WithMaps(model)(x)[0], model(x), atol=1e-6, rtol=0)
+
+
+def test_logits_are_a_linear_function_of_the_embedding(model: AudioCNN) -> None:
+    x = torch.randn(2, 1, 128, 251)
+    logits, embedding = WithEmbedding(model)(x)
+    assert torch.equal(logits, model(x))
+    assert embedding.shape == (2, 64)
+    assert (embedding >= 0).all()
+    torch.testing.assert_close(model.fc(embedding), logits)
+    maps = dict(zip(WithMaps(model).output_names, WithMaps(model)(x), strict=True))
+    torch.testing.assert_close(maps["embedding"], embedding)
+    torch.testing.assert_close(maps["layer4"].mean(dim=(1, 2)), embedding.mean(dim=1))
 
 
 def test_a_block_starts_as_its_shortcut() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 
 from audiocnn import samples
 from audiocnn.classifier import Classifier, Result
+from audiocnn.config import Config
 from audiocnn.datasets import Dataset
 from tests.conftest import CHECKPOINT, ROOT, SAMPLE_RATE, STORE, sound_file
+from training import card
 from training.evaluate import evaluate
 from training.evaluate import main as evaluate_command
+from training.teacher.weights import ATTRIBUTION
 
 
 @pytest.mark.slow
@@ -51,6 +55,34 @@ def test_silence_and_noise_are_nothing_to_name(classifier: Classifier) -> None:
             (result,) = classifier.classify([sound_file(np.clip(10 ** (decibels / 20) * noise, -1, 1))])
             assert isinstance(result, Result)
             assert result.is_unknown, (decibels, result.top())
+
+
+def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:
+    config = Config.from_json((CHECKPOINT / "config.json").read_text())
+    report = json.loads((CHECKPOINT / "metrics.json").read_text())
+    assert "Trained from scratch on folds 1, 2, 3, 4 of ESC-50" in card.render(report, config)
+
+    taught = config.provenance | {
+        "teacher": {"teacher": ATTRIBUTION, "train_folds": [1, 2, 3, 4]},
+        "recipe": config.provenance["recipe"] | {"background": 0.1},
+        "background_programs": ["espeak-ng"],
+    }
+    assert card.notice(config) == ""
+    untaught = taught | {"recipe": taught["recipe"] | {"teacher_weight": 0.5}}
+    del untaught["teacher"]
+    assert "teacher" not in card.render(report, replace(config, provenance=untaught))
+    scratch = {"accuracy": 0.8125, "folds": [3, 4], "epochs": 140}
+    report["from_scratch"] = scratch
+    config = replace(config, provenance=taught)
+    assert ATTRIBUTION in card.notice(config)
+    text = " ".join(card.render(report, config).split())
+    assert "from scratch, without a teacher, 140 epochs, on folds 3, 4: accuracy 81.25%" in text
+    assert "Trained from scratch" not in text
+    assert "CC BY 4.0" in text
+    assert "A. B. Ma and A. Lerch" in text
+    assert "Freesound" in text
+    assert "cannot be excluded" in text
+    assert "shuffled pieces of clips, speech outside its 50 names" in text
 
 
 def test_an_unseen_fold_of_an_esc50_shaped_folder_is_measured_by_command(tmp_path: Path) -> None:

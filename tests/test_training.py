@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,15 @@ from safetensors.torch import load_file
 
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import LabelledClip, read_dataset
-from audiocnn.errors import DatasetError
+from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
 from audiocnn.model import AudioCNN, ResidualBlock
 from tests.conftest import ROOT, running_server, server_settings, sound_file, tone
 from training import evaluate, release
-from training.data import inner_split, load_waveforms
+from training.data import fit_normalisation, inner_split, load_waveforms
 from training.loop import Place, Run
-from training.recipe import Recipe
+from training.recipe import RECIPES, Augmenter, Recipe
+from training.teacher.soft_labels import SoftLabels
 
 RECIPE = (
     "--recipe",
@@ -246,16 +248,133 @@ def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: 
     assert release.main([*arguments, "--folds", "2", "--out", str(out)]) == 2  # it has seen them
     assert not out.exists()
 
-    assert release.main([*arguments, "--twin", f"{tmp_path / 'twin'}=2", "--out", str(out)]) == 0
+    arguments += ["--twin", f"{tmp_path / 'twin'}=2", "--out", str(out)]
+    assert release.main([*arguments, "--scratch", f"{tmp_path / 'all'}=2"]) == 2
+    assert release.main([*arguments, "--scratch", f"{tmp_path / 'twin'}=2"]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["temperature"], config["unknown_threshold"]) == (0.8, 0.1)
     assert config["provenance"]["train_folds"] == [1, 2]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["accuracy"] >= 0.9
     assert (metrics["folds"], metrics["is_twin"]) == ([2], True)
+    assert metrics["from_scratch"] == {"accuracy": metrics["accuracy"], "folds": [2], "epochs": 40}
+    assert not (out / "NOTICE").exists()  # no teacher asks for it
     card = (out / "MODEL_CARD.md").read_text()
     assert "accuracy 90.00%, standard deviation 1.00%" in card
     assert "a twin of it" in card
+
+
+# --- a teacher's soft labels ---
+
+SHORT = FrontendConfig(clip_seconds=0.5, max_gain_db=40.0)
+EVERYTHING = replace(
+    RECIPES["distilled"],
+    epochs=3,
+    batch_size=4,
+    background=0.3,
+    resize_2x2=0.33,
+    resize_2x1=0.33,
+    mix_off=0.3,
+)
+
+
+def distilled_run(recipe: Recipe = EVERYTHING, teacher: torch.Tensor | None = None) -> Run:
+    """Eight clips of noise and four sounds of no class, three classes."""
+    config = Config(class_names=("a", "b", "c"), frontend=SHORT, model=ModelConfig(width=8))
+    generator = torch.Generator().manual_seed(1)
+    waveforms = torch.randn(8, SHORT.window_samples, generator=generator) * 0.1
+    recorded = torch.randint(-999, 999, (4, SHORT.window_samples), generator=generator, dtype=torch.int16)
+    if teacher is None:
+        teacher = torch.randn(8, 3, generator=generator).log_softmax(dim=1)
+    log_mel = LogMel(SHORT)
+    fit_normalisation(log_mel, waveforms)
+    data = (waveforms, torch.arange(8) % 3)
+    return Run(recipe, config, log_mel, data, Place(), teacher=teacher, recorded=recorded)
+
+
+def test_a_distilled_run_resumes_bit_equal_and_refuses_other_labels(tmp_path: Path) -> None:
+    straight, cut = distilled_run(), distilled_run()
+    for _ in range(3):
+        straight.train_epoch()
+    cut.train_epoch()
+    cut.save_state(tmp_path / "state.pt")
+    resumed = distilled_run()
+    resumed.load_state(tmp_path / "state.pt")
+    resumed.train_epoch()
+    resumed.train_epoch()
+    for name, tensor in straight.result.state_dict().items():
+        assert torch.equal(tensor, resumed.result.state_dict()[name]), name
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in straight.history]
+
+    with pytest.raises(ModelFileError, match="other settings or data"):
+        distilled_run(teacher=torch.zeros(8, 3)).load_state(tmp_path / "state.pt")
+
+
+def test_a_growing_log_mel_is_trained_and_watched_at_its_size_of_now() -> None:
+    run = distilled_run()
+    seen: list[tuple[int, ...]] = []
+    for model in (run.model, run.result):
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    for size in ((64, 13), (64, 26), (128, 26)):
+        run.train_epoch()
+        run.accuracy(run.waveforms, run.target)
+        assert set(seen) == {size}
+        seen.clear()
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_the_teachers_part_of_the_loss_is_least_at_its_own_answer(loss: str) -> None:
+    """Of all logits, with the weight wholly on the teacher, the best are those of its probabilities."""
+    recipe = replace(EVERYTHING, teacher_weight=1.0, teacher_temperature=2.0, loss=loss)
+    run = distilled_run(recipe)
+    answer = torch.tensor([[2.0, 0.0, -1.0]])
+    soft = (answer / 2).softmax(dim=1) if loss == "ce" else (answer / 2).sigmoid()
+    probs = torch.cat([torch.tensor([[0.0, 0.0, 1.0]]), soft], dim=1)  # the label says otherwise
+
+    def value(logits: torch.Tensor) -> float:
+        class Fixed(torch.nn.Module):
+            def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
+                return logits
+
+        run.network = Fixed()
+        return float(run.loss(torch.zeros(1, 1, 8, 8), probs))
+
+    best = value(answer)
+    for change in torch.eye(3) * 0.3:
+        assert value(answer + change) > best
+        assert value(answer - change) > best
+
+
+def test_labels_of_mixes_are_mixed_like_targets() -> None:
+    """What the network is trained on: the teacher's half has the shares of the labels' half."""
+    recipe = Recipe(between_class=1.0, shift=0.0, freq_mask=0, time_mask=0)
+    augmenter = Augmenter(recipe, LogMel(SHORT))
+    hard = torch.eye(6)
+    soft = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+    waveform = 0.1 * torch.randn(6, SHORT.window_samples)
+    _, mixed = augmenter(waveform, torch.cat([hard, soft], dim=1), may_mix=True)
+    torch.testing.assert_close(mixed[:, 6:], mixed[:, :6] @ soft)
+
+
+@pytest.mark.timeout(200)
+def test_soft_labels_reach_a_run_and_are_remembered(tones: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(tones)
+    clips = dataset.folds([1, 2])
+    log_probs = torch.full((len(clips), 3), 1 / 3).log()
+    names = tuple(clip.path.name for clip in clips)
+    provenance = {"train_folds": [1, 2], "teacher": "somebody"}
+    SoftLabels(log_probs, names, dataset.class_names, provenance).save(tmp_path / "labels")
+
+    options = ("--recipe", "plain", "--epochs", "2", "--teacher", str(tmp_path / "labels"))
+    run = train(tones, tmp_path / "out", *options)
+    assert run.returncode == 0, run.stderr
+    config = Config.from_json((tmp_path / "out" / "config.json").read_text())
+    assert config.provenance["teacher"] == provenance
+    assert config.provenance["train_folds"] == [1, 2]  # trained on fold 1 by a teacher that heard fold 2
+
+    wrong = train(tones, tmp_path / "wrong", *options, "--exclude", "low")
+    assert wrong.returncode == 2
+    assert "other classes" in wrong.stderr
 
 
 # --- several processes ---

@@ -19,7 +19,7 @@ _LEVEL_SECONDS = 0.1
 _SILENCE_DB = -100.0
 
 
-def _uniform(like: Tensor, low: float, high: float) -> Tensor:
+def uniform(like: Tensor, low: float, high: float) -> Tensor:
     """One number a clip: `(b, 1)`."""
     return torch.empty(len(like), 1, device=like.device).uniform_(low, high)
 
@@ -41,19 +41,23 @@ def excerpt(waveform: Tensor, sample_rate: int, shortest: float = 0.2) -> Tensor
     length = waveform.shape[1]
     tenths = int(torch.randint(round(10 * shortest), 11, (1,)))
     kept = length * tenths // 10
-    size = round(_LEVEL_SECONDS * sample_rate)
-    power = functional.avg_pool1d(waveform.square()[:, None], size, stride=size)[:, 0]
-    moment = torch.multinomial(power + 10 ** (_SILENCE_DB / 10), 1) * size
+    moment = where_energy_is(waveform, sample_rate)
     first = (moment - torch.rand_like(moment, dtype=torch.float32) * kept).long().clamp(0, length - kept)
     return waveform.gather(1, first + torch.arange(kept, device=waveform.device))
+
+
+def where_energy_is(waveform: Tensor, sample_rate: int) -> Tensor:
+    """A sample of each clip, drawn in proportion to the energy of its tenth of a second: int64 `(b, 1)`."""
+    size = round(_LEVEL_SECONDS * sample_rate)
+    power = functional.avg_pool1d(waveform.square()[:, None], size, stride=size)[:, 0]
+    return torch.multinomial(power + 10 ** (_SILENCE_DB / 10), 1) * size
 
 
 def circular_shift(waveform: Tensor) -> Tensor:
     """Rotate every waveform by its own uniform random amount."""
     batch, length = waveform.shape
-    shift = torch.randint(length, (batch, 1), device=waveform.device)
-    index = (torch.arange(length, device=waveform.device) + shift) % length
-    return waveform.gather(1, index)
+    shifts = torch.randint(length, (batch, 1), device=waveform.device)[:, 0].tolist()
+    return torch.stack([clip.roll(-shift) for clip, shift in zip(waveform, shifts, strict=True)])
 
 
 def resample(waveform: Tensor, low: float = 0.8, high: float = 1.25) -> Tensor:
@@ -74,7 +78,7 @@ def resample(waveform: Tensor, low: float = 0.8, high: float = 1.25) -> Tensor:
 
 def gain(waveform: Tensor, decibels: float) -> Tensor:
     """Louder or softer by up to `decibels`, each clip by its own; full scale clips, as a recorder would."""
-    factor = torch.pow(10.0, _uniform(waveform, -decibels, decibels) / 20)
+    factor = torch.pow(10.0, uniform(waveform, -decibels, decibels) / 20)
     return (waveform * factor).clamp(-1.0, 1.0)
 
 
@@ -85,7 +89,7 @@ def flip_polarity(waveform: Tensor) -> Tensor:
 
 def add_noise(waveform: Tensor, probability: float, low_db: float = 5.0, high_db: float = 40.0) -> Tensor:
     """White noise at a random signal-to-noise ratio, for some of the clips."""
-    snr = _uniform(waveform, low_db, high_db)
+    snr = uniform(waveform, low_db, high_db)
     level = waveform.square().mean(dim=1, keepdim=True).sqrt() * torch.pow(10.0, -snr / 20)
     noisy = (waveform + torch.randn_like(waveform) * level).clamp(-1.0, 1.0)
     return torch.where(_chosen(waveform, probability), noisy, waveform)
@@ -93,28 +97,33 @@ def add_noise(waveform: Tensor, probability: float, low_db: float = 5.0, high_db
 
 def nothing(waveform: Tensor, target: Tensor, probability: float) -> tuple[Tensor, Tensor]:
     """Noise alone in place of some of the clips, with equal shares for all classes as target: a hiss is
-    no sound to name.
-
-    Its level is -70 to 0 dB re full scale (rms), its power falls or rises with frequency by up to 1.5 dB
-    an octave: nearly white. (What falls faster is rain, wind or the sea.) Its samples are distributed
-    normally, evenly, or as if hard clipped: where the front end raises peaks to full scale, noise of low
-    peaks is the louder noise.
+    no sound to name. Its level is -70 to 0 dB re full scale (rms).
     """
     chosen = _chosen(waveform, probability)[:, 0].nonzero()[:, 0]
     if not len(chosen):
         return waveform, target
-    spectrum = torch.fft.rfft(torch.randn_like(waveform[chosen]))
-    octaves = torch.arange(1, spectrum.shape[1] + 1, device=waveform.device).log2()
-    slope = _uniform(chosen, -0.25, 0.25)  # of the amplitude, in octaves an octave: 6 dB each
-    noise = torch.fft.irfft(spectrum * torch.exp2(octaves * slope), n=waveform.shape[1])
-    noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt()
-    noise = torch.erf(noise * torch.pow(10.0, _uniform(chosen, -1.0, 0.5)))  # even at a drive of 0.7
-    level = torch.pow(10.0, _uniform(chosen, -70.0, 0.0) / 20)
-    noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt() * level
+    noise = bare_noise(waveform[chosen]) * torch.pow(10.0, uniform(chosen, -70.0, 0.0) / 20)
     waveform, target = waveform.clone(), target.clone()
     waveform[chosen] = noise.clamp(-1.0, 1.0)
-    target[chosen] = 1 / target.shape[1]
+    target[chosen] = target[chosen].mean(dim=1, keepdim=True)
     return waveform, target
+
+
+def bare_noise(like: Tensor) -> Tensor:
+    """Noise with an rms of 1, `(b, n)`. Its power falls or rises with frequency by up to 1.5 dB an octave:
+    nearly white. (What falls faster is rain, wind or the sea.)
+
+    Its samples are distributed normally, evenly, or as if hard clipped: where the front end raises peaks to
+    full scale, noise of low peaks is the louder noise.
+    """
+    spectrum = torch.fft.rfft(torch.randn_like(like))
+    octaves = torch.arange(1, spectrum.shape[1] + 1, device=like.device).log2()
+    slope = uniform(like, -0.25, 0.25)  # of the amplitude, in octaves an octave: 6 dB each
+    noise = torch.fft.irfft(spectrum * torch.exp2(octaves * slope), n=like.shape[1])
+    noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt()
+    noise = torch.erf(noise * torch.pow(10.0, uniform(like, -1.0, 0.5)))  # even at a drive of 0.7
+    rms: Tensor = noise.square().mean(dim=1, keepdim=True).sqrt()
+    return noise / rms
 
 
 # --- Two clips: the labels are mixed with them ---
@@ -135,7 +144,7 @@ def between_class(waveform: Tensor, target: Tensor, sample_rate: int) -> tuple[T
     "Learning from Between-class Examples for Deep Sound Recognition", ICLR 2018).
     """
     other = torch.randperm(len(waveform), device=waveform.device)
-    ratio = _uniform(waveform, 1e-3, 1 - 1e-3)
+    ratio = uniform(waveform, 1e-3, 1 - 1e-3)
     level = loudness_db(waveform, sample_rate)
     p = 1 / (1 + torch.pow(10.0, (level - level[other]) / 20) * (1 - ratio) / ratio)
     mixed = (p * waveform + (1 - p) * waveform[other]) / (p.square() + (1 - p).square()).sqrt()
@@ -155,7 +164,7 @@ def time_mix(waveform: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """From a random moment on, another clip is heard; the targets are mixed by the time that each has."""
     length = waveform.shape[1]
     other = torch.randperm(len(waveform), device=waveform.device)
-    ratio = _uniform(waveform, 0.0, 1.0)
+    ratio = uniform(waveform, 0.0, 1.0)
     is_own = torch.arange(length, device=waveform.device) < ratio * length
     return torch.where(is_own, waveform, waveform[other]), ratio * target + (1 - ratio) * target[other]
 
@@ -165,7 +174,7 @@ def freq_mix(log_mel: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     targets are mixed by the bands that each has. On the log-mel: the same as a pair of filters, and free."""
     bands = log_mel.shape[2]
     other = torch.randperm(len(log_mel), device=log_mel.device)
-    ratio = _uniform(log_mel, 0.0, 1.0)
+    ratio = uniform(log_mel, 0.0, 1.0)
     is_low = torch.arange(bands, device=log_mel.device) < ratio * bands  # (b, m)
     is_high = torch.arange(bands, device=log_mel.device) >= (1 - ratio) * bands
     is_own = torch.where(_chosen(log_mel, 0.5), is_low, is_high)[:, None, :, None]

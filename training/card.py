@@ -16,7 +16,7 @@ A residual network ({blocks} basic blocks in four stages, width {width}) on the 
 one of {num_classes} sounds and how sure it is. Weights are stored in half precision and run in float32.
 
 ## Data and licence
-Trained from scratch on folds {train_folds} of {dataset}; no other recording was used. {licence}
+{origin} {licence}
 
 ## How it was trained
 {recipe}
@@ -33,7 +33,7 @@ Nothing was chosen on the measured folds; the weights are those of the last epoc
 
 No epoch was chosen by them; no test-time augmentation; every clip sent as a file through the code that
 serves.
-{spread}
+{spread}{from_scratch}
 
 Most frequent mistakes: {mistakes}.
 
@@ -46,7 +46,7 @@ The worst is **{worst}**.
 
 ## What it must not be used for
 Anything where a missed or invented sound harms somebody: alarms, medicine, security, evidence. It has heard
-a few dozen clips of each sound at most, and nothing outside its {num_classes} names, {unknown}
+a few dozen clips of each sound at most, and {else_heard} outside its {num_classes} names, {unknown}
 """
 
 _LICENCES = {
@@ -67,7 +67,11 @@ def _recipe(provenance: dict[str, Any], max_gain_db: float) -> str:
     texts: list[str] = []
     before: dict[str, Any] = {}
     for stage in _stages(provenance):
-        changes = {name: value for name, value in stage["recipe"].items() if value != before.get(name, 0)}
+        changes = {
+            name: value
+            for name, value in stage["recipe"].items()
+            if value != before.get(name, 0) and ("teacher" in stage or not name.startswith("teacher_"))
+        }
         settings = ", ".join(f"{name} {value}" for name, value in changes.items() if name != "seed")
         texts.append(f"{'then, from there' if before else 'AdamW and OneCycle'}: {settings}")
         before = stage["recipe"]
@@ -98,7 +102,9 @@ def render(report: dict[str, Any], config: Config) -> str:
             for name in ("clip_seconds", "n_mels", "f_min", "f_max", "sample_rate")
         },
         "num_classes": len(config.class_names),
-        "train_folds": _listing(provenance["train_folds"]),
+        "from_scratch": _from_scratch(report.get("from_scratch")),
+        "origin": _origin(provenance),
+        "else_heard": _else_heard(provenance),
         "recipe": _recipe(provenance, frontend.max_gain_db),
         "minutes": sum(stage["minutes"] for stage in _stages(provenance)),
         **{name: provenance[name] for name in ("hardware", "precision", "torch")},
@@ -115,6 +121,51 @@ def render(report: dict[str, Any], config: Config) -> str:
         "unknown": _unknown(config),
     }
     return _TEMPLATE.format(**values)
+
+
+def notice(config: Config) -> str:
+    """The attribution that a teacher's licence asks for, as a file; empty without a teacher."""
+    taught = [stage["teacher"]["teacher"] for stage in _stages(config.provenance) if "teacher" in stage]
+    if not taught:
+        return ""
+    return (
+        f"{config.name} {config.version} was trained with soft labels, computed with the weights of\n"
+        f"{taught[-1]}\n(https://creativecommons.org/licenses/by/4.0/). "
+        "They were used unchanged, below a linear head of our own;\nnone of them are in this folder.\n"
+    )
+
+
+def _from_scratch(scratch: dict[str, Any] | None) -> str:
+    if scratch is None:
+        return ""
+    return (
+        f"\nThe same network from scratch, without a teacher, {scratch['epochs']} epochs, on folds "
+        f"{_listing(scratch['folds'])}: accuracy {scratch['accuracy']:.2%}."
+    )
+
+
+def _origin(provenance: dict[str, Any]) -> str:
+    """What the network was trained on, with the attribution that the teacher's licence asks for."""
+    data = f"folds {_listing(provenance['train_folds'])} of {provenance['dataset']}"
+    teachers = [stage["teacher"]["teacher"] for stage in _stages(provenance) if "teacher" in stage]
+    if not teachers:
+        return f"Trained from scratch on {data}; no other recording was used."
+    return (
+        f"Trained on {data}, by its labels and by the soft labels of a teacher: a linear head, fitted on\n"
+        f"the same folds, on features of {teachers[-1]}.\n"
+        "That network was trained on commercial libraries of sound effects. Overlap of these with\n"
+        "Freesound, where the clips of ESC-50 come from, cannot be excluded."
+    )
+
+
+def _else_heard(provenance: dict[str, Any]) -> str:
+    """Sounds without a class that it was trained to answer with none."""
+    if not any(stage["recipe"].get("background") for stage in _stages(provenance)):
+        return "nothing"
+    rendered = {"espeak-ng": "speech", "fluidsynth": "music"}
+    programs = [name for stage in _stages(provenance) for name in stage.get("background_programs", [])]
+    names = ["noise", "tones", "clicks", "chirps", "shuffled pieces of clips"]
+    return "only synthetic " + ", ".join(names + [rendered[name] for name in dict.fromkeys(programs)])
 
 
 def _listing(numbers: list[int]) -> str:

@@ -47,11 +47,23 @@ class Run:
     """What is learnt, and the state that a resume needs."""
 
     def __init__(
-        self, recipe: Recipe, config: Config, log_mel: LogMel, data: tuple[Tensor, Tensor], place: Place
+        self,
+        recipe: Recipe,
+        config: Config,
+        log_mel: LogMel,
+        data: tuple[Tensor, Tensor],
+        place: Place,
+        *,
+        teacher: Tensor | None = None,
+        recorded: Tensor | None = None,
     ) -> None:
+        """`teacher` are log-probabilities of the clips `(num_clips, num_classes)`; `recorded` int16
+        `(m, n)` sounds of no class."""
         self.recipe, self.config, self.place, self.log_mel = recipe, config, place, log_mel
-        self.augmenter = Augmenter(recipe, log_mel)
+        self.extras = _digest(teacher, recorded)
+        self.augmenter = Augmenter(recipe, log_mel, recorded)
         self.waveforms, self.target = (tensor.to(place.device) for tensor in data)
+        self.teacher = None if teacher is None else teacher.to(place.device)
         self.use_bf16 = place.kind == "cuda" or "avx512_bf16" in cpu_description()
         self.steps_per_epoch = len(self.waveforms) // recipe.batch_size
         if self.steps_per_epoch == 0:
@@ -100,7 +112,7 @@ class Run:
         for step, batch in enumerate(order.view(self.steps_per_epoch, -1)):
             torch.manual_seed(_seed(self.recipe.seed, self.epoch, step, self.place.rank))
             own = batch[self.place.rank :: self.place.world]
-            losses.append(self.step(self.waveforms[own], self.target[own]))
+            losses.append(self.step(own))
             if bar is not None:
                 bar.update()
         self.epoch += 1
@@ -110,11 +122,15 @@ class Run:
         self.history.append(row)
         return row
 
-    def step(self, waveform: Tensor, target: Tensor) -> Tensor:
-        """Augment, forward, backward, update; the loss of the batch."""
-        probs = nn.functional.one_hot(target, len(self.config.class_names)).float()
+    def step(self, rows: Tensor) -> Tensor:
+        """Augment these clips, forward, backward, update; the loss of the batch."""
+        probs = nn.functional.one_hot(self.target[rows], len(self.config.class_names)).float()
+        if self.teacher is not None:
+            soft = (self.teacher[rows] / self.recipe.teacher_temperature).softmax(dim=1)
+            probs = torch.cat([probs, soft], dim=1)
         may_mix = self.epoch < self.recipe.epochs * (1 - self.recipe.mix_off)
-        inputs, probs = self.augmenter(waveform, probs, may_mix=may_mix)
+        inputs, probs = self.augmenter(self.waveforms[rows], probs, may_mix=may_mix)
+        inputs = nn.functional.avg_pool2d(inputs, self.recipe.pooling(self.epoch))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(inputs, probs)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -126,32 +142,48 @@ class Run:
         return loss.detach()
 
     def loss(self, log_mel: Tensor, probs: Tensor) -> Tensor:
-        """The loss of a batch `(b, 1, m, t)` against target probabilities `(b, k)`."""
+        """The loss of a batch `(b, 1, m, t)` against target probabilities `(b, k)`, or `(b, 2 k)` with those
+        of the teacher behind.
+
+        The teacher's part is at its temperature T, times T^2 so that its gradients keep their size (Hinton
+        et al., "Distilling the Knowledge in a Neural Network", 2015).
+        """
         with torch.autocast(self.place.kind, torch.bfloat16, enabled=self.use_bf16):
             logits = self.network(log_mel.contiguous(memory_format=torch.channels_last)).float()
-        smoothing = self.recipe.label_smoothing
+        hard, soft = probs[:, : logits.shape[1]], probs[:, logits.shape[1] :]
+        loss = self._loss_against(hard, logits, self.recipe.label_smoothing)
+        if not soft.shape[1]:
+            return loss
+        weight, temperature = self.recipe.teacher_weight, self.recipe.teacher_temperature
+        distilled = temperature**2 * self._loss_against(soft, logits / temperature, 0.0)
+        return (1 - weight) * loss + weight * distilled
+
+    def _loss_against(self, probs: Tensor, logits: Tensor, smoothing: float) -> Tensor:
         if self.recipe.loss == "ce":
             return nn.functional.cross_entropy(logits, probs, label_smoothing=smoothing)
-        soft = probs * (1 - smoothing) + smoothing / probs.shape[1]
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+        smooth = probs * (1 - smoothing) + smoothing / probs.shape[1]
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return losses.sum(dim=1).mean()
 
     @torch.inference_mode()
     def accuracy(self, waveforms: Tensor, target: Tensor, batch_size: int = 50) -> float:
-        """Share of clips that the weights of now name rightly."""
+        """Share of clips that the weights of now name rightly, at the size that they were last trained at."""
         model = self.result.eval()
+        pooling = self.recipe.pooling(max(0, self.epoch - 1))
         hits = 0
         for batch, label in zip(
             torch.split(waveforms, batch_size), torch.split(target, batch_size), strict=True
         ):
-            logits = model(self.log_mel(batch.to(self.place.device)))
+            log_mel = self.log_mel(batch.to(self.place.device))
+            logits = model(nn.functional.avg_pool2d(log_mel, pooling))
             hits += int((logits.argmax(dim=1).cpu() == label.cpu()).sum())
         return hits / len(target)
 
     def identity(self) -> str:
-        """What must not change between a run and its resume: recipe, network, and, through the front
-        end's normalisation, the data."""
+        """What must not change between a run and its resume: recipe, network, soft labels, background, and,
+        through the front end's normalisation, the data."""
         parts = [asdict(self.recipe), self.config.to_json(), self.log_mel.fingerprint(), self.place.world]
+        parts.append(self.extras)
         return json.dumps(parts)
 
     def save_state(self, path: Path) -> None:
@@ -197,6 +229,14 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def _seed(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
+
+
+def _digest(*tensors: Tensor | None) -> str:
+    """SHA-256 of the tensors that are there."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(b"-" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def cpu_description() -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from audiocnn.config import FrontendConfig
-from audiocnn.frontend import LogMel
-from training import augment
+from training import augment, degrade
+from training.background import Background
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,28 @@ class Recipe:
     polarity: float = 0.0  # 1: on
     noise: float = 0.0  # probability, per clip
     nothing: float = 0.0  # probability, per clip: bare noise in its place, which is none of the classes
+    # What a recording goes through, probabilities per clip. In the last `mix_off` only the last two.
+    tile: float = 0.0  # 0.4 to 3 s of it, repeated to fill the window
+    coloured_noise: float = 0.0
+    clipping: float = 0.0
+    band_limit: float = 0.0
+    level: float = 0.0
+    background: float = 0.0  # probability, per clip: a sound of no class in its place
     freq_mask: int = 24  # mel bands, at most, each of two masks
     time_mask: int = 40  # frames, at most, each of two masks
+    # A teacher's soft labels, if there are any
+    teacher_weight: float = 0.5  # share of its loss
+    teacher_temperature: float = 2.0  # of teacher and network in this loss
+    # Progressive resizing, shares of the epochs: first half the bands and frames, then half the bands
+    resize_2x2: float = 0.0
+    resize_2x1: float = 0.0
     seed: int = 0
+
+    def pooling(self, epoch: int) -> tuple[int, int]:
+        """How many bands and frames of the log-mel are averaged into one in this epoch (from 0)."""
+        if epoch < self.resize_2x2 * self.epochs:
+            return 2, 2
+        return (2, 1) if epoch < (self.resize_2x2 + self.resize_2x1) * self.epochs else (1, 1)
 
     def mixes(self) -> dict[str, float]:
         """Probability of each mix."""
@@ -63,6 +83,26 @@ STRONG = Recipe(
     noise=0.2,
     nothing=0.03,
 )
+# With soft labels (`training.teacher`), and what the strong recipe never hears: files of lower sample rates,
+# 40 dB less level, short excerpts, more noise, speech and music.
+DISTILLED = Recipe(
+    epochs=300,
+    label_smoothing=0.0,
+    between_class=0.5,
+    time_mix=0.15,
+    freq_mix=0.15,
+    mix_off=0.1,
+    resample=0.5,
+    polarity=1.0,
+    tile=0.15,
+    coloured_noise=0.25,
+    clipping=0.1,
+    band_limit=0.3,
+    level=0.3,
+    background=0.1,
+    resize_2x2=0.4,
+    resize_2x1=0.3,
+)
 # What the projects that ours grew from wrote down: no EMA, no shifts, mixup on 30 % of the batches.
 SEEDS = Recipe(
     epochs=100,
@@ -75,29 +115,55 @@ SEEDS = Recipe(
     freq_mask=30,
     time_mask=80,
 )
-RECIPES = {"strong": STRONG, "plain": PLAIN, "seeds": SEEDS}
+RECIPES = {"strong": STRONG, "distilled": DISTILLED, "plain": PLAIN, "seeds": SEEDS}
 
 _SEEDS_FRONTEND = FrontendConfig(
     sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=512, f_max=11_025.0
 )
-FRONTENDS = {"strong": FrontendConfig(max_gain_db=20.0), "plain": FrontendConfig(), "seeds": _SEEDS_FRONTEND}
+FRONTENDS = {
+    "strong": FrontendConfig(max_gain_db=20.0),
+    "distilled": FrontendConfig(max_gain_db=40.0),
+    "plain": FrontendConfig(),
+    "seeds": _SEEDS_FRONTEND,
+}
+
+
+_FRONTEND_BATCH = 8
+
+
+class Frontend(Protocol):
+    """`audiocnn.frontend.LogMel`, or what takes its place: `(b, n)` -> `(b, 1, m, t)`."""
+
+    config: FrontendConfig
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """See the class."""
+        ...
 
 
 class Augmenter:
     """A recipe's augmentation: waveforms and targets in, log-mels and mixed targets out."""
 
-    def __init__(self, recipe: Recipe, log_mel: LogMel) -> None:
+    def __init__(self, recipe: Recipe, log_mel: Frontend, recorded: Tensor | None = None) -> None:
+        """`recorded` are sounds of no class, see `training.background`."""
         self.recipe, self.log_mel = recipe, log_mel
+        self.background = Background(log_mel.config.sample_rate, recorded)
         self.full_length = log_mel.config.window_samples
 
     @torch.no_grad()
     def __call__(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> tuple[Tensor, Tensor]:
-        """`(b, n)` and `(b, k)` -> `(b, 1, m, t)` and `(b, k)`."""
+        """`(b, n)` and `(b, k)` -> `(b, 1, m, t)` and `(b, k)`.
+
+        The columns of the target may be anything that may be mixed linearly: probabilities of the classes
+        by the labels, then those by a teacher.
+        """
         recipe = self.recipe
         sample_rate = self.log_mel.config.sample_rate
         if may_mix and float(torch.rand(1)) < recipe.excerpt:
             waveform = augment.excerpt(waveform, sample_rate)
         waveform = self._single(waveform)
+        if may_mix and recipe.tile:
+            waveform = degrade.tiled_excerpt(waveform, self.log_mel.config, recipe.tile)
         mix = self._draw_mix() if may_mix else ""
         on_waveforms: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
             "between_class": lambda: augment.between_class(waveform, target, sample_rate),
@@ -112,7 +178,11 @@ class Augmenter:
             waveform = augment.add_noise(waveform, recipe.noise)
         if recipe.nothing:
             waveform, target = augment.nothing(waveform, target, recipe.nothing)
-        log_mel = self.log_mel(waveform)
+        if recipe.background:
+            waveform, target = self.background.replace(waveform, target, recipe.background)
+        waveform = self._degraded(waveform, is_last=not may_mix)
+        # In parts, whose spectra fit into a processor's cache: 3.4 instead of 8.3 ms a clip.
+        log_mel = torch.cat([self.log_mel(part) for part in torch.split(waveform, _FRONTEND_BATCH)])
         if mix == "freq_mix":
             log_mel, target = augment.freq_mix(log_mel, target)
         time_mask = recipe.time_mask * waveform.shape[1] // self.full_length
@@ -126,6 +196,18 @@ class Augmenter:
             waveform = augment.resample(waveform)
         if recipe.polarity:
             waveform = augment.flip_polarity(waveform)
+        return waveform
+
+    def _degraded(self, waveform: Tensor, *, is_last: bool) -> Tensor:
+        recipe, sample_rate = self.recipe, self.log_mel.config.sample_rate
+        if recipe.coloured_noise and not is_last:
+            waveform = degrade.coloured_noise(waveform, recipe.coloured_noise)
+        if recipe.clipping and not is_last:
+            waveform = degrade.clipping(waveform, recipe.clipping)
+        if recipe.band_limit:
+            waveform = degrade.band_limit(waveform, sample_rate, recipe.band_limit)
+        if recipe.level:
+            waveform = degrade.level(waveform, recipe.level)
         return waveform
 
     def _draw_mix(self) -> str:

@@ -24,13 +24,22 @@ from training.evaluate import evaluate, print_report
 from training.pool import Pair, parse_pair
 
 
-def release(run: Path, data: Path, measured: Pair, out: Path, *, pool: Path | None = None) -> None:
-    """Write `out/`: weights, `config.json`, `metrics.json`, `MODEL_CARD.md`. Prints the accuracy of both
-    precisions.
+def release(
+    run: Path,
+    data: Path,
+    measured: Pair,
+    out: Path,
+    *,
+    pool: Path | None = None,
+    scratch: Pair | None = None,
+) -> None:
+    """Write `out/`: weights, `config.json`, `metrics.json`, `MODEL_CARD.md`, and `NOTICE` if a teacher's
+    licence asks for it. Prints the accuracy of both precisions.
 
     `measured` is the run, or its twin, and the folds that it has not seen. `pool` is the JSON of
     `training.pool` over the cross-validation of the recipe: its temperature and threshold for unknown
-    sounds go into the configuration. Raises `DatasetError` or `ModelFileError`.
+    sounds go into the configuration. `scratch` is a run of the same network and epochs without a teacher, and
+    folds that it has not seen: its accuracy stands beside. Raises `DatasetError` or `ModelFileError`.
     """
     fitted = json.loads(pool.read_text(encoding="utf-8")) if pool else {}
     twin, folds = measured
@@ -44,6 +53,10 @@ def release(run: Path, data: Path, measured: Pair, out: Path, *, pool: Path | No
     print_report(report)
     print(f"accuracy of the float32 weights before: {report['accuracy_float32']:.2%}")
     report |= {"training": config.provenance, "is_twin": twin != run, "cross_validation": fitted or None}
+    if scratch:
+        report["from_scratch"] = _from_scratch(scratch, data)
+    if notice := card.notice(config):
+        (out / "NOTICE").write_text(notice, encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(card.render(report, config), encoding="utf-8")
 
@@ -56,6 +69,16 @@ def _measure(run: Path, data: Path, folds: Sequence[int], fitted: dict[str, Any]
         checkpoint.save(Path(folder), replace(config, **_calibration(fitted)), log_mel, model, half=True)
         report = evaluate(Path(folder), data, folds, robust=True)
     return report | {"accuracy_float32": full["accuracy"]}
+
+
+def _from_scratch(scratch: Pair, data: Path) -> dict[str, Any]:
+    """Accuracy, folds and epochs of a run without a teacher."""
+    folder, folds = scratch
+    report = evaluate(folder, data, folds)
+    config, _, _ = checkpoint.load(folder)
+    if report["trained_on"] or "teacher" in config.provenance:
+        raise DatasetError(f"{folder} learnt from a teacher or from fold {folds}: it is no run from scratch")
+    return {"accuracy": report["accuracy"], "folds": folds, "epochs": config.provenance["epochs"]}
 
 
 def _calibration(fitted: dict[str, Any]) -> dict[str, Any]:
@@ -71,10 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured.add_argument("--folds", type=parse_folds, help="folds that the run has not seen")
     measured.add_argument("--twin", type=parse_pair, metavar="RUN=FOLDS", help="who is measured instead")
     parser.add_argument("--pool", type=Path, help="JSON of training.pool: temperature and threshold")
+    parser.add_argument("--scratch", type=parse_pair, metavar="RUN=FOLDS", help="the same without a teacher")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
     args = parser.parse_args(arguments)
     try:
-        release(args.run, args.data, args.twin or (args.run, args.folds), args.out, pool=args.pool)
+        pair: Pair = args.twin or (args.run, args.folds)
+        release(args.run, args.data, pair, args.out, pool=args.pool, scratch=args.scratch)
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

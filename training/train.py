@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
+from training import synthesisers
 from training.checks import check, print_class_counts
 from training.data import (
     fit_normalisation,
@@ -37,6 +39,7 @@ from training.data import (
 )
 from training.loop import Place, Run, cpu_description
 from training.recipe import FRONTENDS, RECIPES, Recipe
+from training.teacher.soft_labels import SoftLabels
 
 if TYPE_CHECKING:
     from training.board import Board
@@ -77,6 +80,7 @@ def train(
     cache: Path | None = None,
     tensorboard: bool = True,
     init: Path | None = None,
+    teacher: Path | None = None,
 ) -> Config:
     """Train (or go on training) into `out`; writes the checkpoint there and returns its config.
 
@@ -84,6 +88,7 @@ def train(
     `patience` above 0 stops early, after so many epochs without a gain on a tenth of the training
     clips' recordings that is then not trained on. `init` is a checkpoint to start from: its front end and
     network are taken over, its head too if it has the same classes; the folds that it heard count as heard.
+    `teacher` is a file of soft labels (`training.teacher`); the folds that its heads heard count too.
     """
     place = place or Place()
     if init:
@@ -102,9 +107,18 @@ def train(
         return waveforms, targets(wanted, dataset.class_names)
 
     data = load(clips)
-    provenance = {"dataset": dataset.name, "train_folds": list(folds), "recipe": asdict(recipe)}
-    run = _begin(recipe, replace(config, provenance=provenance), data, place, init)
     out.mkdir(parents=True, exist_ok=True)
+    provenance = {"dataset": dataset.name, "train_folds": list(folds), "recipe": asdict(recipe)}
+    extras: dict[str, Tensor] = {}
+    if teacher:
+        labels = SoftLabels.load(teacher)
+        extras["teacher"] = labels.of(clips, dataset.class_names)
+        provenance["teacher"] = labels.provenance
+        provenance["train_folds"] = sorted({*folds, *labels.provenance["train_folds"]})
+    if recipe.background:
+        extras["recorded"] = recorded_background(out, config.frontend, place)
+        provenance["background_programs"] = synthesisers.available()
+    run = _begin(recipe, replace(config, provenance=provenance), data, place, init, extras)
     if (out / "state.pt").is_file():
         run.load_state(out / "state.pt")
         print(f"resumed after epoch {run.epoch}")
@@ -122,15 +136,36 @@ def train(
     return config
 
 
-def _begin(recipe: Recipe, config: Config, data: Data, place: Place, init: Path | None) -> Run:
+def recorded_background(out: Path, config: FrontendConfig, place: Place) -> Tensor:
+    """Speech and music of no class, int16 `(m, window_samples)`: rendered once, then kept in `out`."""
+    path = out / "background.npy"
+    if place.rank == 0 and not path.is_file():
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, synthesisers.render(config))
+        os.replace(part, path)
+    if place.world > 1:
+        torch.distributed.barrier()
+    return torch.from_numpy(np.load(path))
+
+
+def _begin(
+    recipe: Recipe,
+    config: Config,
+    data: Data,
+    place: Place,
+    init: Path | None,
+    extras: dict[str, Tensor],
+) -> Run:
     """A run from scratch, with its front end fitted to the data, or from the checkpoint `init`."""
     if init is None:
         log_mel = LogMel(config.frontend).to(place.device)
         fit_normalisation(log_mel, data[0])
-        return Run(recipe, config, log_mel, data, place)
+        return Run(recipe, config, log_mel, data, place, **extras)
     earlier, log_mel, model = checkpoint.load(init)
     provenance = config.provenance | _inherited(earlier, config.provenance)
-    run = Run(recipe, replace(config, provenance=provenance), log_mel.to(place.device), data, place)
+    config = replace(config, provenance=provenance)
+    run = Run(recipe, config, log_mel.to(place.device), data, place, **extras)
     run.start_from(model, same_classes=earlier.class_names == config.class_names)
     return run
 
@@ -198,6 +233,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--drop-path", type=float, default=0.0, help="skip blocks in training (%(default)s)")
     parser.add_argument("--f-max", type=float, help="highest frequency of the front end in Hz")
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from these weights (scratch)")
+    parser.add_argument(
+        "--teacher", type=Path, metavar="FILE", help="soft labels that training.teacher wrote"
+    )
     parser.add_argument("--exclude", metavar="CLASS,...", help="train as if these classes did not exist")
     parser.add_argument("--watch-folds", type=parse_folds, default=[], help="measure these for the curve")
     parser.add_argument("--watch-every", type=int, default=10, metavar="EPOCHS", help="(%(default)s)")
@@ -245,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cache=args.cache,
             tensorboard=not args.no_tensorboard,
             init=args.init,
+            teacher=args.teacher,
         )
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)

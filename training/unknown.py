@@ -1,9 +1,10 @@
 """Can the model say "I don't know"? `python -m training.unknown --data DIR --out DIR`.
 
 Ten classes are left out of training, five times in turn, so that every class is once unknown. A run
-answers a fold that it has not seen: clips of its own classes, and clips of the ten. What is measured is
-how well the confidence tells them apart, and how many unknown sounds a threshold refuses which refuses
-one known sound in twenty.
+answers a fold that it has not seen: clips of its own classes, and clips of the ten (near); and synthetic
+speech, music and home noise (far). What is measured is how well each of `training.scores` tells them
+apart, and how many unknown sounds a threshold refuses which refuses one known sound in twenty.
+`--run CHECKPOINT=FOLD` measures the far sounds alone, on a network that is there.
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.table import Table
 
-from audiocnn.classifier import Classifier
-from audiocnn.datasets import Dataset, read_dataset
+from audiocnn import checkpoint
+from audiocnn.datasets import Dataset, LabelledClip, read_dataset
+from audiocnn.engine import Engine
 from audiocnn.errors import DatasetError, ModelFileError
+from training import far_sounds
 from training.calibration import auroc, threshold_for
-from training.data import parse_folds, without_classes
-from training.evaluate import predict
+from training.data import load_waveforms, parse_folds
+from training.evaluate import trained_on
+from training.pool import Pair, parse_pair
 from training.runs import Job, run_all
+from training.scores import SCORES, Answers, FloatArray, Reference, Scores
 
 ROTATIONS = 5
 REFUSED_SHARE = 0.05
-
-Scores = npt.NDArray[np.float32]
+_BATCH = 32
 
 
 def left_out(class_names: Sequence[str], rotation: int) -> list[str]:
@@ -54,36 +59,97 @@ def jobs_for(
     return jobs
 
 
-def scores(job: Job, dataset: Dataset) -> tuple[Scores, Scores]:
-    """Confidence in the top class for the test fold's known and unknown clips: `(n,)` each."""
+def finished(pair: Pair, dataset: Dataset) -> list[Job]:
+    """A job for a network that is there and has not seen the folds."""
+    folder, folds = pair
+    config, _, _ = checkpoint.load(folder)
+    if seen := trained_on(config, dataset, folds):
+        raise DatasetError(f"{folder} was trained on fold {seen}: to it these clips are not new")
+    train_folds = tuple(config.provenance["train_folds"])
+    return [Job(folder.name, (), train_folds, fold, 0, folder) for fold in folds]
+
+
+def answers(engine: Engine, waveforms: FloatArray) -> Answers:
+    """Logits and embedding of windows `(n, window_samples)`."""
+    parts = []
+    with torch.inference_mode():
+        for batch in torch.split(torch.from_numpy(waveforms), _BATCH):
+            log_mel = np.concatenate([engine.log_mel(window[None]).numpy() for window in batch])
+            parts.append(engine.run(log_mel, ("logits", "embedding")))
+    return Answers(*(np.concatenate([part[name] for part in parts]) for name in ("logits", "embedding")))
+
+
+def scores(job: Job, dataset: Dataset, cache: Path) -> dict[str, dict[str, Scores]]:
+    """`{score: {group: (n,)}}` for the test fold's known clips, its clips of other classes (`near`), and
+    each kind of `training.far_sounds` that can be made here. Of a clip its first window counts."""
     assert job.test_fold is not None
-    classifier = Classifier.load(job.folder)
-    known = set(classifier.config.class_names)
-    unknown_names = [name for name in dataset.class_names if name not in known]
-    probs, _ = predict(classifier, without_classes(dataset, unknown_names), [job.test_fold])
-    strangers = without_classes(dataset, sorted(known))
-    renamed = replace(  # any label will do: only the confidence counts
-        strangers,
-        clips=tuple(replace(clip, label=classifier.config.class_names[0]) for clip in strangers.clips),
-    )
-    strange, _ = predict(classifier, renamed, [job.test_fold])
-    return probs.max(axis=1), strange.max(axis=1)
+    engine = Engine(job.folder)
+    frontend, known = engine.config.frontend, set(engine.config.class_names)
 
+    def load(clips: Sequence[LabelledClip]) -> Answers:
+        return answers(engine, load_waveforms(clips, frontend, cache=cache, quiet=True).numpy())
 
-def summarise(pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, Any]:
-    """`auroc` per rotation and over all (scores of different runs are not pooled: each has its own
-    scale), and what the threshold of each does to its unknown sounds."""
-    rates = []
-    for known, unknown in pairs:
-        threshold = threshold_for(known, REFUSED_SHARE)
-        rates.append((float((known < threshold).mean()), float((unknown < threshold).mean())))
-    per_run = [auroc(known, unknown) for known, unknown in pairs]
+    training = [clip for clip in dataset.folds(job.train_folds) if clip.label in known]
+    _, _, model = checkpoint.load(job.folder)
+    reference = Reference(model.fc.weight.detach().numpy(), load(training).embedding)
+    tested = dataset.folds([job.test_fold])
+    groups = {"known": load([clip for clip in tested if clip.label in known])}
+    if strangers := [clip for clip in tested if clip.label not in known]:
+        groups["near"] = load(strangers)
+    for kind in far_sounds.available():
+        groups[kind] = answers(engine, far_sounds.make(kind, frontend, far_sounds.COUNT))
     return {
-        "auroc": float(np.mean(per_run)),
-        "auroc_per_run": per_run,
-        "known_refused": float(np.mean([known for known, _ in rates])),
-        "unknown_refused": float(np.mean([unknown for _, unknown in rates])),
+        name: {group: score(values, reference) for group, values in groups.items()}
+        for name, score in SCORES.items()
     }
+
+
+def summarise(runs: Sequence[dict[str, dict[str, Scores]]]) -> dict[str, Any]:
+    """AUROC of every score: `{score: {group: [one a run]}}`, and what the chosen one does.
+
+    The score is chosen on `near` of the first run and reported on the others (on the first, if it is the
+    only one). `unknown_near` is their mean, `unknown_far` that over the kinds of far sounds. Scores of
+    different runs are not pooled: each has its own scale. Refused is what scores below the threshold that
+    refuses one known clip in twenty.
+    """
+    table = {
+        name: {
+            group: [auroc(run[name]["known"], run[name][group]) for run in runs]
+            for group in runs[0][name]
+            if group != "known"
+        }
+        for name in runs[0]
+    }
+    chosen = max(table, key=lambda name: table[name].get("near", [0.0])[0])
+    reported = range(1, len(runs)) if len(runs) > 1 else range(1)
+    rates = [_refused(runs[number][chosen]) for number in reported]
+    means = {group: float(np.mean([values[n] for n in reported])) for group, values in table[chosen].items()}
+    far = [value for group, value in means.items() if group != "near"]
+    return {
+        "auroc": table,
+        "chosen": chosen,
+        "unknown_near": means.get("near"),
+        "unknown_far": float(np.mean(far)) if far else None,
+        "refused": {group: float(np.mean([rate[group] for rate in rates])) for group in rates[0]},
+    }
+
+
+def _refused(groups: dict[str, Scores]) -> dict[str, float]:
+    """Share of every group below the threshold."""
+    threshold = threshold_for(groups["known"], REFUSED_SHARE)
+    return {group: float((values < threshold).mean()) for group, values in groups.items()}
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """The AUROC of every score, means over the runs, for people."""
+    groups = list(summary["auroc"][summary["chosen"]])
+    table = Table("score", *groups, title="AUROC against known sounds, mean over the runs")
+    for name, row in summary["auroc"].items():
+        style = "bold" if name == summary["chosen"] else None
+        table.add_row(name, *(f"{np.mean(row[group]):.3f}" for group in groups), style=style)
+    Console().print(table)
+    refused = ", ".join(f"{group} {share:.1%}" for group, share in summary["refused"].items())
+    print(f"chosen: {summary['chosen']}; refused: {refused}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.unknown", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="ESC-50 folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for all runs")
+    parser.add_argument(
+        "--run", type=parse_pair, metavar="CHECKPOINT=FOLD", help="far sounds only, no training"
+    )
     parser.add_argument("--folds", type=parse_folds, default=[], help="test folds (all there are)")
     parser.add_argument("--flags", default="--recipe strong", help="of training.train (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -99,18 +168,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         dataset = read_dataset(args.data)
-        jobs = jobs_for(dataset, shlex.split(args.flags), args.folds, args.seed, args.out)
+        jobs = (
+            finished(args.run, dataset)
+            if args.run
+            else jobs_for(dataset, shlex.split(args.flags), args.folds, args.seed, args.out)
+        )
         done = run_all(jobs, args.data, parallel=args.parallel, minutes=args.minutes, watch_every=10**9)
         if not done:
             raise DatasetError(f"none of {len(jobs)} runs is done: run the same command again")
-        summary = summarise([scores(job, dataset) for job in done]) | {"runs": len(done), "of": len(jobs)}
+        measured = [scores(job, dataset, args.out / "cache") for job in done]
+        summary = summarise(measured) | {"runs": len(done), "of": len(jobs)}
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{summary['runs']} of {summary['of']} runs, AUROC {summary['auroc']:.3f}")
-    print(
-        f"refused: {summary['known_refused']:.1%} of known, {summary['unknown_refused']:.1%} of unknown clips"
-    )
+    print_table(summary)
     print(json.dumps(summary))
     return 0
 

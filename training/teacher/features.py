@@ -1,0 +1,82 @@
+"""Features of clips in several views, kept on disk by the content of the clip: float16, 12 kB each.
+
+What is there is not computed again, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from audiocnn.config import FrontendConfig
+from audiocnn.datasets import LabelledClip
+from training.data import load_waveforms
+from training.teacher.network import NUM_FEATURES, SAMPLE_RATE, TeacherFeatures
+from training.teacher.views import VIEWS
+from training.teacher.weights import WHEEL_SHA256, load_weights
+
+FloatArray = npt.NDArray[np.float32]
+
+_BATCH = 8
+_REVISION = 1  # a change of features or views that keeps their names needs another
+
+
+class FeatureStore:
+    """Teacher features of clips; computes what `folder` does not have."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu", cache: Path | None = None) -> None:
+        self.folder = folder / f"features-{WHEEL_SHA256[:12]}-{_REVISION}"
+        self.device, self.cache = device, cache
+        self._network: TeacherFeatures | None = None
+        self._keys: dict[Path, str] = {}
+
+    def features(self, clips: Sequence[LabelledClip], views: Sequence[str]) -> FloatArray:
+        """float32 `(num_views, num_clips, 5952)`; `DatasetError` names files that cannot be read."""
+        missing = [(view, clip) for view in views for clip in clips if not self._path(clip, view).is_file()]
+        if missing:
+            self._compute(missing)
+        result = np.empty((len(views), len(clips), NUM_FEATURES), np.float32)
+        for row, view in enumerate(views):
+            for column, clip in enumerate(clips):
+                result[row, column] = np.load(self._path(clip, view))
+        return result
+
+    def _path(self, clip: LabelledClip, view: str) -> Path:
+        if clip.path not in self._keys:
+            data = clip.path.read_bytes() if clip.path.is_file() else b""
+            self._keys[clip.path] = hashlib.sha256(data).hexdigest()[:24]
+        return self.folder / view / f"{self._keys[clip.path]}.npy"
+
+    def _compute(self, wanted: Sequence[tuple[str, LabelledClip]]) -> None:
+        if self._network is None:
+            self._network = TeacherFeatures(load_weights(self.cache)).to(self.device)
+        bar = tqdm(total=len(wanted), desc="features", unit="clip")
+        for view, clips in _batches(wanted):
+            waveform = load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
+            features = self._network(VIEWS[view](waveform.to(self.device)))
+            for clip, row in zip(clips, features.half().cpu().numpy(), strict=True):
+                _save(self._path(clip, view), row)
+            bar.update(len(clips))
+        bar.close()
+
+
+def _batches(wanted: Sequence[tuple[str, LabelledClip]]) -> Iterator[tuple[str, list[LabelledClip]]]:
+    """View and at most eight clips."""
+    for view in dict.fromkeys(view for view, _ in wanted):
+        clips = [clip for other, clip in wanted if other == view]
+        for first in range(0, len(clips), _BATCH):
+            yield view, clips[first : first + _BATCH]
+
+
+def _save(path: Path, row: npt.NDArray[np.float16]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, row)
+    os.replace(part, path)

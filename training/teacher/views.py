@@ -1,0 +1,63 @@
+"""Views: the same clip as it might have been recorded. They are deterministic, so features can be kept.
+
+A view takes and returns waveforms `(b, n)` at 44.1 kHz in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.teacher.network import SAMPLE_RATE
+
+View = Callable[[Tensor], Tensor]
+
+
+def _gain(decibels: float) -> View:
+    """Other level, 16 bits."""
+    factor = 10 ** (decibels / 20)
+    return lambda waveform: (waveform * factor * 32767).round().clamp(-32768, 32767) / 32768
+
+
+def _normalised(waveform: Tensor) -> Tensor:
+    """Peak at full scale; silence stays silence."""
+    return waveform / waveform.abs().amax(dim=1, keepdim=True).clamp_min(1e-4)
+
+
+def _band_limit(hertz: float) -> View:
+    """Nothing above a frequency."""
+
+    def limit(waveform: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(waveform)
+        spectrum[:, round(hertz * waveform.shape[1] / SAMPLE_RATE) :] = 0
+        limited: Tensor = torch.fft.irfft(spectrum, n=waveform.shape[1])
+        return limited
+
+    return limit
+
+
+def _speed(factor: float) -> View:
+    """Faster (above 1) or slower, pitch and all; the length changes with it."""
+    return lambda waveform: functional.interpolate(
+        waveform[:, None], size=round(waveform.shape[1] / factor), mode="linear"
+    )[:, 0]
+
+
+def _shift(share: float) -> View:
+    """Rotated by a share of the length."""
+    return lambda waveform: waveform.roll(round(share * waveform.shape[1]), dims=1)
+
+
+VIEWS: dict[str, View] = {
+    "clean": lambda waveform: waveform,
+    "slower": _speed(0.88),
+    "faster": _speed(1.14),
+    "peak": _normalised,
+    "gain-20dB": _gain(-20),
+    "8kHz": _band_limit(8_000),
+    "shift": _shift(0.37),
+    "4kHz": _band_limit(4_000),
+}
