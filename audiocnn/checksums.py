@@ -62,15 +62,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, or, on a full disk for one, leave it as it is. Raises `OSError`."""
-    path = path.resolve()
+    """Replace a file as a whole, or, on a full disk for one, leave it as it is. Raises `OSError`.
+
+    A symbolic link is replaced, not followed: whoever can write the folder must not choose another file.
+    """
     part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with part.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
+        if path.is_file() and not path.is_symlink():
             shutil.copymode(path, part)
         part.replace(path)
     except OSError:

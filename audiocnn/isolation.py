@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from audiocnn import audio
 from audiocnn.config import AudioLimits
-from audiocnn.errors import AudioError, UndecodableAudio
+from audiocnn.errors import AudioError, BudgetExceeded, UndecodableAudio
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -46,7 +46,10 @@ def isolated(data: bytes, sample_rate: int, limits: AudioLimits, warnings: list[
 
     Raises `UndecodableAudio` also if that takes too much memory, or crashes.
     """
-    process = _idle.pop() if _idle else DecoderProcess()
+    try:
+        process = _idle.pop() if _idle else DecoderProcess()
+    except OSError:  # no process can be made now
+        raise BudgetExceeded from None
     try:
         yield from process.decode(data, sample_rate, limits, warnings)
     finally:

@@ -31,6 +31,7 @@ from gateway.uploads import (
 AUDIO_KEYS = ("audio_data", "data")
 SEED_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
 _BATCH_CONCURRENCY = 8
+_JSON_COPIES = 4  # the body, its text, the base64 and the audio
 
 
 def only_file(form: Form) -> bytes:
@@ -172,7 +173,9 @@ def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
         if not request.headers.get("content-type", "").lower().startswith("application/json"):
             raise WrongMediaType('Send JSON: {"audio_data": "<base64>"}, Content-Type: application/json.')
         limit = json_limit(gateway.settings)
-        async with receiving(request, gateway.settings, gateway.budget, max_bytes=limit) as chunks:
+        async with receiving(
+            request, gateway.settings, gateway.budget, max_bytes=limit, copies=_JSON_COPIES
+        ) as chunks:
             body = await read_json_bytes(chunks)
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             state = request.state

@@ -64,10 +64,11 @@ class Form:
 
 @contextlib.asynccontextmanager
 async def receiving(
-    request: Request, settings: Settings, budget: Budget, *, max_bytes: int
+    request: Request, settings: Settings, budget: Budget, *, max_bytes: int, copies: int = 1
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     """The chunks of the body, counted; what they cost is given back when the block ends.
 
+    `copies` is how many times the body is in memory while it is read, each of which counts.
     The time that they may take is the `BodyMiddleware`'s.
     """
     taken = 0
@@ -81,8 +82,8 @@ async def receiving(
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(settings)
-            budget.take(len(chunk))
-            taken += len(chunk)
+            budget.take(copies * len(chunk))
+            taken += copies * len(chunk)
             yield chunk
 
     try:

@@ -174,7 +174,8 @@ def _stand_in(target: Target, current: Version, workers: int) -> Iterator[None]:
 
 def copy_as(source: Path, copy: Path, version: str) -> None:
     """The archive under another version number."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(copy, "w") as new:
+    copy.unlink(missing_ok=True)  # "x" then follows no link
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(copy, "x") as new:
         for item in old.infolist():
             data = old.read(item)
             if item.filename == MANIFEST:
@@ -199,8 +200,10 @@ def _copy_verified(target: Target, archive: Path, place: Path, sha256: str | Non
     if archive == place:
         return archive, _verify(target, archive, sha256)
     copy = place.with_name(place.name + ".part")
+    copy.unlink(missing_ok=True)
     try:
-        shutil.copy(archive, copy)
+        with archive.open("rb") as source, copy.open("xb") as file:
+            shutil.copyfileobj(source, file)
         return copy, _verify(target, copy, sha256)
     except BaseException:
         copy.unlink(missing_ok=True)

@@ -162,9 +162,11 @@ def write(setting: Setting, config: Path, handler_config: Path) -> None:
     """Put the setting into the two files, leaving all else in them, comments too, as it is."""
     line = "models=" + json.dumps(entry(read_properties(config), setting))
     text = config.read_text(encoding="utf-8")
-    write_atomically(config, re.sub(r"(?m)^models=.*$", lambda _: line, text))
+    write_atomically(config.resolve(), re.sub(r"(?m)^models=.*$", lambda _: line, text))
     text = handler_config.read_text(encoding="utf-8")
-    write_atomically(handler_config, re.sub(r"(?m)^threads: \d+", f"threads: {setting.threads}", text))
+    write_atomically(
+        handler_config.resolve(), re.sub(r"(?m)^threads: \d+", f"threads: {setting.threads}", text)
+    )
     print(f"written: {config}, {handler_config}; `make archive` puts the threads into the archive")
 
 

@@ -128,8 +128,8 @@ def assert_nothing_lost(seen: Counter[str]) -> None:
 
 
 def test_status(server: Server) -> None:
-    printed = manage(server, "status")
-    assert all(word in printed for word in ("1.0", "READY", "2 of 2", "0 of 48", "8, 5 ms", "audiocnn.mar"))
+    words = ("1.0", "READY", "2 of 2", "0 of 48", "8, 5 ms", "audiocnn.mar")
+    assert wait_until(lambda: all(word in manage(server, "status") for word in words), 60)
     (version,) = json.loads(manage(server, "status", "--json"))
     assert (version["name"], version["is_default"], version["is_ready"]) == ("1.0", True, True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -51,12 +52,26 @@ def test_two_writers_lose_no_checksum(store: Path) -> None:
     assert len(checksums.file_for(store / "a-0.mar").read_text().splitlines()) == 300
 
 
+def test_a_link_in_the_store_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    victim, record = tmp_path / "victim", tmp_path / "rollout.json"
+    victim.write_text("mine")
+    record.symlink_to(victim)
+    (tmp_path / "rollout.json.part").symlink_to(victim)
+    checksums.write_atomically(record, "written")
+    assert (victim.read_text(), record.read_text()) == ("mine", "written")
+    assert not record.is_symlink()
+
+
 def test_a_full_disk_leaves_a_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "record"
     write_atomically(path, "before")
-    path.with_name("record.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "after" * 10_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_atomically(path, "after" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "before"
     write_atomically(path, "after")
     assert path.read_text() == "after"
