@@ -20,6 +20,7 @@ import orjson
 
 from audiocnn.answer import render
 from audiocnn.classifier import Classifier, Result
+from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError
 from audiocnn.options import Options
 from benchmarks.mutants import Mutant, mutant
@@ -45,7 +46,7 @@ class Judge:
     """Within the victim: the classifier, used as the handler uses it."""
 
     def __init__(self, model: Path) -> None:
-        self._classifier = Classifier.load(model, threads=1)
+        self._classifier = Classifier.load(model, threads=1, limits=AudioLimits(isolate=True))
 
     def batch(self, mutants: Sequence[Mutant]) -> list[Verdict]:
         """All together; where that raises, each alone, to see whose fault it is."""
