@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any, Protocol
@@ -252,7 +252,7 @@ def mount(
 ) -> None:
     """Add the page to an application, at `/ui`; uploads and all else of it need a key if there are any."""
     _add_roots(app)
-    folder = _new_upload_folder()
+    folder = _upload_folder()
     blocks = build_page(ask, partial(admit, door), budget, samples)
     gr.mount_gradio_app(
         app,
@@ -277,8 +277,12 @@ def mount(
     mounted.app = KeyDoor(Uploads(routes, door, settings, folder), door)
 
 
-def _new_upload_folder() -> Path:
-    """Where Gradio puts uploads: a folder of this process alone, for what is in it gets deleted."""
+@cache
+def _upload_folder() -> Path:
+    """Where Gradio puts uploads: a folder of this process alone, for what is in it gets deleted.
+
+    One for all applications of the process: Gradio reads the environment with every upload.
+    """
     remove_abandoned(_PREFIX)
     private = PrivateFolder(_PREFIX)
     atexit.register(private.remove)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -313,16 +314,17 @@ class TestAFile:
             page.close()
 
     def test_what_was_uploaded_is_deleted(
-        self, browser: Browser, server: Server, samples_folder: Path, clip: LabelledClip, tmp_path: Path
+        self, browser: Browser, server: Server, samples_folder: Path, clip: LabelledClip
     ) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-            with served(server, samples_folder) as address:
-                page = browser.new_page(viewport=DESKTOP)  # type: ignore[arg-type]
-                watch(page, address).give(clip.path)
-                page.close()
-                assert list(tmp_path.rglob("*.ogg"))
-            assert list(tmp_path.rglob("*.ogg")) == []
+        with served(server, samples_folder) as address:
+            uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+            before = set(uploads.rglob("*.ogg"))
+            page = browser.new_page(viewport=DESKTOP)  # type: ignore[arg-type]
+            watch(page, address).give(clip.path)
+            page.close()
+            uploaded = set(uploads.rglob("*.ogg")) - before
+            assert uploaded
+        assert not any(path.exists() for path in uploaded)
 
 
 @pytest.mark.slow
