@@ -160,5 +160,7 @@ def role(process: psutil.Process) -> str:
     if process.name() == "java":
         return "java"
     if any(word.endswith("model_service_worker.py") for word in line):
-        return "worker"
+        parent = process.parent()
+        is_decoder = parent is not None and parent.cmdline() == line  # a fork of a worker: audiocnn.isolation
+        return "" if is_decoder else "worker"
     return "gateway" if line[1:3] == ["-m", "gateway"] else ""
