@@ -14,7 +14,6 @@ from audiocnn.config import FrontendConfig
 from audiocnn.frontend import LogMel
 from tests.conftest import SAMPLE_RATE, tone
 from training import augment, background, degrade, synthesisers
-from training.background import Background
 from training.recipe import RECIPES, Augmenter, Recipe
 
 OFF = Recipe(shift=0.0, freq_mask=0, time_mask=0)
@@ -317,8 +316,10 @@ def test_background_takes_the_place_of_clips_and_belongs_to_no_class(
         batch[0].repeat(20, 1),
         torch.cat([torch.eye(8), torch.full((8, 8), 0.125)], 1).repeat(20, 1),
     )
-    heard, shares = Background(SAMPLE_RATE, recorded).replace(waveform, target, 0.5)
-    is_changed = (heard != waveform).any(dim=1)
+    recipe = replace(OFF, background=0.5)
+    log_mel = LogMel(FrontendConfig(sample_rate=SAMPLE_RATE))
+    heard, shares, is_changed, _ = Augmenter(recipe, log_mel, recorded).sounds(waveform, target, may_mix=True)
+    assert torch.equal(is_changed, (heard != waveform).any(dim=1))
     assert 50 < is_changed.sum() < 110
     torch.testing.assert_close(shares[is_changed], torch.full((int(is_changed.sum()), 16), 0.125))
     assert torch.equal(shares[~is_changed], target[~is_changed])

@@ -23,9 +23,10 @@ from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
 from audiocnn.model import AudioCNN
 from tests.conftest import ROOT, sound_file, tone
+from training import train
 from training.data import load_waveforms
 from training.teacher import __main__ as teacher
-from training.teacher import fine_tuning, weights
+from training.teacher import fine_tuning, online, weights
 from training.teacher.features import FeatureStore
 from training.teacher.head import fit_head
 from training.teacher.network import (
@@ -323,3 +324,49 @@ def test_a_teacher_is_averaged_with_a_network_that_never_saw_the_fold(
 
     assert teacher.main([*arguments, network(2)]) == 2
     assert "was trained on fold [2]" in capsys.readouterr().err
+
+
+# --- a teacher that answers every mix ---
+
+
+def test_a_mix_is_answered_by_the_heads_of_its_clips(random_weights: dict[str, torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    shape = (2, 3, NUM_FEATURES)
+    heads = online.Heads(
+        torch.randn(shape, generator=generator),
+        torch.zeros(2, 3),
+        torch.zeros(NUM_FEATURES),
+        torch.ones(NUM_FEATURES),
+        torch.tensor([0, 1]),
+    )
+    answer = online.OnlineTeacher(heads, random_weights)
+    waveform = torch.from_numpy(np.stack([tone(1.0, hz=440)]))
+    first, features = answer(waveform, torch.tensor([[1.0, 0.0]]), 2.0)
+    second, _ = answer(waveform, torch.tensor([[0.0, 1.0]]), 2.0)
+    mixed, _ = answer(waveform, torch.tensor([[0.25, 0.75]]), 2.0)
+    torch.testing.assert_close(mixed, 0.25 * first + 0.75 * second)
+    expected = (features @ heads.weight[0].T / 2.0).softmax(dim=1)
+    torch.testing.assert_close(first, expected, atol=1e-4, rtol=0)
+
+
+def test_a_network_learns_from_a_teacher_that_answers_every_mix(
+    cache: Path, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without programs for speech and music; stopped after an epoch, it goes on with the same heads."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "audiocnn").mkdir()
+    cache.rename(tmp_path / "audiocnn" / "teacher")
+    out = tmp_path / "run"
+    arguments = ["--data", str(tones), "--train-folds", "1", "--recipe", "taught", "--online-teacher"]
+    arguments += ["--width", "8", "--batch-size", "4", "--out", str(out), "--no-tensorboard"]
+    assert train.main([*arguments, "--epochs", "2"]) == 0
+    config, _, _ = checkpoint.load(out)
+    assert config.provenance["teacher"]["teacher_sha256"] == weights.WHEEL_SHA256
+    assert config.provenance["teacher"]["train_folds"] == [1]
+    heads = online.Heads.load(out / "heads.safetensors")
+    assert heads.weight.shape == (online.GROUPS, 2, NUM_FEATURES)
+    assert len(json.loads((out / "history.json").read_text())) == 2
+    (out / "config.json").unlink()
+    assert train.main([*arguments, "--epochs", "2"]) == 0  # from its state
+    assert (out / "config.json").is_file()

@@ -25,14 +25,13 @@ class Background:
         self.sample_rate = sample_rate
         self.recorded = recorded if recorded is not None and len(recorded) else None
 
-    def replace(self, waveform: Tensor, target: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-        """A sound of no class in place of some of the clips, with equal shares for all classes as target."""
-        rows = (torch.rand(len(waveform), device=waveform.device) < probability).nonzero()[:, 0]
-        if not len(rows):
-            return waveform, target
-        sounds = torch.cat([self._draw(waveform) for _ in rows])
-        shares = target[rows].mean(dim=1, keepdim=True).expand(-1, target.shape[1])
-        return waveform.index_copy(0, rows, sounds), target.index_copy(0, rows, shares)
+    def replace(self, waveform: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+        """A sound of no class in place of some of the clips, and which these are: `(b,)` of bool."""
+        replaced = torch.rand(len(waveform), device=waveform.device) < probability
+        rows = replaced.nonzero()[:, 0]
+        if len(rows):
+            waveform = waveform.index_copy(0, rows, torch.cat([self._draw(waveform) for _ in rows]))
+        return waveform, replaced
 
     def _draw(self, waveform: Tensor) -> Tensor:
         """One sound `(1, n)` of a random kind, with its peak at a random level."""

@@ -23,8 +23,10 @@ from tqdm import tqdm
 from audiocnn.config import Config
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN
+from audiocnn.model import AudioCNN, WithEmbedding
 from training.recipe import Augmenter, Recipe
+from training.teacher.network import NUM_FEATURES
+from training.teacher.online import Heads, OnlineTeacher
 
 Row = dict[str, float]
 
@@ -42,6 +44,26 @@ class Place:
         """ "cuda" or "cpu"."""
         return self.device.partition(":")[0]
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+
+class Student(nn.Module):
+    """The network, and a linear layer that guesses a teacher's features from its embedding."""
+
+    def __init__(self, model: AudioCNN, num_features: int) -> None:
+        """`num_features` 0: no guesses."""
+        super().__init__()
+        self.model = WithEmbedding(model)
+        self.projection = nn.Linear(model.fc.in_features, num_features) if num_features else None
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`(b, 1, m, t)` -> logits `(b, k)`, guesses `(b, num_features)`."""
+        logits, embedding = self.model(log_mel)
+        return logits, self.projection(embedding) if self.projection else None
+
 
 class Run:
     """What is learnt, and the state that a resume needs."""
@@ -56,14 +78,22 @@ class Run:
         *,
         teacher: Tensor | None = None,
         recorded: Tensor | None = None,
+        heads: Heads | None = None,
+        teacher_weights: dict[str, Tensor] | None = None,
     ) -> None:
         """`teacher` are log-probabilities of the clips `(num_clips, num_classes)`; `recorded` int16
-        `(m, n)` sounds of no class."""
+        `(m, n)` sounds of no class; `heads` and
+        `teacher_weights` (of its network) are an online teacher."""
         self.recipe, self.config, self.place, self.log_mel = recipe, config, place, log_mel
-        self.extras = _digest(teacher, recorded)
+        self.extras = _digest(teacher, recorded, heads.weight if heads else None)
         self.augmenter = Augmenter(recipe, log_mel, recorded)
         self.waveforms, self.target = (tensor.to(place.device) for tensor in data)
         self.teacher = None if teacher is None else teacher.to(place.device)
+        self.online = self.group = None
+        if heads:
+            assert not recipe.freq_mix, "the teacher would answer to the wrong sound"
+            self.online = OnlineTeacher(heads, teacher_weights).to(place.device)
+            self.group = nn.functional.one_hot(heads.group, len(heads.weight)).float().to(place.device)
         self.use_bf16 = place.kind == "cuda" or "avx512_bf16" in cpu_description()
         self.steps_per_epoch = len(self.waveforms) // recipe.batch_size
         if self.steps_per_epoch == 0:
@@ -74,13 +104,14 @@ class Run:
         torch.manual_seed(recipe.seed)
         model = AudioCNN(config.model, num_classes=len(config.class_names))
         self.model = model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: nn.Module = self.model
+        self.student = Student(self.model, NUM_FEATURES if heads and recipe.feature_weight else 0)
+        self.network: nn.Module = self.student.to(place.device)
         if place.world > 1:
-            self.network = DistributedDataParallel(self.model)
+            self.network = DistributedDataParallel(self.student)
         average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        groups = _parameter_groups(self.model, recipe.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.max_lr)
+        groups = _parameter_groups(self.student, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.max_lr, fused=place.kind == "cuda")
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             recipe.max_lr,
@@ -124,32 +155,56 @@ class Run:
 
     def step(self, rows: Tensor) -> Tensor:
         """Augment these clips, forward, backward, update; the loss of the batch."""
-        probs = nn.functional.one_hot(self.target[rows], len(self.config.class_names)).float()
-        if self.teacher is not None:
-            soft = (self.teacher[rows] / self.recipe.teacher_temperature).softmax(dim=1)
-            probs = torch.cat([probs, soft], dim=1)
-        may_mix = self.epoch < self.recipe.epochs * (1 - self.recipe.mix_off)
-        inputs, probs = self.augmenter(self.waveforms[rows], probs, may_mix=may_mix)
+        inputs, probs, features = self._batch(rows.to(self.place.device))
         inputs = nn.functional.avg_pool2d(inputs, self.recipe.pooling(self.epoch))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(inputs, probs)
+        loss = self.loss(inputs, probs, features)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.grad_clip)
         self.optimizer.step()
         self.schedule.step()
         self.ema.update_parameters(self.model)
         return loss.detach()
 
-    def loss(self, log_mel: Tensor, probs: Tensor) -> Tensor:
+    def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-mels, target probabilities (see `loss`), and the teacher's features if it is asked for every
+        mix."""
+        recipe, waveforms = self.recipe, self.waveforms[rows]
+        may_mix = self.epoch < recipe.epochs * (1 - recipe.mix_off)
+        num_classes = len(self.config.class_names)
+        hard = nn.functional.one_hot(self.target[rows], num_classes).float()
+        if self.online is None or self.group is None:
+            if self.teacher is not None:
+                soft = (self.teacher[rows] / recipe.teacher_temperature).softmax(dim=1)
+                hard = torch.cat([hard, soft], dim=1)
+            return *self.augmenter(waveforms, hard, may_mix=may_mix), None
+        target = torch.cat([hard, self.group[rows]], dim=1)
+        sounds = self.augmenter.sounds(waveforms, target, may_mix=may_mix)
+        shares = sounds.target[:, num_classes:]
+        soft, features = self.online(sounds.waveform, shares, recipe.teacher_temperature)
+        both = torch.cat([sounds.target[:, :num_classes], soft], dim=1)
+        both = torch.where(sounds.is_background[:, None], 1 / num_classes, both)
+        inputs, both = self.augmenter.recorded(sounds._replace(target=both), may_mix=may_mix)
+        return inputs, both, features
+
+    def loss(self, log_mel: Tensor, probs: Tensor, features: Tensor | None = None) -> Tensor:
         """The loss of a batch `(b, 1, m, t)` against target probabilities `(b, k)`, or `(b, 2 k)` with those
-        of the teacher behind.
+        of the teacher behind, and perhaps against the teacher's features.
 
         The teacher's part is at its temperature T, times T^2 so that its gradients keep their size (Hinton
-        et al., "Distilling the Knowledge in a Neural Network", 2015).
+        et al., "Distilling the Knowledge in a Neural Network", 2015). Of the features the mean squared
+        distance counts, through a linear layer that is thrown away afterwards (Romero et al., "FitNets",
+        ICLR 2015).
         """
         with torch.autocast(self.place.kind, torch.bfloat16, enabled=self.use_bf16):
-            logits = self.network(log_mel.contiguous(memory_format=torch.channels_last)).float()
+            logits, guess = self.network(log_mel.contiguous(memory_format=torch.channels_last))
+        loss = self._loss_of_probs(logits.float(), probs)
+        if features is not None and guess is not None:
+            loss = loss + self.recipe.feature_weight * nn.functional.mse_loss(guess.float(), features)
+        return loss
+
+    def _loss_of_probs(self, logits: Tensor, probs: Tensor) -> Tensor:
         hard, soft = probs[:, : logits.shape[1]], probs[:, logits.shape[1] :]
         loss = self._loss_against(hard, logits, self.recipe.label_smoothing)
         if not soft.shape[1]:
@@ -189,7 +244,7 @@ class Run:
     def save_state(self, path: Path) -> None:
         """Write everything that the next epoch depends on; a kill while writing loses nothing."""
         state = {
-            "model": self.model.state_dict(),
+            "student": self.student.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -212,7 +267,7 @@ class Run:
             raise ModelFileError(
                 f"{path} is of a run with other settings or data: repeat those, or choose another --out"
             )
-        for part in ("model", "ema", "optimizer", "schedule"):
+        for part in ("student", "ema", "optimizer", "schedule"):
             getattr(self, part).load_state_dict(state[part])
         self.epoch, self.seconds, self.history = state["epoch"], state["seconds"], state["history"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class Recipe:
     # A teacher's soft labels, if there are any
     teacher_weight: float = 0.5  # share of its loss
     teacher_temperature: float = 2.0  # of teacher and network in this loss
+    feature_weight: float = 0.0  # of the distance to an online teacher's features
     # Progressive resizing, shares of the epochs: first half the bands and frames, then half the bands
     resize_2x2: float = 0.0
     resize_2x1: float = 0.0
@@ -103,6 +104,18 @@ DISTILLED = Recipe(
     resize_2x2=0.4,
     resize_2x1=0.3,
 )
+# With a teacher that answers every mix (`training.teacher.online`): on a GPU, where full size costs little.
+TAUGHT = replace(
+    DISTILLED,
+    epochs=400,
+    batch_size=64,
+    max_lr=3e-3,
+    time_mix=0.25,
+    freq_mix=0.0,  # its answer would be to both clips' bands
+    feature_weight=1.0,
+    resize_2x2=0.0,
+    resize_2x1=0.0,
+)
 # What the projects that ours grew from wrote down: no EMA, no shifts, mixup on 30 % of the batches.
 SEEDS = Recipe(
     epochs=100,
@@ -115,7 +128,7 @@ SEEDS = Recipe(
     freq_mask=30,
     time_mask=80,
 )
-RECIPES = {"strong": STRONG, "distilled": DISTILLED, "plain": PLAIN, "seeds": SEEDS}
+RECIPES = {"strong": STRONG, "distilled": DISTILLED, "taught": TAUGHT, "plain": PLAIN, "seeds": SEEDS}
 
 _SEEDS_FRONTEND = FrontendConfig(
     sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=512, f_max=11_025.0
@@ -123,12 +136,13 @@ _SEEDS_FRONTEND = FrontendConfig(
 FRONTENDS = {
     "strong": FrontendConfig(max_gain_db=20.0),
     "distilled": FrontendConfig(max_gain_db=40.0),
+    "taught": FrontendConfig(max_gain_db=40.0),
     "plain": FrontendConfig(),
     "seeds": _SEEDS_FRONTEND,
 }
 
 
-_FRONTEND_BATCH = 8
+_FRONTEND_BATCH = 8  # on a CPU: whose spectra fit into its cache, 3.4 instead of 8.3 ms a clip
 
 
 class Frontend(Protocol):
@@ -141,6 +155,15 @@ class Frontend(Protocol):
         ...
 
 
+class Sounds(NamedTuple):
+    """A batch on its way through `Augmenter`."""
+
+    waveform: Tensor  # float32 (b, n)
+    target: Tensor  # float32 (b, k)
+    is_background: Tensor  # bool (b,): of no class, with equal shares as target
+    mix: str  # the mix that was drawn, or ""
+
+
 class Augmenter:
     """A recipe's augmentation: waveforms and targets in, log-mels and mixed targets out."""
 
@@ -150,13 +173,18 @@ class Augmenter:
         self.background = Background(log_mel.config.sample_rate, recorded)
         self.full_length = log_mel.config.window_samples
 
-    @torch.no_grad()
     def __call__(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> tuple[Tensor, Tensor]:
         """`(b, n)` and `(b, k)` -> `(b, 1, m, t)` and `(b, k)`.
 
         The columns of the target may be anything that may be mixed linearly: probabilities of the classes
         by the labels, then those by a teacher.
         """
+        sounds = self.sounds(waveform, target, may_mix=may_mix)
+        return self.recorded(sounds, may_mix=may_mix)
+
+    @torch.no_grad()
+    def sounds(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> Sounds:
+        """What there is to be heard, before it is recorded: a mix of clips, or a sound of no class."""
         recipe = self.recipe
         sample_rate = self.log_mel.config.sample_rate
         if may_mix and float(torch.rand(1)) < recipe.excerpt:
@@ -178,12 +206,21 @@ class Augmenter:
             waveform = augment.add_noise(waveform, recipe.noise)
         if recipe.nothing:
             waveform, target = augment.nothing(waveform, target, recipe.nothing)
+        is_background = torch.zeros(len(waveform), dtype=torch.bool, device=waveform.device)
         if recipe.background:
-            waveform, target = self.background.replace(waveform, target, recipe.background)
-        waveform = self._degraded(waveform, is_last=not may_mix)
-        # In parts, whose spectra fit into a processor's cache: 3.4 instead of 8.3 ms a clip.
-        log_mel = torch.cat([self.log_mel(part) for part in torch.split(waveform, _FRONTEND_BATCH)])
-        if mix == "freq_mix":
+            waveform, is_background = self.background.replace(waveform, recipe.background)
+            shares = target.mean(dim=1, keepdim=True)
+            target = torch.where(is_background[:, None], shares, target)
+        return Sounds(waveform, target, is_background, mix)
+
+    @torch.no_grad()
+    def recorded(self, sounds: Sounds, *, may_mix: bool) -> tuple[Tensor, Tensor]:
+        """Log-mels `(b, 1, m, t)` of sounds that went through a microphone, and their targets."""
+        recipe, target = self.recipe, sounds.target
+        waveform = self._degraded(sounds.waveform, is_last=not may_mix)
+        size = len(waveform) if waveform.is_cuda else _FRONTEND_BATCH
+        log_mel = torch.cat([self.log_mel(part) for part in torch.split(waveform, size)])
+        if sounds.mix == "freq_mix":
             log_mel, target = augment.freq_mix(log_mel, target)
         time_mask = recipe.time_mask * waveform.shape[1] // self.full_length
         return augment.spec_augment(log_mel, recipe.freq_mask, time_mask), target

@@ -12,13 +12,15 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,12 +41,15 @@ from training.data import (
 )
 from training.loop import Place, Run, cpu_description
 from training.recipe import FRONTENDS, RECIPES, Recipe
+from training.teacher import online
 from training.teacher.soft_labels import SoftLabels
 
 if TYPE_CHECKING:
     from training.board import Board
 
 Data = tuple[Tensor, Tensor]
+
+_SAVE_SECONDS = 30.0  # at least, between two states: an epoch may be shorter than writing one
 
 
 def join() -> Place:
@@ -81,6 +86,7 @@ def train(
     tensorboard: bool = True,
     init: Path | None = None,
     teacher: Path | None = None,
+    online_teacher: bool = False,
 ) -> Config:
     """Train (or go on training) into `out`; writes the checkpoint there and returns its config.
 
@@ -88,7 +94,8 @@ def train(
     `patience` above 0 stops early, after so many epochs without a gain on a tenth of the training
     clips' recordings that is then not trained on. `init` is a checkpoint to start from: its front end and
     network are taken over, its head too if it has the same classes; the folds that it heard count as heard.
-    `teacher` is a file of soft labels (`training.teacher`); the folds that its heads heard count too.
+    `teacher` is a file of soft labels (`training.teacher`); the folds that its heads heard count too. With
+    `online_teacher` the teacher answers every mix instead.
     """
     place = place or Place()
     if init:
@@ -109,15 +116,18 @@ def train(
     data = load(clips)
     out.mkdir(parents=True, exist_ok=True)
     provenance = {"dataset": dataset.name, "train_folds": list(folds), "recipe": asdict(recipe)}
-    extras: dict[str, Tensor] = {}
+    extras: dict[str, Any] = {}
     if teacher:
         labels = SoftLabels.load(teacher)
         extras["teacher"] = labels.of(clips, dataset.class_names)
         provenance["teacher"] = labels.provenance
         provenance["train_folds"] = sorted({*folds, *labels.provenance["train_folds"]})
+    if online_teacher:
+        extras["heads"] = online_heads(out, clips, dataset, place)
+        provenance["teacher"] = online.provenance() | {"dataset": dataset.name, "train_folds": list(folds)}
     if recipe.background:
-        extras["recorded"] = recorded_background(out, config.frontend, place)
-        provenance["background_programs"] = synthesisers.available()
+        extras["recorded"], programs = recorded_background(out, config.frontend, place)
+        provenance["background_programs"] = programs
     run = _begin(recipe, replace(config, provenance=provenance), data, place, init, extras)
     if (out / "state.pt").is_file():
         run.load_state(out / "state.pt")
@@ -136,17 +146,28 @@ def train(
     return config
 
 
-def recorded_background(out: Path, config: FrontendConfig, place: Place) -> Tensor:
-    """Speech and music of no class, int16 `(m, window_samples)`: rendered once, then kept in `out`."""
-    path = out / "background.npy"
+def recorded_background(out: Path, config: FrontendConfig, place: Place) -> tuple[Tensor, list[str]]:
+    """Speech and music of no class, int16 `(m, window_samples)`, and the programs that rendered them: once,
+    then they are kept in `out`."""
+    path = out / "background.safetensors"
     if place.rank == 0 and not path.is_file():
         part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            np.save(file, synthesisers.render(config))
+        programs = synthesisers.available()
+        sounds = torch.from_numpy(synthesisers.render(config))
+        save_file({"sounds": sounds}, part, metadata={"programs": json.dumps(programs)})
         os.replace(part, path)
-    if place.world > 1:
-        torch.distributed.barrier()
-    return torch.from_numpy(np.load(path))
+    place.wait()
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("sounds"), json.loads(file.metadata()["programs"])
+
+
+def online_heads(out: Path, clips: list[LabelledClip], dataset: Dataset, place: Place) -> online.Heads:
+    """The heads of an online teacher: fitted once, then they are kept in `out`."""
+    path = out / "heads.safetensors"
+    if place.rank == 0 and not path.is_file():
+        online.fit_heads(clips, dataset.class_names, device=place.device).save(path)
+    place.wait()
+    return online.Heads.load(path)
 
 
 def _begin(
@@ -155,7 +176,7 @@ def _begin(
     data: Data,
     place: Place,
     init: Path | None,
-    extras: dict[str, Tensor],
+    extras: dict[str, Any],
 ) -> Run:
     """A run from scratch, with its front end fitted to the data, or from the checkpoint `init`."""
     if init is None:
@@ -201,6 +222,7 @@ def _loop(
     recipe, is_first = run.recipe, run.place.rank == 0
     done = run.epoch * run.steps_per_epoch
     total = recipe.epochs * run.steps_per_epoch
+    saved = -float("inf")
     with tqdm(total=total, initial=done, unit="step", disable=not is_first, smoothing=0.05) as bar:
         while run.epoch < recipe.epochs and not _has_stalled(run, patience):
             row = run.train_epoch(bar)
@@ -210,8 +232,10 @@ def _loop(
                 row["inner_accuracy"] = run.accuracy(*inner)
             if board:
                 board.write(run, row, pictures=run.epoch % watch_every == 0)
-            if is_first:
+            if is_first and (time.monotonic() - saved >= _SAVE_SECONDS or run.epoch == recipe.epochs):
                 run.save_state(out / "state.pt")
+                saved = time.monotonic()
+            if is_first:
                 text = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
                 tqdm.write(f"epoch {run.epoch}/{recipe.epochs}  {text}")
 
@@ -236,6 +260,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--teacher", type=Path, metavar="FILE", help="soft labels that training.teacher wrote"
     )
+    parser.add_argument("--online-teacher", action="store_true", help="it answers every mix (GPU)")
     parser.add_argument("--exclude", metavar="CLASS,...", help="train as if these classes did not exist")
     parser.add_argument("--watch-folds", type=parse_folds, default=[], help="measure these for the curve")
     parser.add_argument("--watch-every", type=int, default=10, metavar="EPOCHS", help="(%(default)s)")
@@ -284,6 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tensorboard=not args.no_tensorboard,
             init=args.init,
             teacher=args.teacher,
+            online_teacher=args.online_teacher,
         )
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)

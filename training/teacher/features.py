@@ -24,6 +24,7 @@ from training.teacher.weights import WHEEL_SHA256, load_weights
 FloatArray = npt.NDArray[np.float32]
 
 _BATCH = 8
+_GPU_BATCH = 64
 _REVISION = 1  # a change of features or views that keeps their names needs another
 
 
@@ -57,7 +58,7 @@ class FeatureStore:
         if self._network is None:
             self._network = TeacherFeatures(load_weights(self.cache)).to(self.device)
         bar = tqdm(total=len(wanted), desc="features", unit="clip")
-        for view, clips in _batches(wanted):
+        for view, clips in _batches(wanted, _BATCH if self.device == "cpu" else _GPU_BATCH):
             waveform = load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
             features = self._network(VIEWS[view](waveform.to(self.device)))
             for clip, row in zip(clips, features.half().cpu().numpy(), strict=True):
@@ -66,12 +67,14 @@ class FeatureStore:
         bar.close()
 
 
-def _batches(wanted: Sequence[tuple[str, LabelledClip]]) -> Iterator[tuple[str, list[LabelledClip]]]:
-    """View and at most eight clips."""
+def _batches(
+    wanted: Sequence[tuple[str, LabelledClip]], size: int
+) -> Iterator[tuple[str, list[LabelledClip]]]:
+    """View and at most `size` clips."""
     for view in dict.fromkeys(view for view, _ in wanted):
         clips = [clip for other, clip in wanted if other == view]
-        for first in range(0, len(clips), _BATCH):
-            yield view, clips[first : first + _BATCH]
+        for first in range(0, len(clips), size):
+            yield view, clips[first : first + size]
 
 
 def _save(path: Path, row: npt.NDArray[np.float16]) -> None:

@@ -106,10 +106,12 @@ class TeacherFeatures(nn.Module):
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.eval()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:
-        """See the class."""
-        return pooled(self.network(self.frontend(waveform).contiguous(memory_format=torch.channels_last)))
+        """See the class. On a GPU the network computes in bfloat16."""
+        mel = self.frontend(waveform).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(mel.device.type, torch.bfloat16, enabled=mel.is_cuda):
+            return pooled(self.network(mel))
 
 
 def pooled(blocks: Iterable[Tensor]) -> Tensor:
