@@ -17,7 +17,7 @@ ENV PATH=/opt/venv/bin:/opt/java/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-# As in handler/torchserve.py, which says why; here for the gateway, which nobody starts but tini.
+# As in audiocnn/torchserve/server.py, which says why; here for the gateway, which nobody starts but tini.
 ENV MALLOC_ARENA_MAX=2 \
     MALLOC_MMAP_THRESHOLD_=4194304 \
     MALLOC_TRIM_THRESHOLD_=16777216
@@ -104,7 +104,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['GATEWAY_PORT'] + '/health', timeout=5)"]
 ENTRYPOINT ["/usr/bin/tini", "--"]
-CMD ["python", "-m", "gateway"]
+CMD ["python", "-m", "audiocnn", "gateway"]
 
 # --- The server --------------------------------------------------------------------------------------
 FROM base AS server
@@ -115,9 +115,9 @@ COPY --from=build /opt/java /opt/java
 USER 10001:10001
 EXPOSE 8080 8082
 HEALTHCHECK --interval=30s --timeout=15s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "handler.manage", "ready"]
+    CMD ["python", "-m", "audiocnn", "manage", "ready"]
 ENTRYPOINT ["/usr/bin/tini", "--"]
-CMD ["python", "-m", "handler.serve", "--no-restart", "--logs", "/var/log/audiocnn", \
+CMD ["python", "-m", "audiocnn", "serve", "--no-restart", "--logs", "/var/log/audiocnn", \
     "--set", "inference_address=http://0.0.0.0:8080", "--set", "metrics_address=http://0.0.0.0:8082"]
 
 FROM build AS packages-gpu

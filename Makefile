@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml
 
 .PHONY: serve
 serve: archive ## start TorchServe and the gateway, http://127.0.0.1:8000 (Ctrl-C stops both)
-	@exec $(PY) -m handler.serve --gateway
+	@exec $(PY) -m audiocnn serve --gateway
 
 .PHONY: test
 test: archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)
@@ -94,7 +94,7 @@ GRAPHS := $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(STORE)/audiocnn-waveform
 # A checkpoint whose activations have been measured (export.quantize --calibrate) is quantised as well.
 CALIBRATION := $(wildcard $(CHECKPOINT)/calibration.json)
 INT8 := $(if $(CALIBRATION),$(STORE)/audiocnn-int8.onnx)
-EXPORT := $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/common.py export/probes.py
+EXPORT := $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/common.py export/test_signals.py
 
 $(STORE)/audiocnn.onnx: $(EXPORT) export/onnx.py
 	$(PY) -m export.onnx --checkpoint $(CHECKPOINT) --out $(STORE)
@@ -125,8 +125,8 @@ $(STORE)/audiocnn.mar: $(STORE)/parity.json $(CORE) export/archive.py handler/au
 .PHONY: samples
 samples: samples/rain.wav ## five synthetic sounds to try the server with
 
-samples/rain.wav: $(STAMP) audiocnn/samples.py
-	$(PY) -m audiocnn.samples samples
+samples/rain.wav: $(STAMP) audiocnn/audio/synthetic.py
+	$(PY) -m audiocnn.audio.synthetic samples
 
 .PHONY: clean
 clean: ## remove what was built (not .venv, not data, not checkpoints)

@@ -1,1 +1,3 @@
-"""AudioCNN: audio bytes in, what it is and how sure out."""
+"""AudioCNN: sounds in; class labels, calibrated confidences and timestamps out."""
+
+__version__ = "0.2.0"

@@ -22,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from audiocnn import audio, windows
-from audiocnn.budget import Budget, decode_in_turns
+from audiocnn import audio
+from audiocnn.audio import windows
+from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.config import AudioLimits, Config
-from audiocnn.engine import MAX_BATCH, Engine
-from audiocnn.errors import AudioError, BudgetExceeded
+from audiocnn.errors import AudioError, BudgetExceededError
+from audiocnn.model.engine import MAX_BATCH, Engine
+from audiocnn.model.loading import trusted
 from audiocnn.options import Options
-from audiocnn.precision import trusted
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -80,7 +81,7 @@ class _Windows:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one clip; `audiocnn.answer` turns it into JSON."""
+    """The answer to one clip; `audiocnn.results` turns it into JSON."""
 
     config: Config
     options: Options
@@ -134,7 +135,7 @@ class Classifier:
     def load(
         cls, path: Path, *, device: str = "cpu", threads: int | None = None, limits: AudioLimits | None = None
     ) -> Classifier:
-        """From an exported file or a checkpoint folder, see `audiocnn.precision.trusted`."""
+        """From an exported file or a checkpoint folder, see `audiocnn.model.loading.trusted`."""
         return cls(trusted(path, device=device, threads=threads), limits=limits)
 
     def classify(
@@ -148,7 +149,7 @@ class Classifier:
         """Answer every clip; an `AudioError` among the options is handed through as that clip's answer.
 
         What it took is appended to `timings`. The shortest clips come first, and one that is not reached
-        within `budget_seconds` of wall time gets `BudgetExceeded`; the first one is always answered.
+        within `budget_seconds` of wall time gets `BudgetExceededError`; the first one is always answered.
         """
         timings, budget = timings or Timings(), Budget(budget_seconds)
         wishes = options if options is not None else [Options.parse({}, self.config)] * len(clips)
@@ -166,7 +167,7 @@ class Classifier:
             if done.is_complete:
                 answers[number] = self._result(decoded[number], wanted[number], done, timings)
             else:
-                answers[number] = BudgetExceeded()
+                answers[number] = BudgetExceededError()
         return [answers[number] for number in range(len(clips))]
 
     def _decode(

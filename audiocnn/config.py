@@ -119,7 +119,7 @@ class Config:
     version: str = "1.0"
     temperature: float = 1.0  # logits are divided by it before the softmax
     unknown_threshold: float | None = None  # below this confidence: "I don't know"; None: never
-    fingerprint: str = ""  # SHA-256 of the stored front end, see audiocnn.frontend
+    fingerprint: str = ""  # SHA-256 of the stored front end, see audiocnn.model.frontend
     provenance: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -191,4 +191,14 @@ def _read_names(raw: object) -> tuple[str, ...]:
         raise ModelFileError(
             f"config.json: class_names must be 1 to {_MAX_CLASSES:,} different, non-empty texts"
         )
+    return names
+
+
+def feature_map_names(config: ModelConfig) -> list[str]:
+    """Names of the feature maps in the order of computation: `conv1`, ..., `layer4`."""
+    names = ["conv1"]
+    for stage, count in enumerate(config.blocks, start=1):
+        for block in range(count):
+            names += [f"layer{stage}.block{block}.conv", f"layer{stage}.block{block}.relu"]
+        names.append(f"layer{stage}")
     return names

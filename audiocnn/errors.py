@@ -2,26 +2,26 @@
 
     ValueError
     ├── AudioError                  one clip cannot be answered; its neighbours are not touched
-    │   ├── EmptyAudio              400 empty_audio
-    │   ├── UndecodableAudio        400 undecodable_audio
-    │   ├── NotFiniteAudio          400 not_finite_audio
-    │   ├── BadOption               400 bad_option
-    │   ├── BadBase64               400 bad_base64
-    │   ├── AudioTooLong            413 audio_too_long
-    │   ├── TooManyChannels         413 too_many_channels
-    │   ├── SampleRateOutOfRange    413 sample_rate_out_of_range
-    │   ├── UnsupportedFormat       415 unsupported_format
-    │   └── BudgetExceeded          503 busy
+    │   ├── EmptyAudioError              400 empty_audio
+    │   ├── UndecodableAudioError        400 undecodable_audio
+    │   ├── NotFiniteAudioError          400 not_finite_audio
+    │   ├── BadOptionError               400 bad_option
+    │   ├── BadBase64Error               400 bad_base64
+    │   ├── AudioTooLongError            413 audio_too_long
+    │   ├── TooManyChannelsError         413 too_many_channels
+    │   ├── SampleRateOutOfRangeError    413 sample_rate_out_of_range
+    │   ├── UnsupportedFormatError       415 unsupported_format
+    │   └── BudgetExceededError          503 busy
     ├── ModelFileError              a checkpoint or an exported file cannot be used
     └── DatasetError                a folder of labelled clips cannot be used
 
     RuntimeError
     └── ServerError                 the client got no answer; nothing is known to be wrong with the clip
-        ├── ServerBusy              503: the queue is full, or no worker is ready
-        ├── ServerUnreachable       no connection, or no reply in time
-        ├── ServerFailed            500, 507, ...: a worker died or failed, or the reply is no JSON
-        ├── TokenRefused            TorchServe's token is wrong, expired or missing
-        └── RequestRefused          any other 3xx or 4xx, such as an unknown model or version
+        ├── ServerBusyError              503: the queue is full, or no worker is ready
+        ├── ServerUnreachableError       no connection, or no reply in time
+        ├── ServerFailedError            500, 507, ...: a worker died or failed, or the reply is no JSON
+        ├── TokenRefusedError            TorchServe's token is wrong, expired or missing
+        └── RequestRefusedError          any other 3xx or 4xx, such as an unknown model or version
 
 An `AudioError` knows its code and its HTTP status, so the handler, the gateway, the command line and
 the batch job report the same thing in the same words.
@@ -30,7 +30,11 @@ the batch job report the same thing in the same words.
 from __future__ import annotations
 
 
-class AudioError(ValueError):
+class AudioCNNError(Exception):
+    """Whatever this package raises on purpose."""
+
+
+class AudioError(AudioCNNError, ValueError):
     """One clip, or the options sent with it, cannot be answered."""
 
     code = "bad_audio"
@@ -42,65 +46,65 @@ class AudioError(ValueError):
         return {"error": {"code": self.code, "message": str(self)}}
 
 
-class EmptyAudio(AudioError):
+class EmptyAudioError(AudioError):
     """No bytes, or a valid file with no samples."""
 
     code = "empty_audio"
 
 
-class UndecodableAudio(AudioError):
+class UndecodableAudioError(AudioError):
     """A known container in which not one frame can be decoded."""
 
     code = "undecodable_audio"
 
 
-class NotFiniteAudio(AudioError):
+class NotFiniteAudioError(AudioError):
     """Samples that are NaN or infinite."""
 
     code = "not_finite_audio"
 
 
-class BadOption(AudioError):
+class BadOptionError(AudioError):
     """An option that does not exist, or a value it cannot take."""
 
     code = "bad_option"
 
 
-class BadBase64(AudioError):
+class BadBase64Error(AudioError):
     """JSON audio that is not base64."""
 
     code = "bad_base64"
 
 
-class AudioTooLong(AudioError):
+class AudioTooLongError(AudioError):
     """More seconds than one request may carry."""
 
     code = "audio_too_long"
     status = 413
 
 
-class TooManyChannels(AudioError):
+class TooManyChannelsError(AudioError):
     """More channels than any microphone array we answer for."""
 
     code = "too_many_channels"
     status = 413
 
 
-class SampleRateOutOfRange(AudioError):
+class SampleRateOutOfRangeError(AudioError):
     """A sample rate that no sound card has: a broken header."""
 
     code = "sample_rate_out_of_range"
     status = 413
 
 
-class UnsupportedFormat(AudioError):
+class UnsupportedFormatError(AudioError):
     """Bytes that are in no container we know."""
 
     code = "unsupported_format"
     status = 415
 
 
-class BudgetExceeded(AudioError):
+class BudgetExceededError(AudioError):
     """The clips beside this one took all the time that a batch has: nothing is wrong with it."""
 
     code = "busy"
@@ -111,15 +115,20 @@ class BudgetExceeded(AudioError):
         super().__init__("The server was busy with other clips and did not reach this one: send it again.")
 
 
-class ModelFileError(ValueError):
+def error_class(code: str) -> type[AudioError]:
+    """The class of an error's code; `AudioError` itself for a code of a newer server."""
+    return {cls.code: cls for cls in AudioError.__subclasses__()}.get(code, AudioError)
+
+
+class ModelFileError(AudioCNNError, ValueError):
     """A checkpoint or an exported model that is damaged, too new, or does not match its front end."""
 
 
-class DatasetError(ValueError):
+class DatasetError(AudioCNNError, ValueError):
     """A dataset folder that is missing, empty or laid out in a way we do not read."""
 
 
-class ServerError(RuntimeError):
+class ServerError(AudioCNNError, RuntimeError):
     """The client got no answer. Raised after the retries, if this kind is worth any."""
 
     is_retryable = True
@@ -131,23 +140,23 @@ class ServerError(RuntimeError):
         self.status = status  # of the HTTP reply; None: there was none
 
 
-class ServerBusy(ServerError):
+class ServerBusyError(ServerError):
     """The queue is full, or no worker is ready: nothing was tried."""
 
 
-class ServerUnreachable(ServerError):
+class ServerUnreachableError(ServerError):
     """No connection, a connection that broke, or no reply in time."""
 
 
-class ServerFailed(ServerError):
+class ServerFailedError(ServerError):
     """A worker died or failed with this request in hand, or the reply cannot be read."""
 
 
-class TokenRefused(ServerError):
+class TokenRefusedError(ServerError):
     """The token is wrong, expired or missing."""
 
 
-class RequestRefused(ServerError):
+class RequestRefusedError(ServerError):
     """The server does not take such a request: an unknown model or version, for one."""
 
     is_retryable = False

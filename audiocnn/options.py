@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from audiocnn.config import Config
-from audiocnn.errors import BadOption
-from audiocnn.model import feature_map_names
-from audiocnn.protocol import OPTION_NAMES
+from audiocnn.config import Config, feature_map_names
+from audiocnn.errors import BadOptionError
+
+OPTION_NAMES = (
+    "top_k",
+    "min_confidence",
+    "classes",
+    "feature_maps",
+    "layers",
+    "evidence",
+    "class",
+    "spectrogram",
+    "waveform",
+    "windows",
+    "reduce_payload",
+)
+HEADERS = {"x-" + name.replace("_", "-"): name for name in OPTION_NAMES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +53,7 @@ class Options:
 
     @classmethod
     def parse(cls, raw: Mapping[str, object], config: Config) -> Options:
-        """Options from names and values as they came; raises `BadOption` that names the culprit."""
+        """Options from names and values as they came; raises `BadOptionError` that names the culprit."""
         parsers: dict[str, Callable[[str, object], object]] = {
             "top_k": _positive_int,
             "min_confidence": _fraction,
@@ -57,7 +70,7 @@ class Options:
         values: dict[str, object] = {}
         for name, value in raw.items():
             if name not in parsers:
-                raise BadOption(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
+                raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
             values["class_name" if name == "class" else name] = parsers[name](name, value)
         if not values.get("layers"):
             values["layers"] = tuple(feature_map_names(config.model))
@@ -70,8 +83,8 @@ def _text(value: object) -> str:
     return str(value).strip()
 
 
-def _bad(name: str, value: object, expected: str) -> BadOption:
-    return BadOption(f"{name}={_text(value)[:40]!r} is not possible: {expected}.")
+def _bad(name: str, value: object, expected: str) -> BadOptionError:
+    return BadOptionError(f"{name}={_text(value)[:40]!r} is not possible: {expected}.")
 
 
 def _positive_int(name: str, value: object) -> int:
@@ -116,3 +129,22 @@ def _names(name: str, value: object, known: object) -> tuple[str, ...]:
     if not names:
         raise _bad(name, value, "it is empty")
     return names
+
+
+def option_headers(options: Mapping[str, object]) -> dict[str, str]:
+    """Options as headers; raises `BadOptionError` for a name that does not exist (a header would be ignored).
+
+    None means not given; `class` is a word of Python's and may be written `class_`.
+    """
+    headers = {}
+    for given, value in options.items():
+        name = given.rstrip("_")
+        if name not in OPTION_NAMES:
+            raise BadOptionError(f"There is no option {given!r}. Options: {', '.join(OPTION_NAMES)}.")
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        text = text.strip()  # HTTP libraries refuse a header's value with spaces around it
+        if not (text.isascii() and text.isprintable()):
+            raise BadOptionError(f"{name}={text!r} cannot be sent: a header carries printable ASCII only.")
+        if value is not None:
+            headers["X-" + name.replace("_", "-").title()] = text
+    return headers

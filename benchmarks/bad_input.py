@@ -29,10 +29,10 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import samples
-from handler.properties import read_properties
-from handler.torchserve import MODEL, TorchServe
-from handler.tune import Setting, running
+from audiocnn.audio import synthetic
+from audiocnn.torchserve.properties import read_properties
+from audiocnn.torchserve.server import MODEL, TorchServe
+from audiocnn.torchserve.tune import Setting, running
 
 RATE = 44_100
 NEIGHBOURS = ("rain", "siren", "church_bells")
@@ -62,7 +62,7 @@ def _patched(data: bytes, offset: int, value: int) -> bytes:
 def cases() -> dict[str, tuple[bytes, Headers]]:
     """Name -> body and headers."""
     rng = np.random.default_rng(0)
-    wav, noise = samples.wav("rain"), rng.uniform(-0.5, 0.5, RATE).astype(np.float32)
+    wav, noise = synthetic.wav("rain"), rng.uniform(-0.5, 0.5, RATE).astype(np.float32)
     holes, infinite = noise.copy(), noise.copy()
     holes[1000], infinite[1000] = np.nan, np.inf
     json_type = {"Content-Type": "application/json"}
@@ -142,7 +142,7 @@ def workers(server: TorchServe) -> list[psutil.Process]:
 def run(server: TorchServe) -> list[Row]:
     """Every case, three intact clips beside it."""
     address = f"{server.inference}/predictions/{MODEL}"
-    clips = [samples.wav(name) for name in NEIGHBOURS]
+    clips = [synthetic.wav(name) for name in NEIGHBOURS]
 
     def ask(body: bytes, headers: Headers | None = None) -> requests.Response:
         given = {"Content-Type": "application/octet-stream"} | (headers or {})

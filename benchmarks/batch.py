@@ -4,7 +4,7 @@ In interleaved rounds, with as many processes of one thread each as there are co
 
     engine       the bare network, fed with log-mels that are ready: no file is read
     classifier   files -> answers by `audiocnn.classifier`, each process its share: the same work without Ray
-    batch        the command, `python -m batch.score`, from the first chunk's begin to the last one's end
+    batch        the command, `audiocnn batch`, from the first chunk's begin to the last one's end
 
 and then whether all answers of the command are those of the classifier.
 """
@@ -30,11 +30,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import audio, windows
+from audiocnn import audio, inputs
+from audiocnn.audio import windows
 from audiocnn.classifier import Classifier, Result
-from audiocnn.engine import MAX_BATCH
-from audiocnn.precision import served
-from batch import inputs
+from audiocnn.model.engine import MAX_BATCH
+from audiocnn.model.loading import served
 
 ARMS = ("engine", "classifier", "batch")
 
@@ -106,7 +106,9 @@ def command(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         "--workers",
         str(args.workers),
     ]
-    subprocess.run([sys.executable, "-m", "batch.score", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "audiocnn", "batch", *arguments], check=True, stdout=subprocess.DEVNULL
+    )
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
 

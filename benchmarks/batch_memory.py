@@ -23,11 +23,11 @@ import psutil
 import soundfile
 import torch
 
-from audiocnn import checkpoint
 from audiocnn.config import Config, ModelConfig
-from audiocnn.frontend import LogMel
 from audiocnn.labels import ESC50
-from audiocnn.model import AudioCNN
+from audiocnn.model import checkpoint
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.network import AudioCNN
 
 RATE = 44_100
 
@@ -76,7 +76,9 @@ def watch(folder: Path, out: Path, flags: Sequence[str]) -> Watched:
     """Run the command to its end, looking at it four times a second."""
     watched = Watched()
     began = time.monotonic()
-    process = psutil.Popen([sys.executable, "-m", "batch.score", str(folder), "--out", str(out), *flags])
+    process = psutil.Popen(
+        [sys.executable, "-m", "audiocnn", "batch", str(folder), "--out", str(out), *flags]
+    )
     while process.poll() is None:
         try:
             watched.driver.append(process.memory_info().rss / 1e6)

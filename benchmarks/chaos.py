@@ -32,14 +32,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from audiocnn.classifier import Classifier
-from audiocnn.client import Client
-from audiocnn.precision import served
+from audiocnn.client.client import Client
+from audiocnn.model.loading import served
+from audiocnn.torchserve.management_api import Management
+from audiocnn.torchserve.properties import read_properties
 from benchmarks import faults, sounds
+from benchmarks.background_load import Account, Known, Pressure, known_answers
 from benchmarks.faults import FAULTS, Scene
-from benchmarks.pressure import Account, Known, Pressure, known_answers
-from benchmarks.stage import Stage, role
-from handler.management import Management
-from handler.properties import read_properties
+from benchmarks.server_fixture import Stage, role
 
 CLIPS = 24
 _LEAD_SECONDS = 1.5

@@ -27,8 +27,8 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiocnn import checkpoint
-from audiocnn.engine import Engine
+from audiocnn.model import checkpoint
+from audiocnn.model.engine import Engine
 
 MATRIX = 1536  # of the large product: 28 MB of operands, more than a cache keeps
 Key = tuple[str, int, int]  # engine, batch, threads

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import requests
 
-from audiocnn.errors import AudioError, ServerBusy, ServerError
-from audiocnn.protocol import Endpoint, read_reply
+from audiocnn.client.retry import Endpoint, read_reply
+from audiocnn.errors import AudioError, ServerBusyError, ServerError
+from audiocnn.torchserve.management_api import Management
+from audiocnn.torchserve.rollout import copy_as
+from benchmarks.background_load import Account, Asked, Known
 from benchmarks.load import OCTETS
-from benchmarks.pressure import Account, Asked, Known
-from benchmarks.stage import ARCHIVE, Stage
-from handler.management import Management
-from handler.rollout import copy_as
+from benchmarks.server_fixture import ARCHIVE, Stage
 
 RESPONSE_SECONDS = 10  # TorchServe's responseTimeout on this stage: a hanging worker is replaced after it
 _BURST = 200
@@ -41,8 +41,8 @@ class Scene:
     burst: Account
 
     def manage(self, *arguments: str) -> None:
-        """`python -m handler.manage`; `RuntimeError` with what it printed if it fails."""
-        command = [sys.executable, "-m", "handler.manage", "--inference", self.stage.inference]
+        """`audiocnn manage`; `RuntimeError` with what it printed if it fails."""
+        command = [sys.executable, "-m", "audiocnn", "manage", "--inference", self.stage.inference]
         command += ["--management", self.stage.management, *arguments]
         run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         if run.returncode:
@@ -123,7 +123,7 @@ def _flood(scene: Scene, clips: Sequence[Known], count: int) -> None:
             reply = requests.post(impatient, data=clip.body, headers=OCTETS, timeout=60)
             right = clip.matches(read_reply(reply.status_code, reply.headers, reply.content))
             outcome = "right" if right else "wrong"
-        except ServerBusy as error:
+        except ServerBusyError as error:
             outcome, why = "refused", str(error)[:60]
         except (requests.RequestException, ServerError, AudioError) as error:
             outcome, why = "failed", f"{type(error).__name__}: {error}"[:200]
@@ -135,7 +135,7 @@ def _flood(scene: Scene, clips: Sequence[Known], count: int) -> None:
 
 
 def roll_out(scene: Scene) -> None:
-    """`handler.manage rollout` to another version, and `rollback`"""
+    """`audiocnn.torchserve.manage rollout` to another version, and `rollback`"""
     store, archive = scene.stage.store, scene.stage.store.parent / "new.mar"
     copy_as(store / ARCHIVE, archive, "2.0")
     scene.manage("rollout", str(archive), "--store", str(store))
@@ -143,7 +143,7 @@ def roll_out(scene: Scene) -> None:
 
 
 def scale(scene: Scene) -> None:
-    """`handler.manage scale` to 1, 4, 1 and 2 workers"""
+    """`audiocnn.torchserve.manage scale` to 1, 4, 1 and 2 workers"""
     for workers in (1, 4, 1, 2):
         scene.manage("scale", str(workers), "--store", str(scene.stage.store))
 

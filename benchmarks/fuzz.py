@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from audiocnn.precision import served
-from benchmarks.letters import PARSER_500, Letter, Post, letter
-from benchmarks.mutants import INTACT_EVERY, Mutant, mutant
-from benchmarks.stage import Stage
-from benchmarks.victim import Verdict, Victim
+from audiocnn.model.loading import served
+from benchmarks.http_fuzz import PARSER_500, Letter, Post, letter
+from benchmarks.mutations import INTACT_EVERY, Mutant, mutant
+from benchmarks.sandbox import Verdict, Victim
+from benchmarks.server_fixture import Stage
 
 BATCH = 8
 BAD = ("crash", "hang", "exception", "server error")

@@ -26,12 +26,12 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import samples
+from audiocnn.audio import synthetic
+from audiocnn.torchserve.properties import read_properties
+from audiocnn.torchserve.tune import Setting, rule_of_thumb, running
 from benchmarks import load
-from benchmarks.contestants import new_port
 from benchmarks.load import Target
-from handler.properties import read_properties
-from handler.tune import Setting, rule_of_thumb, running
+from benchmarks.systems import new_port
 
 CONCURRENCY = (1, 16)
 _BOUNDARY = "benchmark"
@@ -57,7 +57,7 @@ def gateway_before(torchserve: str, **settings: str) -> Iterator[tuple[str, int]
     port = new_port()
     values = {"TORCHSERVE_URL": torchserve, "GATEWAY_PORT": str(port)} | settings
     process = subprocess.Popen(
-        [sys.executable, "-m", "gateway"],
+        [sys.executable, "-m", "audiocnn", "gateway"],
         env=os.environ | values,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -80,7 +80,7 @@ def gateway_before(torchserve: str, **settings: str) -> Iterator[tuple[str, int]
 
 def targets(torchserve: str, gateway: str) -> dict[str, Target]:
     """The same clips for both, and the class that both must name."""
-    clips = [samples.wav(name) for name in samples.SOUNDS]
+    clips = [synthetic.wav(name) for name in synthetic.SOUNDS]
     url = f"{torchserve}/predictions/audiocnn"
     expected = [requests.post(url, data=c, timeout=60).json()["predictions"][0]["class"] for c in clips]
     return {
@@ -113,7 +113,7 @@ def overhead(both: dict[str, Target], seconds: float, rounds: int) -> dict[str, 
 
 def replies(gateway: str, repeats: int) -> dict[str, dict[str, float]]:
     """Bytes and median milliseconds of the three ways to ask, in turn."""
-    clip = samples.wav("rain")
+    clip = synthetic.wav("rain")
     json_body = json.dumps({"audio_data": base64.b64encode(clip).decode()}).encode()
     ways = {
         "inference (seeds' reply)": ("/inference", json_body, load.JSON),

@@ -28,14 +28,14 @@ from rich.progress import track
 from rich.table import Table
 
 from audiocnn.classifier import Classifier
-from audiocnn.engine import Engine
-from audiocnn.precision import served
-from benchmarks import clips as clips_module
+from audiocnn.model.engine import Engine
+from audiocnn.model.loading import served
+from audiocnn.torchserve import tune
+from audiocnn.torchserve.properties import read_properties
+from benchmarks import corpus as clips_module
 from benchmarks import load
-from benchmarks.clips import Clips
-from benchmarks.contestants import THREAD_VARIABLES, Ours
-from handler import tune
-from handler.properties import read_properties
+from benchmarks.corpus import Clips
+from benchmarks.systems import THREAD_VARIABLES, Ours
 
 CONCURRENCY = 32
 SILENT = ("silent", "silent again")

@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from audiocnn import audio, samples, windows
-from audiocnn.answer import render
+from audiocnn import audio
+from audiocnn.audio import synthetic, windows
 from audiocnn.classifier import Classifier, Result
-from audiocnn.engine import Engine
-from audiocnn.frontend import LogMel
+from audiocnn.model.engine import Engine
+from audiocnn.model.frontend import LogMel
 from audiocnn.options import Options
+from audiocnn.results import render
 
 
 class DenseLogMel(LogMel):
@@ -95,7 +96,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=40, help="(%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    clip = args.clip.read_bytes() if args.clip else samples.wav("rain")
+    clip = args.clip.read_bytes() if args.clip else synthetic.wav("rain")
     result = measure(parts(args.store, clip), args.rounds)
     table = Table("part", "ms")
     for name, milliseconds in result.items():

@@ -27,10 +27,10 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn.torchserve.properties import read_properties
+from audiocnn.torchserve.tune import rule_of_thumb, running
 from benchmarks import load
 from benchmarks.gateway import gateway_before, targets
-from handler.properties import read_properties
-from handler.tune import rule_of_thumb, running
 
 RATES = (10, 100, 1_000, 10_000, 100_000)
 MIB = 1 << 20

@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from audiocnn.classifier import Classifier
-from audiocnn.engine import Engine
-from audiocnn.precision import served
-from benchmarks import clips as clips_module
+from audiocnn.model.engine import Engine
+from audiocnn.model.loading import served
+from audiocnn.torchserve import tune
+from audiocnn.torchserve.tune import Setting
+from benchmarks import corpus as clips_module
 from benchmarks import load
-from benchmarks.book import Book, print_mismatches, print_table, summarise, write_raw
-from benchmarks.clips import Clips
-from benchmarks.contestants import THREAD_VARIABLES, Bare, Contestant, Ours, Rival, WithoutMaps
-from handler import tune
-from handler.tune import Setting
+from benchmarks.corpus import Clips
+from benchmarks.results import Book, print_mismatches, print_table, summarise, write_raw
+from benchmarks.systems import THREAD_VARIABLES, Bare, Contestant, Ours, Rival, WithoutMaps
 
 CONCURRENCY = (1, 8, 32)
 SEED_CONCURRENCY = (1, 8)  # it answers one at a time: more clients only wait longer
@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 
 def grid(cores: int, device: str, *, quick: bool) -> list[Setting]:
-    """The settings that everything is tuned over: those of `handler.tune`, three of them if quick."""
+    """The settings that everything is tuned over: those of `audiocnn tune`, three of them if quick."""
     gpus = int(device != "cpu")
     settings = tune.grid(cores, gpus, "throughput")
     if not quick:

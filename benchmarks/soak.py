@@ -33,7 +33,7 @@ from rich.table import Table
 from benchmarks import sounds
 from benchmarks.gateway import FORM, as_form
 from benchmarks.load import OCTETS, top_class
-from benchmarks.stage import Stage
+from benchmarks.server_fixture import Stage
 
 LOAD = 0.8  # of the measured capacity
 CLIENTS = 16

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from audiocnn import audio, samples
+from audiocnn import audio
+from audiocnn.audio import synthetic
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import DatasetError
 
 FloatArray = npt.NDArray[np.float32]
 
-RATE = samples.SAMPLE_RATE
+RATE = synthetic.SAMPLE_RATE
 DEFAULT_FOLDER = Path("data/ESC-50")
 FORMATS = {
     "wav": {"format": "WAV", "subtype": "PCM_16"},
@@ -37,7 +38,7 @@ def recordings(count: int) -> tuple[list[FloatArray], str]:
     try:
         rows = read_dataset(Path(os.environ.get("ESC50_DIR", DEFAULT_FOLDER))).clips
     except DatasetError:
-        made = [audio.decode(samples.wav(name), sample_rate=RATE).waveform for name in samples.SOUNDS]
+        made = [audio.decode(synthetic.wav(name), sample_rate=RATE).waveform for name in synthetic.SOUNDS]
         return made[:count], f"{len(made[:count])} synthetic sounds (no ESC-50 at hand)"
     chosen = rows[:: max(1, len(rows) // count)][:count]
     waveforms = [audio.decode(row.path.read_bytes(), sample_rate=RATE).waveform for row in chosen]

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
-from audiocnn import samples
-from audiocnn.audio import decode
+from audiocnn.audio import synthetic
+from audiocnn.audio.decoder import decode
+from audiocnn.torchserve.properties import read_properties
+from audiocnn.torchserve.tune import rule_of_thumb, running
 from benchmarks.gateway import gateway_before
-from handler.properties import read_properties
-from handler.tune import rule_of_thumb, running
 
 RATE = 48_000  # a browser's: the gateway has to resample
 FRAME_SECONDS = 0.1
@@ -51,7 +51,7 @@ async def stream(
     url: str, name: str, seconds: float, hop_seconds: float, heard: Heard, *, delay: float
 ) -> None:
     """One stream: a synthetic sound, over and over, beginning `delay` seconds from now."""
-    sound = decode(samples.wav(name), sample_rate=RATE).waveform
+    sound = decode(synthetic.wav(name), sample_rate=RATE).waveform
     size = round(FRAME_SECONDS * RATE)
     sent_at: dict[int, float] = {}  # by hop
     await asyncio.sleep(delay)
@@ -98,7 +98,7 @@ async def play(url: str, pid: int, count: int, seconds: float, hop_seconds: floa
     """All streams at once."""
     heard = Heard()
     watching = asyncio.create_task(watch(pid, heard))
-    names = [list(samples.SOUNDS)[number % len(samples.SOUNDS)] for number in range(count)]
+    names = [list(synthetic.SOUNDS)[number % len(synthetic.SOUNDS)] for number in range(count)]
     delays = np.random.default_rng(0).uniform(0, hop_seconds, count)  # people do not start at once
     await asyncio.gather(
         *(

@@ -25,7 +25,7 @@ from typing import Any
 import requests
 import yaml
 
-from audiocnn import samples
+from audiocnn.audio import synthetic
 from deploy.constraints import FILE, ROOT, wanted
 from deploy.oci import Container, ImageError, Store, inside_network
 
@@ -153,7 +153,7 @@ def manifest() -> dict[str, dict[str, Any]]:
 
 def ask(server: Container) -> dict[str, Any]:
     """A prediction, directly and through the gateway; `ImageError` unless all that is offered answers."""
-    sound = samples.wav(SOUND)
+    sound = synthetic.wav(SOUND)
     with inside_network(server), requests.Session() as http:
         http.trust_env = False
         direct = http.post("http://127.0.0.1:8080/predictions/audiocnn", data=sound, timeout=60).json()

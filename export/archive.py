@@ -16,15 +16,18 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from audiocnn import checksums
-from audiocnn.engine import Engine
+from audiocnn import files
 from audiocnn.errors import ModelFileError
-from audiocnn.precision import CERTIFICATE
+from audiocnn.model.engine import Engine
+from audiocnn.model.loading import CERTIFICATE
+from audiocnn.torchserve import integrity
 from export.common import NAME
 from export.parity import read_certificate
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
+# What a worker does not need: the commands, and what is in front of it.
+_NOT_SERVED = ("__pycache__", "batch", "client", "gateway", "torchserve", "released", "cli.py", "classify.py")
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """
 import pathlib, types
@@ -48,7 +51,7 @@ def stage(store: Path, engine_name: str, folder: Path) -> Engine:
     """
     served = read_certificate(store)["serves"] if engine_name == "auto" else NAME + SUFFIXES[engine_name]
     suffix = Path(served).suffix
-    shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns(*_NOT_SERVED))
     # Beside int8 lies float32, for processors on which int8 cannot be trusted, for GPUs and for pictures.
     for name in dict.fromkeys((served, NAME + suffix, f"{NAME}-maps{suffix}", CERTIFICATE)):
         if not (store / name).is_file():
@@ -80,7 +83,7 @@ def build(store: Path, engine_name: str, version: str | None) -> Path:
         part = store / f"{NAME}.mar.part"
         shutil.copy(built / f"{NAME}.mar", part)
         # Recorded first: who is killed in between has an old archive, and `make` builds it again.
-        checksums.record(store / f"{NAME}.mar", checksums.sha256(part))
+        integrity.record(store / f"{NAME}.mar", files.sha256(part))
         os.replace(part, store / f"{NAME}.mar")
     return store / f"{NAME}.mar"
 

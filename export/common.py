@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from audiocnn import checkpoint
-from audiocnn.engine import EagerGraph, Graph, open_graph, pack_metadata
 from audiocnn.errors import ModelFileError
-from audiocnn.model import WithEmbedding, WithMaps
-from export import probes
+from audiocnn.model import checkpoint
+from audiocnn.model.engine import EagerGraph, Graph, open_graph, pack_metadata
+from audiocnn.model.network import WithEmbedding, WithMaps
+from export import test_signals
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -32,7 +32,7 @@ def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool =
     """Write `audiocnn<suffix>` (logits, embedding) and `audiocnn-maps<suffix>` (all outputs), checked."""
     config, log_mel, model = checkpoint.load(folder)
     reference = EagerGraph(folder, "cpu")
-    log_mels = probes.log_mels(log_mel, probes.waveforms(config.frontend))
+    log_mels = test_signals.log_mels(log_mel, test_signals.waveforms(config.frontend))
     example = torch.zeros(2, 1, config.frontend.n_mels, config.frontend.num_frames)
     served, with_maps = WithEmbedding(model).eval(), WithMaps(model).eval()
     out.mkdir(parents=True, exist_ok=True)

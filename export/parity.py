@@ -24,18 +24,20 @@ from rich.console import Console
 from rich.table import Column, Table
 from tqdm import tqdm
 
-from audiocnn import audio, checkpoint, windows
-from audiocnn.checksums import sha256
+from audiocnn import audio
+from audiocnn.audio import windows
 from audiocnn.classifier import softmax
-from audiocnn.config import Config
+from audiocnn.config import Config, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
-from audiocnn.engine import INT8 as INT8_SUFFIX
-from audiocnn.engine import EagerGraph, Graph, open_graph
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.frontend import LogMel
-from audiocnn.model import WithEmbedding, feature_map_names
-from audiocnn.precision import CERTIFICATE
-from export import common, onnx, probes, quantize, waveform
+from audiocnn.files import sha256
+from audiocnn.model import checkpoint
+from audiocnn.model.engine import INT8 as INT8_SUFFIX
+from audiocnn.model.engine import EagerGraph, Graph, open_graph
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.loading import CERTIFICATE
+from audiocnn.model.network import WithEmbedding
+from export import common, onnx, quantize, test_signals, waveform
 from export.common import NAME, TOLERANCE
 
 FloatArray = npt.NDArray[np.float32]
@@ -100,8 +102,8 @@ def _by_waveform(path: Path, config: Config) -> Answer:
 def compare(model: Model) -> dict[str, Any]:
     """Every file against PyTorch: differences over the probes, agreement of the top class."""
     config = model.config.frontend
-    clips = probes.waveforms(config) + probes.awkward(config)
-    log_mels = probes.log_mels(model.log_mel, clips)
+    clips = test_signals.waveforms(config) + test_signals.awkward(config)
+    log_mels = test_signals.log_mels(model.log_mel, clips)
     served = list(WithEmbedding.output_names)
     every = [*served, "evidence", *feature_map_names(model.config.model)]
     rows: dict[str, Any] = {}

@@ -33,11 +33,13 @@ from onnxruntime.quantization import (
 )
 from tqdm import tqdm
 
-from audiocnn import audio, checkpoint, windows
-from audiocnn.checksums import sha256
+from audiocnn import audio
+from audiocnn.audio import windows
 from audiocnn.datasets import LabelledClip, read_dataset
-from audiocnn.engine import Engine
 from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.files import sha256
+from audiocnn.model import checkpoint
+from audiocnn.model.engine import Engine
 from export.common import NAME
 
 FloatArray = npt.NDArray[np.float32]

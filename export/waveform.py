@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audiocnn import checkpoint
 from audiocnn.config import Config
-from audiocnn.engine import pack_metadata
 from audiocnn.errors import ModelFileError
-from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN, WithEmbedding
+from audiocnn.model import checkpoint
+from audiocnn.model.engine import pack_metadata
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.network import AudioCNN, WithEmbedding
 from export.common import NAME
 from export.onnx import save
 

@@ -1,1 +1,1 @@
-"""The TorchServe side: the handler that goes into the archive, and the commands that run the server."""
+"""The handler that goes into the archive that TorchServe loads."""

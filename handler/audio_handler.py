@@ -20,22 +20,16 @@ import orjson
 import torch
 import yaml
 
-from audiocnn import logs, samples
-from audiocnn.answer import render
+from audiocnn import logs
+from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier, Timings
 from audiocnn.config import AudioLimits, Config
-from audiocnn.errors import AudioError, BadOption, BudgetExceeded
-from audiocnn.monitor import NAMES, Monitor
-from audiocnn.options import Options
-from audiocnn.protocol import (
-    HEADERS,
-    REQUEST_ID,
-    TRACEPARENT,
-    printable_id,
-    read_base64,
-    read_json_object,
-    trace_id,
-)
+from audiocnn.errors import AudioError, BadOptionError, BudgetExceededError
+from audiocnn.options import HEADERS, Options
+from audiocnn.request_body import read_base64, read_json_object
+from audiocnn.results import render
+from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_id
+from audiocnn.worker_metrics import NAMES, Monitor
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +62,7 @@ class AudioHandler:
             limits=AudioLimits(max_seconds=settings["max_seconds"], isolate=True),
         )
         self.batch_seconds = float(os.environ.get("AUDIOCNN_BATCH_SECONDS", settings["batch_seconds"]))
-        self.classifier.classify([samples.wav("rain")])
+        self.classifier.classify([synthetic.wav("rain")])
         self.monitor = open_monitor(context, self.classifier.config)
 
     def handle(self, batch: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -96,7 +90,7 @@ class AudioHandler:
             context.set_response_content_type(number, "application/json")
             if isinstance(result, AudioError):
                 context.set_response_status(result.status, result.code, number)
-                if isinstance(result, BudgetExceeded):
+                if isinstance(result, BudgetExceededError):
                     context.set_response_header(number, "Retry-After", str(result.retry_after_seconds))
                 log_refusal(result, ids[number], headers[number])
                 answer = result.to_dict()
@@ -231,9 +225,9 @@ def _from_json(body: object) -> tuple[Mapping[str, Any], bytes]:
 
 
 def _bytes(value: Any) -> bytes:
-    """The bytes of a field; raises `BadOption` for a value that was parsed from JSON."""
+    """The bytes of a field; raises `BadOptionError` for a value that was parsed from JSON."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace")  # no audio, but it gets the same answer as any bytes
     if not isinstance(value, bytes | bytearray):
-        raise BadOption("The field data must be the bytes of a sound file, not JSON.")
+        raise BadOptionError("The field data must be the bytes of a sound file, not JSON.")
     return bytes(value)

@@ -46,9 +46,9 @@ def fill_bad(folder: Path) -> dict[str, str]:
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """`python -m batch.score`, in a session of its own."""
+    """`audiocnn batch`, in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "batch.score", *map(str, arguments)],
+        [sys.executable, "-m", "audiocnn", "batch", *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

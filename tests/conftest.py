@@ -13,22 +13,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+from audiocnn import cli
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
-from audiocnn.engine import Engine
-from audiocnn.precision import served, trusted
-from handler.properties import read_properties
+from audiocnn.model.engine import Engine
+from audiocnn.model.loading import served, trusted
+from audiocnn.torchserve.properties import read_properties
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "esc50"
 STORE = ROOT / "model_store"
 SAMPLE_RATE = 44_100
 SLOWEST = 6  # a machine of CI may be so many times slower than the limits of `wait_until` allow for
+
+
+def parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What `audiocnn COMMAND ARGUMENTS` would be called with."""
+    return dict(cli.load(command).make_context(command, list(arguments)).params)
 
 
 @pytest.fixture(scope="session")
@@ -128,8 +135,8 @@ def server_settings(config: str = "config.properties", **model: object) -> dict[
 def running_server(
     logs: Path, settings: dict[str, str], *, folder: Path = ROOT, flags: Sequence[str] = ()
 ) -> Iterator[Server]:
-    """`python -m handler.serve` with these settings, started in a folder, ready, and stopped afterwards."""
-    command = [sys.executable, "-m", "handler.serve", "--logs", str(logs)]
+    """`audiocnn serve` with these settings, started in a folder, ready, and stopped afterwards."""
+    command = [sys.executable, "-m", "audiocnn", "serve", "--logs", str(logs)]
     command += ["--config", str(ROOT / "config.properties"), "--timeout", "600", *flags]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]

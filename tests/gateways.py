@@ -53,13 +53,13 @@ class RunningGateway:
 
 @contextmanager
 def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterator[RunningGateway]:
-    """`python -m gateway` with these settings, up, and stopped afterwards."""
+    """`audiocnn gateway` with these settings, up, and stopped afterwards."""
     (port,) = free_ports(1)
     values = {"torchserve_url": torchserve, "gateway_port": port} | settings
     log = folder / "gateway.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *WARNINGS, "-m", "gateway"],
+            [sys.executable, *WARNINGS, "-m", "audiocnn", "gateway"],
             cwd=ROOT,
             env=os.environ | {name.upper(): str(value) for name, value in values.items()},
             stdout=file,

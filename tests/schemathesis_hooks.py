@@ -7,7 +7,7 @@ import base64
 import schemathesis
 from hypothesis import strategies as st
 
-from audiocnn.protocol import probe_wav
+from audiocnn.probe import probe_wav
 
 SOUNDS = st.one_of(st.just(probe_wav()), st.just(probe_wav()[:100]), st.binary(max_size=1000))
 

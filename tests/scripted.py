@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from audiocnn.async_client import AsyncClient
-from audiocnn.client import Client
+from audiocnn.client.async_client import AsyncClient
+from audiocnn.client.client import Client
 
 OK = (200, {}, json.dumps({"predictions": [{"class": "dog", "confidence": 0.9}]}))
 

@@ -20,12 +20,12 @@ import requests
 import soundfile
 import yaml
 
-from audiocnn import samples
+from audiocnn.audio import synthetic
 from audiocnn.config import AudioLimits
-from handler.properties import read_properties
+from audiocnn.torchserve.properties import read_properties
 from tests.conftest import ROOT, STORE, Server, running_server, server_settings, sound_file
 
-RAIN = samples.wav("rain")
+RAIN = synthetic.wav("rain")
 BATCH_SECONDS = 0.5
 MIB = 1 << 20
 

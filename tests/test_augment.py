@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from audiocnn import windows
+from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
-from audiocnn.frontend import LogMel
+from audiocnn.model.frontend import LogMel
 from tests.conftest import SAMPLE_RATE, tone
 from training import augment, background, degrade, synthesisers
 from training.recipe import RECIPES, Augmenter, Recipe

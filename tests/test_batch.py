@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from audiocnn import audio, samples
+from audiocnn import audio, inputs
+from audiocnn.audio import synthetic
+from audiocnn.batch.runner import main
+from audiocnn.batch.scorer import FileAnswer, Scorer
+from audiocnn.batch.state import Manifest, Outcome, ResumeError, Settings, read_paths, set_aside
+from audiocnn.batch.worker import Job, Worker
+from audiocnn.batch.writers import FILES, WINDOWS, label_name, shown
 from audiocnn.classifier import Classifier, Result
-from audiocnn.engine import Engine
 from audiocnn.errors import AudioError
+from audiocnn.inputs import InputError, Notes
+from audiocnn.model.engine import Engine
+from audiocnn.model.loading import served
 from audiocnn.options import Options
-from audiocnn.precision import served
-from batch import inputs
-from batch.inputs import InputError, Notes
-from batch.manifest import Manifest, Outcome, ResumeError, Settings, read_paths, set_aside
-from batch.score import main
-from batch.scorer import FileAnswer, Scorer
-from batch.tables import FILES, WINDOWS, label_name, shown
-from batch.worker import Job, Worker
 from tests.batches import TINY, fill, fill_bad, table
 from tests.conftest import STORE, sound_file, tone
 
@@ -333,15 +333,15 @@ def sounds_in(folder: Path) -> list[Path]:
     """Short, one window, a tail too short, several windows, another rate, a truncated file, silence."""
     rng = np.random.default_rng(0)
     noise = (0.1 * rng.normal(size=44_100 * 31)).astype(np.float32)
-    rain = audio.decode(samples.wav("rain"), sample_rate=44_100).waveform
+    rain = audio.decode(synthetic.wav("rain"), sample_rate=44_100).waveform
     slow = tone(12.3, sample_rate=22_050)
     files = {
         "short.wav": sound_file(tone(0.3)),
-        "rain.wav": samples.wav("rain"),
+        "rain.wav": synthetic.wav("rain"),
         "tail.wav": sound_file(np.concatenate([rain, rain[:8000]])),
         "long.flac": sound_file(np.concatenate([rain, noise]), format="FLAC"),
         "rate.ogg": sound_file(slow, sample_rate=22_050, format="OGG", subtype="VORBIS"),
-        "cut.wav": samples.wav("siren")[:200_000],
+        "cut.wav": synthetic.wav("siren")[:200_000],
         "silence.wav": sound_file(np.zeros((88_200, 2), np.float32)),
         "loud.wav": sound_file(4 * tone(6.0), subtype="FLOAT"),
     }
@@ -387,7 +387,7 @@ def test_errors_are_those_of_the_classifier_and_hurt_no_neighbour(
     tmp_path: Path, scorer: Scorer, classifier: Classifier
 ) -> None:
     codes = fill_bad(tmp_path / "bad")
-    (tmp_path / "good.wav").write_bytes(samples.wav("rain"))
+    (tmp_path / "good.wav").write_bytes(synthetic.wav("rain"))
     good, folder = tmp_path / "good.wav", tmp_path / "bad"
     paths = [good, *map(Path, codes), folder, Path("/nul\0.wav"), good]
     files, _ = run(scorer, *paths)
@@ -445,7 +445,7 @@ def test_a_disk_that_fails_is_no_bad_file(where: int) -> None:
             return super().read(size)
 
     with pytest.raises(OSError, match="Input/output error"):
-        list(audio.stream(Failing(samples.wav("rain")), sample_rate=44_100, warnings=[]))
+        list(audio.stream(Failing(synthetic.wav("rain")), sample_rate=44_100, warnings=[]))
 
 
 def test_what_is_no_file_is_closed(tmp_path: Path, scorer: Scorer) -> None:
@@ -493,7 +493,7 @@ def test_the_tables(tmp_path: Path, classifier: Classifier) -> None:
     by_name = {Path(str(row["file"])).name: row for row in rows}
     rain: Any = by_name["rain.wav"]
     options = Options.parse({"evidence": True}, classifier.config)
-    (result,) = classifier.classify([samples.wav("rain")], [options])
+    (result,) = classifier.classify([synthetic.wav("rain")], [options])
     assert isinstance(result, Result)
     assert rain["class"] == "rain" == rain["predictions"][0]["class"]
     assert rain["confidence"] == pytest.approx(result.probs.max(), abs=1e-5)
@@ -515,7 +515,7 @@ def test_the_tables(tmp_path: Path, classifier: Classifier) -> None:
 
 def test_csv_has_one_line_of_header_and_a_column_for_each_class(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / 'line\nbreak, "quoted".wav').write_bytes(samples.wav("rain"))
+    (tmp_path / "in" / 'line\nbreak, "quoted".wav').write_bytes(synthetic.wav("rain"))
     with open(os.fsencode(tmp_path) + b"/in/caf\xe9.wav", "wb") as file:
         file.write(b"")
     work(tmp_path, "csv", top_k=2)

@@ -12,17 +12,18 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from audiocnn import samples
-from audiocnn.precision import served
-from batch import inputs
-from batch.manifest import Manifest
-from batch.score import parse_arguments, settings_of
+from audiocnn import inputs
+from audiocnn.audio import synthetic
+from audiocnn.batch.runner import settings_of
+from audiocnn.batch.state import Manifest
+from audiocnn.model.loading import served
 from tests.batches import fill, fill_bad, score, start, table
-from tests.conftest import ROOT, STORE, free_ports, sound_file, tone, wait_until
+from tests.conftest import ROOT, STORE, free_ports, parse, sound_file, tone, wait_until
 
 COUNT = 1200
 CHUNK = 20
@@ -179,7 +180,9 @@ def test_work_that_fails_is_explained_and_can_go_on(tmp_path: Path) -> None:
     fill(folder, 3)
     flags = ["--out", str(out), "--model", str(served(STORE))]
     with Manifest(out) as manifest:
-        manifest.settle(settings_of(parse_arguments([str(folder), *flags])))
+        manifest.settle(
+            settings_of(SimpleNamespace(**parse("batch", [str(folder), *flags]) | {"format": ("parquet",)}))
+        )
         manifest.add(inputs.find([str(folder)], inputs.Notes()), 64)
     lists = out / "manifest" / "chunks.jsonl"
     line = lists.read_bytes()
@@ -235,7 +238,7 @@ def test_a_file_at_which_workers_die_does_not_stop_the_job(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_benchmark_compares_answers(tmp_path: Path) -> None:
     for name in ("rain", "siren"):
-        (tmp_path / f"{name}.wav").write_bytes(samples.wav(name))
+        (tmp_path / f"{name}.wav").write_bytes(synthetic.wav(name))
     command = [sys.executable, "-m", "benchmarks.batch", "--data", str(tmp_path), "--rounds", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -19,22 +19,23 @@ import pytest
 import soundfile
 from aiohttp import web
 
-from audiocnn import checkpoint, samples
+from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, FrontendConfig, ModelConfig
-from audiocnn.engine import Engine
-from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN
-from audiocnn.precision import served
-from benchmarks import clips as clips_module
-from benchmarks import load, offline, rivals
-from benchmarks.book import Book, summarise
-from benchmarks.clips import Clips
-from benchmarks.contestants import Bare, Rival, WithoutMaps
+from audiocnn.model import checkpoint
+from audiocnn.model.engine import Engine
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.loading import served
+from audiocnn.model.network import AudioCNN
+from audiocnn.torchserve.server import free_port
+from audiocnn.torchserve.tune import Setting
+from benchmarks import baselines, load, offline
+from benchmarks import corpus as clips_module
+from benchmarks.corpus import Clips
 from benchmarks.load import Measured, Sample, Target
+from benchmarks.results import Book, summarise
 from benchmarks.serving import grid, without_delay
-from handler.torchserve import free_port
-from handler.tune import Setting
+from benchmarks.systems import Bare, Rival, WithoutMaps
 from tests.conftest import CHECKPOINT, ROOT, STORE
 
 ONE = Setting(workers=1, threads=1, batch=1, delay=0)
@@ -57,8 +58,8 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def narrow_clips(narrow: Path) -> Clips:
     """Two sounds, and what the narrow network calls them."""
-    bodies = [samples.wav("rain"), samples.wav("siren")]
-    named = [load.top_class(answer) for answer in rivals.answers(Classifier(Engine(narrow)), bodies)]
+    bodies = [synthetic.wav("rain"), synthetic.wav("siren")]
+    named = [load.top_class(answer) for answer in baselines.answers(Classifier(Engine(narrow)), bodies)]
     return Clips(bodies, named, "two sounds")
 
 
@@ -133,7 +134,7 @@ def test_an_open_loop_sends_what_it_says(monkeypatch: pytest.MonkeyPatch, poisso
 
 
 def test_the_top_class_is_read_from_our_answer(classifier: Classifier) -> None:
-    (answer,) = rivals.answers(classifier, [samples.wav("rain")])
+    (answer,) = baselines.answers(classifier, [synthetic.wav("rain")])
     assert load.top_class(answer) == json.loads(answer)["predictions"][0]["class"]
     assert load.top_class(b'{"code": 503, "type": "ServiceUnavailableException"}') == ""
 
@@ -225,7 +226,7 @@ def test_bodies_are_wav_as_in_the_release_of_esc50(esc50: Any, monkeypatch: pyte
 def test_without_esc50_the_synthetic_sounds_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESC50_DIR", str(tmp_path))
     bodies, origin = clips_module._bodies(5, FrontendConfig())
-    assert len(bodies) == len(samples.SOUNDS)
+    assert len(bodies) == len(synthetic.SOUNDS)
     assert "synthetic" in origin
 
 
@@ -235,21 +236,21 @@ def test_without_esc50_the_synthetic_sounds_are_sent(tmp_path: Path, monkeypatch
 @pytest.fixture
 def worker(narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The environment of a worker of the rivals, with the narrow network; the folder it reports to."""
-    settings = rivals.Settings(str(narrow), "cpu", 1, 4, 50, str(tmp_path))
-    monkeypatch.setenv(rivals._VARIABLE, json.dumps(asdict(settings)))
+    settings = baselines.Settings(str(narrow), "cpu", 1, 4, 50, str(tmp_path))
+    monkeypatch.setenv(baselines._VARIABLE, json.dumps(asdict(settings)))
     return tmp_path
 
 
 def test_the_seed_style_server_answers_with_maps(worker: Path) -> None:
-    app = rivals.seed_style()
+    app = baselines.seed_style()
     assert [path.name for path in worker.iterdir()] == [str(os.getpid())]  # it says that it is ready
-    body = {"audio_data": base64.b64encode(samples.wav("rain")).decode()}
+    body = {"audio_data": base64.b64encode(synthetic.wav("rain")).decode()}
 
     async def ask(path: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://seed") as client:
             return await client.post(path, json=body)
 
-    drawn = asyncio.run(ask(rivals.PATHS["seed"]))
+    drawn = asyncio.run(ask(baselines.PATHS["seed"]))
     assert drawn.status_code == 200
     answer = drawn.json()
     assert len(answer["predictions"]) == 3
@@ -261,22 +262,22 @@ def test_the_seed_style_server_answers_with_maps(worker: Path) -> None:
     assert load.top_class(drawn.content) == answer["predictions"][0]["class"]
     assert len(drawn.content) > 200_000
 
-    plain = asyncio.run(ask(rivals.WITHOUT_MAPS))
+    plain = asyncio.run(ask(baselines.WITHOUT_MAPS))
     assert plain.json()["predictions"] == answer["predictions"]
     assert "visualization" not in plain.json()
 
 
 def test_fastapi_answers_in_batches_what_waits(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    original = rivals.answers
+    original = baselines.answers
 
     def counting(classifier: Classifier, clips: list[bytes]) -> list[bytes]:
         sizes.append(len(clips))
         return original(classifier, clips)
 
-    monkeypatch.setattr(rivals, "answers", counting)
-    app = rivals.fastapi_style()
-    clip = samples.wav("rain")
+    monkeypatch.setattr(baselines, "answers", counting)
+    app = baselines.fastapi_style()
+    clip = synthetic.wav("rain")
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
@@ -363,7 +364,7 @@ def test_the_engine_benchmark_ends_in_json(narrow: Path, tmp_path: Path) -> None
 def test_offline_counts_labels_and_real_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ["filename,fold,label"]
     for name, label in (("rain", "rain"), ("church_bells", "church_bells"), ("siren", "not a class of ours")):
-        (tmp_path / f"{name}.wav").write_bytes(samples.wav(name))
+        (tmp_path / f"{name}.wav").write_bytes(synthetic.wav(name))
         rows.append(f"{name}.wav,1,{label}")
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     rows.append("broken.wav,1,rain")
@@ -383,7 +384,7 @@ def test_offline_counts_labels_and_real_time(tmp_path: Path, capsys: pytest.Capt
 
 def test_offline_takes_a_folder_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "rain.WAV").write_bytes(samples.wav("rain"))
+    (tmp_path / "deep" / "rain.WAV").write_bytes(synthetic.wav("rain"))
     assert offline.main(["--model", str(CHECKPOINT), "--data", str(tmp_path), "--providers", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["clips"], found["accuracy"]) == (1, None)
@@ -391,7 +392,7 @@ def test_offline_takes_a_folder_without_labels(tmp_path: Path, capsys: pytest.Ca
 
 def test_offline_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert offline.main(["--model", str(served(STORE)), "--data", str(tmp_path)]) == 2
-    (tmp_path / "rain.wav").write_bytes(samples.wav("rain"))
+    (tmp_path / "rain.wav").write_bytes(synthetic.wav("rain"))
     missing = ["--model", str(tmp_path / "no.onnx"), "--data", str(tmp_path), "--providers", "cpu"]
     assert offline.main(missing) == 2
     assert "no provider works" in capsys.readouterr().err

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audiocnn import samples
-from audiocnn.audio import Clip
-from audiocnn.budget import Budget, decode_in_turns
+from audiocnn.audio import synthetic
+from audiocnn.audio.budget import Budget, decode_in_turns
+from audiocnn.audio.decoder import Clip
 from audiocnn.classifier import Classifier, Result
-from audiocnn.errors import AudioError, BudgetExceeded, UndecodableAudio, UnsupportedFormat
+from audiocnn.errors import AudioError, BudgetExceededError, UndecodableAudioError, UnsupportedFormatError
 from audiocnn.options import Options
 from tests.conftest import SAMPLE_RATE, sound_file, tone
 
-SHORT = samples.wav("rain")
+SHORT = synthetic.wav("rain")
 LONG = sound_file(tone(300.0, sample_rate=8_000), sample_rate=8_000)  # 119 windows
 
 
@@ -21,9 +21,9 @@ def test_the_shortest_clip_is_answered_and_the_others_are_told_to_ask_again(clas
     clips = [LONG, SHORT, LONG, b"no sound"]
     long, short, other, broken = classifier.classify(clips, budget_seconds=1e-6)
     assert isinstance(short, Result)
-    assert isinstance(broken, UnsupportedFormat)
+    assert isinstance(broken, UnsupportedFormatError)
     for refused in (long, other):
-        assert isinstance(refused, BudgetExceeded)
+        assert isinstance(refused, BudgetExceededError)
         assert (refused.code, refused.status) == ("busy", 503)
     (alone,) = classifier.classify([SHORT])
     assert isinstance(alone, Result)
@@ -69,13 +69,13 @@ class Failing(Steps):
 
     def step(self) -> bool:
         if not super().step():
-            raise UndecodableAudio("It broke off.")
+            raise UndecodableAudioError("It broke off.")
         return True
 
 
 def test_clips_that_fail_late_do_not_take_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("audiocnn.budget.time", clock)
+    monkeypatch.setattr("audiocnn.audio.budget.time", clock)
     decoders = {0: Failing(2, clock)} | {number: Failing(100, clock) for number in range(1, 8)}
     outcomes = decode_in_turns(decoders, Budget(4.0))  # type: ignore[arg-type]
     assert clock.now < 10.0 + 7 * 0.4  # one to its end, and the turns of the others
@@ -96,7 +96,7 @@ def test_decoders_that_need_little_come_first(
     steps: list[int], answered: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("audiocnn.budget.time", clock)
+    monkeypatch.setattr("audiocnn.audio.budget.time", clock)
     decoders = {number: Steps(count, clock) for number, count in enumerate(steps)}
     outcomes = decode_in_turns(decoders, Budget(4.0))  # type: ignore[arg-type]
     assert [isinstance(outcome, Clip) for outcome in outcomes.values()] == answered

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import sound_file, tone
-from training import campaign, compare
+from training import compare, cross_validate
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_interval_is_that_of_the_textbook() -> None:
-    low, high = campaign.interval([0.8, 0.82, 0.84, 0.86]) or [0, 0]
+    low, high = cross_validate.interval([0.8, 0.82, 0.84, 0.86]) or [0, 0]
     assert (low + high) / 2 == pytest.approx(0.83)
     assert (high - low) / 2 == pytest.approx(3.1824 * 0.025820 * 1.118034, rel=1e-3)
-    assert campaign.interval([0.9]) is None
+    assert cross_validate.interval([0.9]) is None
 
 
 @pytest.mark.slow
@@ -58,5 +58,7 @@ def test_a_run_that_fails_is_shown_with_the_end_of_its_log(
     tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--data", str(tones), "--out", str(tmp_path), "--folds", "2"]
-    assert campaign.main([*arguments, "--variant", "big=--recipe plain --width 8 --batch-size 999"]) == 2
+    assert (
+        cross_validate.main([*arguments, "--variant", "big=--recipe plain --width 8 --batch-size 999"]) == 2
+    )
     assert "fewer than one batch of 999" in capsys.readouterr().err

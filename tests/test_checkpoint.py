@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from audiocnn import checkpoint
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.errors import ModelFileError
-from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN
+from audiocnn.model import checkpoint
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.network import AudioCNN
 
 
 @pytest.fixture

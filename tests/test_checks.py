@@ -8,7 +8,7 @@ import pytest
 
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
-from training.checks import check, class_counts, print_class_counts
+from training.validate import check, class_counts, print_class_counts
 
 
 def dataset(folder: Path, *rows: str, header: str = "filename,fold,label", exist: bool = True) -> Dataset:

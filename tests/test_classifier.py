@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from audiocnn import samples
-from audiocnn.answer import render
+from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier, Result
+from audiocnn.config import feature_map_names
 from audiocnn.datasets import LabelledClip
-from audiocnn.errors import AudioError, BadOption
-from audiocnn.model import feature_map_names
+from audiocnn.errors import AudioError, BadOptionError
 from audiocnn.options import Options
+from audiocnn.results import render
 from tests.conftest import ROOT, SAMPLE_RATE, STORE, sound_file, tone
 
 
@@ -64,7 +64,7 @@ def test_any_length_is_answered(classifier: Classifier, seconds: float, num_wind
 
 
 def test_a_long_clip_is_the_mean_of_its_windows(classifier: Classifier) -> None:
-    rain, siren = samples.SOUNDS["rain"](), samples.SOUNDS["siren"]()
+    rain, siren = synthetic.SOUNDS["rain"](), synthetic.SOUNDS["siren"]()
     both = one(classifier, sound_file(np.concatenate([rain, siren])))
     assert [span[0] for span in both.spans] == [0.0, 2.5, 5.0]
     np.testing.assert_allclose(both.probs, both.window_probs.mean(axis=0), atol=1e-6)
@@ -73,7 +73,7 @@ def test_a_long_clip_is_the_mean_of_its_windows(classifier: Classifier) -> None:
 
 
 def test_confidences_are_a_ranked_distribution(classifier: Classifier) -> None:
-    rows = answer(classifier, samples.wav("rain"), top_k=50)["predictions"]
+    rows = answer(classifier, synthetic.wav("rain"), top_k=50)["predictions"]
     confidences = [row["confidence"] for row in rows]
     assert sum(confidences) == pytest.approx(1.0, abs=1e-4)
     assert confidences == sorted(confidences, reverse=True)
@@ -81,7 +81,7 @@ def test_confidences_are_a_ranked_distribution(classifier: Classifier) -> None:
 
 
 def test_options_select_what_is_reported(classifier: Classifier) -> None:
-    data = samples.wav("rain")
+    data = synthetic.wav("rain")
     everything = answer(classifier, data, top_k=50)["predictions"]
     assert answer(classifier, data, top_k=3)["predictions"] == everything[:3]
     assert answer(classifier, data, top_k=999)["predictions"] == everything
@@ -94,17 +94,23 @@ def test_options_select_what_is_reported(classifier: Classifier) -> None:
 
 def test_nothing_extra_unless_asked_for(classifier: Classifier) -> None:
     expected = {"predictions", "is_unknown", "is_silent", "warnings", "duration", "model"}
-    assert set(answer(classifier, samples.wav("rain"))) == expected
+    assert set(answer(classifier, synthetic.wav("rain"))) == expected
     full = answer(
-        classifier, samples.wav("rain"), evidence=1, spectrogram=1, waveform=1, windows=1, feature_maps="json"
+        classifier,
+        synthetic.wav("rain"),
+        evidence=1,
+        spectrogram=1,
+        waveform=1,
+        windows=1,
+        feature_maps="json",
     )
     assert set(full) == expected | {"windows", "visualization", "evidence", "input_spectrogram", "waveform"}
-    assert set(answer(classifier, samples.wav("rain"), evidence=1, reduce_payload=1)) == {"predictions"}
+    assert set(answer(classifier, synthetic.wav("rain"), evidence=1, reduce_payload=1)) == {"predictions"}
 
 
 def test_feature_maps_as_json_and_png_show_the_same(classifier: Classifier) -> None:
-    as_json = answer(classifier, samples.wav("siren"), feature_maps="json")["visualization"]
-    as_png = answer(classifier, samples.wav("siren"), feature_maps="png")["visualization"]
+    as_json = answer(classifier, synthetic.wav("siren"), feature_maps="json")["visualization"]
+    as_png = answer(classifier, synthetic.wav("siren"), feature_maps="png")["visualization"]
     assert list(as_json) == list(as_png) == feature_map_names(classifier.config.model)
     for name, entry in as_json.items():
         values = np.array(entry["values"])
@@ -113,7 +119,9 @@ def test_feature_maps_as_json_and_png_show_the_same(classifier: Classifier) -> N
         low, high = as_png[name]["range"]
         np.testing.assert_allclose(low + grey / 255 * (high - low), values, atol=(high - low) / 255 + 1e-4)
     assert set(
-        answer(classifier, samples.wav("siren"), feature_maps="json", layers="conv1,layer4")["visualization"]
+        answer(classifier, synthetic.wav("siren"), feature_maps="json", layers="conv1,layer4")[
+            "visualization"
+        ]
     ) == {
         "conv1",
         "layer4",
@@ -124,7 +132,7 @@ def test_evidence_explains_the_logit() -> None:
     float32 = Classifier.load(STORE / "audiocnn.onnx")  # evidence is computed in float32
     biases = []
     for name in ("siren", "rain"):
-        result = one(float32, samples.wav(name), evidence=True)
+        result = one(float32, synthetic.wav(name), evidence=True)
         logits = np.log(result.probs) * float32.config.temperature  # up to the same number for all classes
         bias = logits - result.shown.outputs["evidence"].mean(axis=(1, 2))
         biases.append(bias - bias.mean())
@@ -133,7 +141,7 @@ def test_evidence_explains_the_logit() -> None:
 
 def test_an_explanation_has_the_evidence_of_all_that_is_predicted(classifier: Classifier) -> None:
     wish = replace(Options.parse({"top_k": 3}, classifier.config), explain=True)
-    (result,) = classifier.classify([samples.wav("siren")], [wish])
+    (result,) = classifier.classify([synthetic.wav("siren")], [wish])
     assert isinstance(result, Result)
     reply = render(result, classifier.engine)
     rows = reply["explanations"]
@@ -146,7 +154,7 @@ def test_an_explanation_has_the_evidence_of_all_that_is_predicted(classifier: Cl
         assert row["hz"] == sorted(row["hz"])
         assert row["start"] == row["seconds"][0] < row["seconds"][-1] < row["end"]
     wish = replace(Options.parse({"class": "rain"}, classifier.config), explain=True)
-    (result,) = classifier.classify([samples.wav("siren")], [wish])
+    (result,) = classifier.classify([synthetic.wav("siren")], [wish])
     assert isinstance(result, Result)
     assert [row["class"] for row in render(result, classifier.engine)["explanations"]] == ["rain"]
 
@@ -154,7 +162,7 @@ def test_an_explanation_has_the_evidence_of_all_that_is_predicted(classifier: Cl
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 3.5])
 def test_evidence_lies_where_the_sound_is(classifier: Classifier, seconds: float) -> None:
     waveform = np.zeros(5 * SAMPLE_RATE, np.float32)
-    bell = samples.church_bells()[: SAMPLE_RATE // 2]
+    bell = synthetic.church_bells()[: SAMPLE_RATE // 2]
     first = round(seconds * SAMPLE_RATE)
     waveform[first : first + len(bell)] = bell
     evidence = answer(classifier, sound_file(waveform), evidence=True)["evidence"]
@@ -172,7 +180,7 @@ def test_a_map_knows_its_hz_and_seconds(classifier: Classifier) -> None:
 
 
 def test_evidence_of_a_class_that_is_named(classifier: Classifier) -> None:
-    reply = answer(classifier, samples.wav("siren"), evidence=True, **{"class": "rain"})
+    reply = answer(classifier, synthetic.wav("siren"), evidence=True, **{"class": "rain"})
     assert reply["evidence"]["class"] == "rain"
     assert reply["evidence"]["shape"] == [4, 8]
     assert (reply["evidence"]["start"], reply["evidence"]["end"]) == (0.0, 5.0)
@@ -202,19 +210,20 @@ def test_silence_is_called_silent(classifier: Classifier) -> None:
 
 def test_an_error_among_the_options_is_that_clips_answer(classifier: Classifier) -> None:
     good = Options.parse({}, classifier.config)
-    results = classifier.classify([samples.wav("rain")] * 2, [BadOption("no"), good])
-    assert isinstance(results[0], BadOption)
+    results = classifier.classify([synthetic.wav("rain")] * 2, [BadOptionError("no"), good])
+    assert isinstance(results[0], BadOptionError)
     assert isinstance(results[1], Result)
 
 
 def test_the_command_line_prints_json_and_goes_on_after_a_bad_file(tmp_path: Path) -> None:
     good, bad = tmp_path / "rain.wav", tmp_path / "text.wav"
-    good.write_bytes(samples.wav("rain"))
+    good.write_bytes(synthetic.wav("rain"))
     bad.write_text("this is no sound")
     command = [
         sys.executable,
         "-m",
         "audiocnn",
+        "classify",
         str(bad),
         str(tmp_path / "none.wav"),
         str(good),
@@ -234,8 +243,8 @@ def test_the_command_line_prints_json_and_goes_on_after_a_bad_file(tmp_path: Pat
 
 
 def test_the_command_line_prints_a_table_and_explains_a_missing_model(tmp_path: Path) -> None:
-    (tmp_path / "rain.wav").write_bytes(samples.wav("rain"))
-    command = [sys.executable, "-m", "audiocnn", str(tmp_path / "rain.wav")]
+    (tmp_path / "rain.wav").write_bytes(synthetic.wav("rain"))
+    command = [sys.executable, "-m", "audiocnn", "classify", str(tmp_path / "rain.wav")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0
     assert "rain.wav" in run.stdout

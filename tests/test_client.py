@@ -14,21 +14,21 @@ from typing import Any
 
 import pytest
 
-from audiocnn.async_client import AsyncClient
-from audiocnn.client import Client
+from audiocnn.client.async_client import AsyncClient
+from audiocnn.client.client import Client
 from audiocnn.errors import (
     AudioError,
-    AudioTooLong,
-    BadOption,
-    RequestRefused,
-    ServerBusy,
+    AudioTooLongError,
+    BadOptionError,
+    RequestRefusedError,
+    ServerBusyError,
     ServerError,
-    ServerFailed,
-    ServerUnreachable,
-    TokenRefused,
-    UnsupportedFormat,
+    ServerFailedError,
+    ServerUnreachableError,
+    TokenRefusedError,
+    UnsupportedFormatError,
 )
-from audiocnn.protocol import HEADERS
+from audiocnn.options import HEADERS
 from tests.conftest import free_ports
 from tests.scripted import (
     BUSY,
@@ -75,13 +75,13 @@ def test_a_passing_failure_is_asked_again(ask: Ask, step: Any) -> None:
     ("step", "expected"),
     [
         ((400, {}, '{"error": {"code": "empty_audio", "message": "No bytes."}}'), AudioError),
-        ((415, {}, '{"error": {"code": "unsupported_format", "message": "?"}}'), UnsupportedFormat),
-        ((413, {}, ""), AudioTooLong),
-        (torchserve_error(404, "ModelNotFoundException", "Model not found: audiocnn"), RequestRefused),
-        (torchserve_error(405, "MethodNotAllowedException", "not allowed"), RequestRefused),
-        ((302, {"Location": "/elsewhere"}, ""), RequestRefused),
-        (TOKEN, TokenRefused),
-        ((401, {}, ""), TokenRefused),
+        ((415, {}, '{"error": {"code": "unsupported_format", "message": "?"}}'), UnsupportedFormatError),
+        ((413, {}, ""), AudioTooLongError),
+        (torchserve_error(404, "ModelNotFoundException", "Model not found: audiocnn"), RequestRefusedError),
+        (torchserve_error(405, "MethodNotAllowedException", "not allowed"), RequestRefusedError),
+        ((302, {"Location": "/elsewhere"}, ""), RequestRefusedError),
+        (TOKEN, TokenRefusedError),
+        ((401, {}, ""), TokenRefusedError),
     ],
     ids=["400", "415", "413", "404", "405", "302", "token", "401"],
 )
@@ -105,7 +105,7 @@ def test_a_code_from_a_newer_server_is_kept(ask: Ask) -> None:
 
 @both
 def test_a_clip_that_kills_workers_is_given_up(ask: Ask) -> None:
-    with script(*[DIED] * 10) as server, pytest.raises(ServerFailed, match="Worker died") as caught:
+    with script(*[DIED] * 10) as server, pytest.raises(ServerFailedError, match="Worker died") as caught:
         ask(server.url, max_server_failures=2)
     assert len(server.seen) == 3
     assert caught.value.status == 507
@@ -114,7 +114,7 @@ def test_a_clip_that_kills_workers_is_given_up(ask: Ask) -> None:
 @both
 def test_a_handler_that_raises_is_no_busy_server(ask: Ask) -> None:
     step = torchserve_error(503, "InternalServerException", "Prediction failed")
-    with script(*[step] * 10) as server, pytest.raises(ServerFailed, match="Prediction failed"):
+    with script(*[step] * 10) as server, pytest.raises(ServerFailedError, match="Prediction failed"):
         ask(server.url, max_server_failures=1)
     assert len(server.seen) == 2
 
@@ -122,7 +122,7 @@ def test_a_handler_that_raises_is_no_busy_server(ask: Ask) -> None:
 @both
 def test_a_busy_server_is_asked_until_the_deadline(ask: Ask) -> None:
     began = time.monotonic()
-    with script(*[BUSY] * 100) as server, pytest.raises(ServerBusy, match="queue is full"):
+    with script(*[BUSY] * 100) as server, pytest.raises(ServerBusyError, match="queue is full"):
         ask(server.url, deadline_seconds=1.5)
     assert time.monotonic() - began < 2.5
     assert len(server.seen) > 3
@@ -143,7 +143,7 @@ def test_retry_after_is_honoured(ask: Ask, form: str) -> None:
 @both
 def test_no_waiting_for_what_comes_after_the_deadline(ask: Ask) -> None:
     began = time.monotonic()
-    with script((503, {"Retry-After": "60"}, "")) as server, pytest.raises(ServerBusy):
+    with script((503, {"Retry-After": "60"}, "")) as server, pytest.raises(ServerBusyError):
         ask(server.url, deadline_seconds=10)
     assert time.monotonic() - began < 5
 
@@ -159,7 +159,7 @@ def test_a_silent_server_is_asked_again(ask: Ask) -> None:
 def test_nobody_there(ask: Ask) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     began = time.monotonic()
-    with pytest.raises(ServerUnreachable):
+    with pytest.raises(ServerUnreachableError):
         ask(url, deadline_seconds=1)
     assert time.monotonic() - began < 2
     assert ask(url, verb="ready") is False
@@ -216,7 +216,7 @@ def test_spaces_around_an_option_do_no_harm(ask: Ask) -> None:
 @both
 @pytest.mark.parametrize("options", [{"topk": 3}, {"classes": "gr\u00fcn"}, {"class_": "a\r\nX-Evil: 1"}])
 def test_an_option_that_cannot_be_sent_is_named(ask: Ask, options: dict[str, Any]) -> None:
-    with script() as server, pytest.raises(BadOption, match=next(iter(options)).rstrip("_")):
+    with script() as server, pytest.raises(BadOptionError, match=next(iter(options)).rstrip("_")):
         ask(server.url, **options)
     assert server.seen == []
 
@@ -291,13 +291,19 @@ def test_a_new_key_in_the_file_is_used(ask: Ask, tmp_path: Path) -> None:
 
 @both
 def test_a_key_that_stays_refused_is_an_error(ask: Ask, tmp_path: Path) -> None:
-    with script(*[TOKEN] * 10) as server, pytest.raises(TokenRefused):
+    with script(*[TOKEN] * 10) as server, pytest.raises(TokenRefusedError):
         ask(server.url, key_file=tmp_path / "missing.json", management=server.url)
     assert len(server.seen) == 3
     assert not any("authorization" in seen for seen in server.seen)
 
 
 def test_the_error_tree_is_one() -> None:
-    for cls in (ServerBusy, ServerFailed, ServerUnreachable, TokenRefused, RequestRefused):
+    for cls in (
+        ServerBusyError,
+        ServerFailedError,
+        ServerUnreachableError,
+        TokenRefusedError,
+        RequestRefusedError,
+    ):
         assert issubclass(cls, ServerError)
     assert not issubclass(ServerError, AudioError)

@@ -18,13 +18,13 @@ import psutil
 import pytest
 import requests
 
-from audiocnn import samples
+from audiocnn.audio import synthetic
 from audiocnn.errors import (
     AudioError,
-    RequestRefused,
-    TokenRefused,
+    RequestRefusedError,
+    TokenRefusedError,
 )
-from audiocnn.protocol import probe_wav
+from audiocnn.probe import probe_wav
 from tests.conftest import ROOT, Server, running_server, server_settings, wait_until
 from tests.scripted import Ask, answers, ask_async, ask_sync, both
 
@@ -32,7 +32,7 @@ from tests.scripted import Ask, answers, ask_async, ask_sync, both
 @both
 def test_predictions(ask: Ask, server: Server, tmp_path: Path) -> None:
     path = tmp_path / "rain.wav"
-    path.write_bytes(samples.wav("rain"))
+    path.write_bytes(synthetic.wav("rain"))
     for clip in (path, str(path), path.read_bytes()):
         answer = ask(server.inference, clip=clip, top_k=3)
         assert answer["predictions"][0]["class"] == "rain"
@@ -61,13 +61,13 @@ def test_errors_by_code(ask: Ask, server: Server, clip: bytes, options: dict[str
 
 @both
 def test_a_version_that_does_not_exist(ask: Ask, server: Server) -> None:
-    with pytest.raises(RequestRefused, match=r"9\.0"):
+    with pytest.raises(RequestRefusedError, match=r"9\.0"):
         ask(server.inference, clip=probe_wav(), version="9.0")
 
 
 def numbered_clips(count: int) -> list[bytes]:
     """The synthetic sounds, each with a tail of its own, so that an answer can be told from another's."""
-    sounds = [samples.wav(name) for name in samples.SOUNDS]
+    sounds = [synthetic.wav(name) for name in synthetic.SOUNDS]
     return [sounds[number % len(sounds)] + bytes([number % 256]) * number for number in range(count)]
 
 
@@ -153,9 +153,9 @@ def test_torchserves_token_is_read_and_renewed(tmp_path: Path) -> None:
         url, management = settings["inference_address"], settings["management_address"]
         assert wait_until(keys.is_file, 60)
         for ask in (ask_sync, ask_async):
-            answer = ask(url, clip=samples.wav("rain"), key_file=keys, deadline_seconds=120)
+            answer = ask(url, clip=synthetic.wav("rain"), key_file=keys, deadline_seconds=120)
             assert answer["predictions"][0]["class"] == "rain"
-            with pytest.raises(TokenRefused, match="Token Authorization failed"):
+            with pytest.raises(TokenRefusedError, match="Token Authorization failed"):
                 ask(url, clip=probe_wav())
             content = json.loads(keys.read_text())
             content["inference"]["key"] = "expired"

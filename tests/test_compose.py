@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.settings import Settings
+from audiocnn.gateway.settings import Settings
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"

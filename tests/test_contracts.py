@@ -10,10 +10,9 @@ import pytest
 
 from audiocnn.config import Config, ModelConfig
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.errors import AudioError, BadOption, DatasetError, ModelFileError
+from audiocnn.errors import AudioError, BadOptionError, DatasetError, ModelFileError
 from audiocnn.labels import ESC50, URBANSOUND8K, describe
-from audiocnn.options import Options
-from audiocnn.protocol import HEADERS, OPTION_NAMES
+from audiocnn.options import HEADERS, OPTION_NAMES, Options
 from tests.conftest import ROOT
 
 CONFIG = Config(class_names=("dog", "cat", "rain"))
@@ -151,7 +150,7 @@ def test_a_name_that_is_repeated_counts_once() -> None:
     ],
 )
 def test_a_bad_option_is_named(name: str, value: object) -> None:
-    with pytest.raises(BadOption) as caught:
+    with pytest.raises(BadOptionError) as caught:
         Options.parse({name: value}, CONFIG)
     assert name in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 from audiocnn.classifier import softmax
-from audiocnn.engine import Engine
 from audiocnn.errors import ModelFileError
+from audiocnn.model.engine import Engine
 from export import onnx as export_onnx
-from export import probes, torchscript
+from export import test_signals, torchscript
 from export.common import export
 from tests.conftest import CHECKPOINT, STORE
 
@@ -27,7 +27,7 @@ def eager() -> Engine:
 
 @pytest.fixture(scope="module")
 def log_mels(eager: Engine) -> np.ndarray:
-    return probes.log_mels(eager.log_mel, probes.waveforms(eager.config.frontend))
+    return test_signals.log_mels(eager.log_mel, test_signals.waveforms(eager.config.frontend))
 
 
 @pytest.mark.parametrize("name", ENGINES)

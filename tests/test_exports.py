@@ -15,14 +15,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from audiocnn import checkpoint, precision
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, FrontendConfig, ModelConfig
-from audiocnn.engine import Engine
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN
-from export import archive, common, parity, probes, quantize, torchscript, waveform
+from audiocnn.model import checkpoint, loading
+from audiocnn.model.engine import Engine
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.network import AudioCNN
+from export import archive, common, parity, quantize, test_signals, torchscript, waveform
 from export import onnx as export_onnx
 from tests.conftest import SAMPLE_RATE, STORE, sound_file, tone
 
@@ -76,7 +76,7 @@ def copy(store: Path, tmp_path: Path) -> Path:
 
 def certify(trained: Path, store: Path) -> dict[str, object]:
     certificate = parity.certify(parity.Model(trained, store), [])
-    (store / precision.CERTIFICATE).write_text(json.dumps(certificate))
+    (store / loading.CERTIFICATE).write_text(json.dumps(certificate))
     return certificate
 
 
@@ -146,7 +146,7 @@ def test_only_clips_of_the_training_folds_calibrate(trained: Path, dataset: Path
 def test_the_waveform_file_answers_any_length_like_the_classifier(trained: Path, store: Path) -> None:
     classifier = Classifier.load(trained)
     session = onnxruntime.InferenceSession(store / "audiocnn-waveform.onnx")
-    for samples in probes.awkward(classifier.config.frontend):
+    for samples in test_signals.awkward(classifier.config.frontend):
         (probs,) = session.run(["probs"], {"waveform": samples[None]})
         (result,) = classifier.classify([sound_file(samples, subtype="FLOAT")])
         np.testing.assert_allclose(probs[0], result.probs, atol=1e-4)
@@ -188,7 +188,7 @@ def test_int8_is_served_only_if_its_cost_is_known_and_small(trained: Path, copy:
     for points, served in ((0.5, "audiocnn-int8.onnx"), (0.75, "audiocnn.onnx")):
         quantize.record_accuracy(trained, measured | {"points_lost": points})
         assert certify(trained, copy)["serves"] == served
-        assert precision.served(copy).name == served
+        assert loading.served(copy).name == served
     quantize.record_accuracy(trained, measured)
     certify(trained, copy)
     assert archive.stage(copy, "auto", copy / "staged").path.name == "audiocnn-int8.onnx"
@@ -223,11 +223,11 @@ def test_the_cost_of_int8_is_measured_on_a_fold_that_the_run_never_saw(trained: 
 
 
 def test_int8_that_is_wrong_on_a_processor_is_replaced(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert precision.trusted(copy / "audiocnn-int8.onnx").path.name == "audiocnn-int8.onnx"
+    assert loading.trusted(copy / "audiocnn-int8.onnx").path.name == "audiocnn-int8.onnx"
     assert not caplog.records
     spoil(copy / "audiocnn-int8.onnx")
     with caplog.at_level(logging.WARNING):
-        engine = precision.trusted(copy / "audiocnn-int8.onnx")
+        engine = loading.trusted(copy / "audiocnn-int8.onnx")
     assert engine.path.name == "audiocnn.onnx"
     assert "answering with float32" in caplog.text
 

@@ -18,7 +18,7 @@ import pytest
 
 from audiocnn.errors import DatasetError
 from tests.conftest import ROOT, free_ports
-from training import fetch
+from training import download
 
 CLASSES, FOLDS = ("dog", "rain"), (1, 2, 3)
 NUM_CLIPS = len(CLASSES) * len(FOLDS)
@@ -82,7 +82,7 @@ class Mirror:
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetch, "_CHUNK", 1000)  # the zip is small too
+    monkeypatch.setattr(download, "_CHUNK", 1000)  # the zip is small too
     mirror = Mirror()
 
     class Handler(BaseHTTPRequestHandler):
@@ -94,8 +94,8 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         mirror.url = f"http://127.0.0.1:{server.server_port}/esc50.zip"
-        archive = fetch.Archive(mirror.url, NUM_CLIPS, len(CLASSES), len(FOLDS), "a licence")
-        monkeypatch.setitem(fetch.ARCHIVES, "esc50", archive)
+        archive = download.Archive(mirror.url, NUM_CLIPS, len(CLASSES), len(FOLDS), "a licence")
+        monkeypatch.setitem(download.ARCHIVES, "esc50", archive)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield mirror
@@ -104,7 +104,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
 
 
 def run(folder: Path, *options: str) -> int:
-    return fetch.main(["esc50", str(folder), *options])
+    return download.main(["esc50", str(folder), *options])
 
 
 def is_complete(folder: Path) -> bool:
@@ -198,7 +198,7 @@ def test_another_url_is_not_continued(mirror: Mirror, tmp_path: Path) -> None:
 
 def test_a_download_that_was_never_unpacked_is_not_repeated(mirror: Mirror, tmp_path: Path) -> None:
     part = tmp_path / "ESC-50.zip.part"
-    fetch.download(mirror.url, part)
+    download.download(mirror.url, part)
     assert part.read_bytes() == mirror.content
     assert run(tmp_path / "ESC-50") == 0
     assert mirror.sent == [len(mirror.content)]
@@ -220,7 +220,7 @@ def test_one_flipped_byte_is_noticed_and_the_next_run_starts_afresh(
 
 def test_no_flipped_byte_anywhere_passes_for_a_good_clip(mirror: Mirror, tmp_path: Path) -> None:
     good = mirror.content
-    archive, folder = fetch.ARCHIVES["esc50"], tmp_path / "ESC-50"
+    archive, folder = download.ARCHIVES["esc50"], tmp_path / "ESC-50"
     tail = good.rindex(b"meta/esc50.csv")  # the last entry of the directory, and the end record
     headers = [good.index(b"PK\x01\x02"), good.index(b"1-1-A.wav"), tail]
     for start in headers:
@@ -228,7 +228,7 @@ def test_no_flipped_byte_anywhere_passes_for_a_good_clip(mirror: Mirror, tmp_pat
             zip_ = tmp_path / "some.zip"
             zip_.write_bytes(good[:place] + bytes([good[place] ^ 0x41]) + good[place + 1 :])
             try:
-                fetch._unpack_checked(archive, zip_, folder, None)
+                download._unpack_checked(archive, zip_, folder, None)
             except DatasetError:
                 assert not folder.exists()
             else:  # a byte that means nothing to us, such as a date
@@ -304,7 +304,7 @@ def test_a_zip_that_was_put_there_is_taken_and_kept(mirror: Mirror, tmp_path: Pa
 def test_offline_it_says_what_to_do_by_hand(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/esc50.zip"
-    command = [sys.executable, "-m", "training.fetch", "esc50", str(tmp_path / "ESC-50"), "--url", url]
+    command = [sys.executable, "-m", "training.download", "esc50", str(tmp_path / "ESC-50"), "--url", url]
     environment = os.environ | {"NO_PROXY": "127.0.0.1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2
@@ -334,10 +334,10 @@ def test_a_proxy_of_the_environment_is_used(
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", mirror.url.rpartition("/")[0])
-    archive = replace(fetch.ARCHIVES["esc50"], url="http://mirror.invalid/esc50.zip")
-    fetch.fetch(archive, tmp_path / "ESC-50")
+    archive = replace(download.ARCHIVES["esc50"], url="http://mirror.invalid/esc50.zip")
+    download.fetch(archive, tmp_path / "ESC-50")
     assert is_complete(tmp_path / "ESC-50")
 
 
 def test_what_is_fetched_is_pinned_to_a_commit() -> None:
-    assert len(fetch.ARCHIVES["esc50"].url.rpartition("/")[2].removesuffix(".zip")) == 40
+    assert len(download.ARCHIVES["esc50"].url.rpartition("/")[2].removesuffix(".zip")) == 40

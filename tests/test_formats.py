@@ -12,16 +12,17 @@ import av
 import numpy as np
 import pytest
 
-from audiocnn import audio, av_decoder
-from audiocnn.audio import ClipDecoder, decode
+from audiocnn import audio
+from audiocnn.audio import pyav
+from audiocnn.audio.decoder import ClipDecoder, decode
 from audiocnn.classifier import Classifier
 from audiocnn.config import AudioLimits
 from audiocnn.errors import (
     AudioError,
-    AudioTooLong,
-    TooManyChannels,
-    UndecodableAudio,
-    UnsupportedFormat,
+    AudioTooLongError,
+    TooManyChannelsError,
+    UndecodableAudioError,
+    UnsupportedFormatError,
 )
 from tests.conftest import ROOT, SAMPLE_RATE, sound_file, tone
 
@@ -77,7 +78,7 @@ def test_a_recording_of_a_browser_says_no_length() -> None:
     data = encoded(tone(2.0, sample_rate=48_000), "webm", "libopus", live="1")
     clip = decode(data, sample_rate=SAMPLE_RATE)
     assert clip.seconds == pytest.approx(2.0, abs=0.1)
-    with pytest.raises(AudioTooLong):
+    with pytest.raises(AudioTooLongError):
         decode(data, sample_rate=SAMPLE_RATE, limits=AudioLimits(max_seconds=1.0))
 
 
@@ -85,8 +86,8 @@ def test_a_recording_of_a_browser_says_no_length() -> None:
 def test_bounds(container: str, codec: str) -> None:
     data = encoded(tone(2.0, sample_rate=48_000), container, codec, channels=2)
     for limits, error in (
-        (AudioLimits(max_seconds=1.0), AudioTooLong),
-        (AudioLimits(max_channels=1), TooManyChannels),
+        (AudioLimits(max_seconds=1.0), AudioTooLongError),
+        (AudioLimits(max_channels=1), TooManyChannelsError),
     ):
         with pytest.raises(error):
             decode(data, sample_rate=SAMPLE_RATE, limits=limits)
@@ -104,7 +105,7 @@ def test_a_file_that_breaks_off_is_decoded_as_far_as_it_goes(
     clip = decode(data[: len(data) // 2], sample_rate=SAMPLE_RATE)
     assert 1.5 < clip.seconds < 2.5
     if container != "adts":  # it has neither a length nor an end
-        assert clip.warnings == [av_decoder.TRUNCATED]
+        assert clip.warnings == [pyav.TRUNCATED]
 
 
 @pytest.mark.parametrize(("container", "codec"), KINDS)
@@ -125,7 +126,7 @@ def test_damage_is_an_error_of_ours(container: str, codec: str) -> None:
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x20ftypM4A \0\0\0\0", b"\x1a\x45\xdf\xa3", b"\xff\xf1\x50\x80"])
 def test_a_head_without_a_file_is_undecodable(head: bytes) -> None:
-    with pytest.raises(UndecodableAudio):
+    with pytest.raises(UndecodableAudioError):
         decode(head, sample_rate=SAMPLE_RATE)
 
 
@@ -148,7 +149,7 @@ def test_decoding_ends_at_its_time_limit(container: str, monkeypatch: pytest.Mon
     clock.now += 1000.0  # between steps other clips have their turn: their time does not count
     assert decoder.step()
     clock.rate = 1000.0
-    with pytest.raises(UndecodableAudio, match="too long"):
+    with pytest.raises(UndecodableAudioError, match="too long"):
         list(iter(decoder.step, False))
 
 
@@ -168,7 +169,7 @@ class Clock:
 def test_without_pyav_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(tone(1.0, sample_rate=48_000), "mp4", "aac")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UnsupportedFormat, match=r"audiocnn-serve\[formats\]"):
+    with pytest.raises(UnsupportedFormatError, match=r"audiocnn-serve\[formats\]"):
         decode(data, sample_rate=SAMPLE_RATE)
 
 
@@ -182,5 +183,5 @@ def test_pyav_is_loaded_only_when_it_is_needed() -> None:
 
 
 def test_a_wav_file_goes_its_own_way() -> None:
-    assert av_decoder.demuxer_of(sound_file(tone(0.1))) is None
-    assert av_decoder.demuxer_of(b"\xff\xfb\x90\x64") is None  # MP3
+    assert pyav.demuxer_of(sound_file(tone(0.1))) is None
+    assert pyav.demuxer_of(b"\xff\xfb\x90\x64") is None  # MP3

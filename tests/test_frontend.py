@@ -7,10 +7,10 @@ import pytest
 import torch
 import torchaudio
 
-from audiocnn import frontend
 from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
-from audiocnn.frontend import LogMel
+from audiocnn.model import frontend
+from audiocnn.model.frontend import LogMel
 from tests.conftest import tone
 
 CONFIG = FrontendConfig()

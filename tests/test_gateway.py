@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from audiocnn.client import Client
+from audiocnn.client.client import Client
+from audiocnn.gateway.auth import RateLimit
+from audiocnn.gateway.errors import RateLimitedError
 from audiocnn.labels import ESC50
-from gateway.errors import RateLimited
-from gateway.guard import RateLimit
 from tests.conftest import ROOT, Server, free_ports, sound_file, tone, wait_until
 from tests.gateways import KEY, RunningGateway, running_gateway
 from tests.test_client import BUSY, script
@@ -330,7 +330,7 @@ def test_with_a_key(strict: RunningGateway, headers: dict[str, str]) -> None:
 )
 def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "gateway"],
+        [sys.executable, "-m", "audiocnn", "gateway"],
         cwd=ROOT,
         env=os.environ | {name: value},
         capture_output=True,
@@ -345,7 +345,7 @@ def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str) 
 
 def test_a_port_that_is_taken(gateway: RunningGateway) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "gateway"],
+        [sys.executable, "-m", "audiocnn", "gateway"],
         cwd=ROOT,
         env=os.environ | {"GATEWAY_PORT": str(gateway.port)},
         capture_output=True,
@@ -408,12 +408,12 @@ def test_the_rate_comes_back_with_time() -> None:
     rate = RateLimit(60, clock=lambda: now)
     for _ in range(10):
         rate.charge("a")
-    with pytest.raises(RateLimited):
+    with pytest.raises(RateLimitedError):
         rate.charge("a")
     rate.charge("b")
     rate.owe("a", 3)
     now = 3.5
-    with pytest.raises(RateLimited) as caught:
+    with pytest.raises(RateLimitedError) as caught:
         rate.charge("a")
     assert caught.value.retry_after_seconds == pytest.approx(0.5)
     now = 4.1

@@ -20,7 +20,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gateway.words import friendly
+from audiocnn.gateway.words import friendly
 from tests.conftest import ROOT, wait_until
 from tests.gateways import KEY, RunningGateway, running_gateway
 from tests.scripted import OK, script

@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 
-from audiocnn import audio, samples
-from audiocnn.client import Client
-from audiocnn.errors import AudioError, ServerBusy, ServerFailed, UndecodableAudio
-from audiocnn.precision import served
-from benchmarks import chaos, letters, mutants, pressure, soak, victim
+from audiocnn import audio
+from audiocnn.audio import synthetic
+from audiocnn.client.client import Client
+from audiocnn.errors import AudioError, ServerBusyError, ServerFailedError, UndecodableAudioError
+from audiocnn.model.loading import served
+from benchmarks import background_load, chaos, http_fuzz, mutations, sandbox, soak
+from benchmarks.background_load import Account, Asked, Known, ask
 from benchmarks.chaos import Row
 from benchmarks.fuzz import Book, summary
-from benchmarks.mutants import INTACT_EVERY, KINDS, Mutant, intact, mutant
-from benchmarks.pressure import Account, Asked, Known, ask
-from benchmarks.victim import Verdict, Victim
+from benchmarks.mutations import INTACT_EVERY, KINDS, Mutant, intact, mutant
+from benchmarks.sandbox import Verdict, Victim
 from tests.conftest import ROOT, STORE, wait_until
 
-RAIN = samples.wav("rain")
+RAIN = synthetic.wav("rain")
 
 # --- the account of chaos ---
 
@@ -55,9 +56,9 @@ def test_what_never_came_back_is_lost() -> None:
     [
         (None, "rain", "right"),
         (None, "dog", "wrong"),
-        (ServerBusy("full"), "", "refused"),
-        (ServerFailed("died"), "", "failed"),
-        (UndecodableAudio("what?"), "", "failed"),  # the clip is valid: no error about it is right
+        (ServerBusyError("full"), "", "refused"),
+        (ServerFailedError("died"), "", "failed"),
+        (UndecodableAudioError("what?"), "", "failed"),  # the clip is valid: no error about it is right
     ],
 )
 def test_every_end_of_a_request_is_counted_once(raised: Exception | None, top: str, outcome: str) -> None:
@@ -85,7 +86,7 @@ def test_an_answer_after_the_deadline_is_a_failure(monkeypatch: pytest.MonkeyPat
         def predict(self, *_: object, **__: object) -> dict[str, Any]:
             return {"predictions": [{"class": "rain", "confidence": 0.9}]}
 
-    monkeypatch.setattr(pressure, "DEADLINE_SECONDS", -2.0)
+    monkeypatch.setattr(background_load, "DEADLINE_SECONDS", -2.0)
     ask(Late(), Known(b"", "rain", 0.9), account := Account())
     assert [asked.outcome for asked in account.asked] == ["failed"]
 
@@ -109,7 +110,7 @@ def test_a_number_is_always_the_same_input() -> None:
     for number in range(0, 300, 7):
         one, two = mutant(5, number), mutant(5, number)
         assert (one.body, one.how) == (two.body, two.how)
-        first, second = letters.letter(5, number), letters.letter(5, number)
+        first, second = http_fuzz.letter(5, number), http_fuzz.letter(5, number)
         assert (first.body, first.headers, first.path) == (second.body, second.headers, second.path)
     assert mutant(5, 1).body != mutant(6, 1).body
 
@@ -137,13 +138,13 @@ def test_the_checksum_of_an_ogg_page_is_that_of_the_encoder() -> None:
     page = bytearray(file[: file.index(b"OggS", 4)])
     stored = int.from_bytes(page[22:26], "little")
     page[22:26] = bytes(4)
-    assert mutants._ogg_checksum(bytes(page)) == stored
+    assert mutations._ogg_checksum(bytes(page)) == stored
 
 
 def test_what_is_saved_is_what_was_sent() -> None:
-    one, post = mutant(0, 50), letters.letter(0, 51)
+    one, post = mutant(0, 50), http_fuzz.letter(0, 51)
     assert Mutant.from_json(json.loads(json.dumps(one.to_json()))) == one
-    assert letters.Letter.from_json(json.loads(json.dumps(post.to_json()))) == post
+    assert http_fuzz.Letter.from_json(json.loads(json.dumps(post.to_json()))) == post
 
 
 def test_an_intact_clip_with_another_answer_is_wrong() -> None:
@@ -192,7 +193,7 @@ def test_a_process_that_dies_is_a_crash_and_is_replaced(a_victim: Victim) -> Non
 
 
 def test_a_process_that_hangs_is_found_out(a_victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(victim, "INPUT_SECONDS", 0.5)
+    monkeypatch.setattr(sandbox, "INPUT_SECONDS", 0.5)
     hung = a_victim._process
     assert hung.pid is not None
     os.kill(hung.pid, signal.SIGSTOP)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from audiocnn.torchserve.server import MALLOC
 from deploy import constraints, image_test
 from deploy.requirements import flatten
-from handler import serve
-from handler.torchserve import MALLOC
-from tests.conftest import ROOT
+from tests.conftest import ROOT, parse
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -60,12 +59,12 @@ def test_every_image_is_a_target(target: str) -> None:
 
 def test_the_servers_command_offers_predictions_and_metrics_alone() -> None:
     """What compose starts; Kubernetes gives arguments of its own."""
-    (command,) = re.findall(r"^CMD (\[.*handler\.serve.*(?:\\\n.*)*\])$", DOCKERFILE, re.MULTILINE)
-    python, _, module, *flags = json.loads(command.replace("\\\n", ""))
-    assert (python, module) == ("python", "handler.serve")
-    arguments = serve.parse_arguments(flags)
-    assert arguments.restart is False
-    assert dict(pair.split("=", 1) for pair in arguments.set) == {
+    (command,) = re.findall(r"^CMD (\[.*serve.*(?:\\\n.*)*\])$", DOCKERFILE, re.MULTILINE)
+    python, _, module, name, *flags = json.loads(command.replace("\\\n", ""))
+    assert (python, module, name) == ("python", "audiocnn", "serve")
+    arguments = parse("serve", flags)
+    assert arguments["restart"] is False
+    assert dict(pair.split("=", 1) for pair in arguments["changes"]) == {
         "inference_address": "http://0.0.0.0:8080",
         "metrics_address": "http://0.0.0.0:8082",
     }

@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
-from audiocnn import isolation
-from audiocnn.audio import ClipDecoder, decode
+from audiocnn.audio import isolation
+from audiocnn.audio.decoder import ClipDecoder, decode
 from audiocnn.config import AudioLimits
-from audiocnn.errors import AudioError, AudioTooLong
+from audiocnn.errors import AudioError, AudioTooLongError
 from tests.conftest import ROOT, SAMPLE_RATE, SLOWEST, sound_file, tone, wait_until
 
 
@@ -144,7 +144,7 @@ def test_the_sound_is_the_same(subtype: str) -> None:
 
 def test_errors_are_the_same() -> None:
     data = sound_file(tone(20.0), format="OGG", subtype="VORBIS")
-    with pytest.raises(AudioTooLong, match="longer than 10 s"):
+    with pytest.raises(AudioTooLongError, match="longer than 10 s"):
         decode(data, sample_rate=SAMPLE_RATE, limits=AudioLimits(isolate=True, max_seconds=10.0))
 
 

@@ -17,10 +17,9 @@ import pytest
 import requests
 import yaml
 
-from audiocnn import samples
-from gateway.settings import Settings
-from handler import serve
-from tests.conftest import ROOT, Server, free_ports
+from audiocnn.audio import synthetic
+from audiocnn.gateway.settings import Settings
+from tests.conftest import ROOT, Server, free_ports, parse
 from tests.gateways import KEY, RunningGateway, running_gateway
 
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -171,7 +170,7 @@ def test_the_disruption_budget_and_the_service_are_for_the_pods(base: dict[str, 
 
 def test_the_pod_is_given_time_to_stop(pod: Manifest, containers: dict[str, Manifest]) -> None:
     pause = int(containers["gateway"]["lifecycle"]["preStop"]["exec"]["command"][1])
-    grace = serve.parse_arguments(containers["server"]["args"][3:]).grace
+    grace = parse("serve", containers["server"]["args"][4:])["grace"]
     needed = pause + 10 + grace + 10  # the gateway's own grace, and what Java gets to stop
     assert needed < pod["terminationGracePeriodSeconds"]
 
@@ -182,8 +181,8 @@ def test_the_pod_is_given_time_to_stop(pod: Manifest, containers: dict[str, Mani
 def test_settings_exist(containers: dict[str, Manifest]) -> None:
     environment = {entry["name"]: entry.get("value") for entry in containers["gateway"]["env"]}
     assert {name.lower() for name in environment} <= set(Settings.model_fields)
-    assert containers["server"]["args"][:3] == ["python", "-m", "handler.serve"]
-    assert serve.parse_arguments(containers["server"]["args"][3:]).restart is False
+    assert containers["server"]["args"][:4] == ["python", "-m", "audiocnn", "serve"]
+    assert parse("serve", containers["server"]["args"][4:])["restart"] is False
     assert environment["GATEWAY_PORT"] == str(ports_of(containers["gateway"])["http"])
     assert environment["METRICS_PORT"] == str(ports_of(containers["gateway"])["metrics"])
 
@@ -222,14 +221,14 @@ def test_every_probe_is_answered(
 
 def test_the_startup_probes_command_works(server: Server, containers: dict[str, Manifest]) -> None:
     python, *command = containers["server"]["startupProbe"]["exec"]["command"]
-    assert (python, command[:2]) == ("python", ["-m", "handler.manage"])
+    assert (python, command[:3]) == ("python", ["-m", "audiocnn", "manage"])
     ours = ["--inference", server.inference, "--management", server.management]
-    done = subprocess.run([sys.executable, *command[:2], *ours, *command[2:]], cwd=ROOT, timeout=600)
+    done = subprocess.run([sys.executable, *command[:3], *ours, *command[3:]], cwd=ROOT, timeout=600)
     assert done.returncode == 0
 
 
 def metric_names(server: Server) -> set[str]:
-    requests.post(server.predictions, data=samples.wav("rain"), timeout=120).raise_for_status()
+    requests.post(server.predictions, data=synthetic.wav("rain"), timeout=120).raise_for_status()
     text = requests.get(f"{server.metrics}/metrics", timeout=120).text
     return set(re.findall(r"^(\w+)\{", text, re.MULTILINE))
 

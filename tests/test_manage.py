@@ -1,4 +1,4 @@
-"""`python -m handler.manage` against a real TorchServe: versions and workers change, no request is lost."""
+"""`audiocnn manage` against a real TorchServe: versions and workers change, no request is lost."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from pathlib import Path
 import pytest
 import requests
 
-from audiocnn import checksums, samples
-from audiocnn.client import Client
+from audiocnn import files
+from audiocnn.audio import synthetic
+from audiocnn.client.client import Client
 from audiocnn.errors import ModelFileError
-from handler.archives import ArchiveError, known_sha256
-from handler.store import Pending
+from audiocnn.torchserve import integrity
+from audiocnn.torchserve.archives import ArchiveError, known_sha256
+from audiocnn.torchserve.store import Pending
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
 from tests.test_client_torchserve import torchserve_with_tokens
 
-RAIN = samples.wav("rain")
+RAIN = synthetic.wav("rain")
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONCURRENCY = 12
 
@@ -54,7 +56,7 @@ def open_server(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterat
 
 def manage(server: Server, *arguments: object, code: int = 0) -> str:
     """What the command printed; it must exit with `code`."""
-    command = [sys.executable, "-m", "handler.manage"]
+    command = [sys.executable, "-m", "audiocnn", "manage"]
     command += ["--inference", server.inference, "--management", server.management]
     run = subprocess.run(
         [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
@@ -148,7 +150,8 @@ def test_nothing_listens() -> None:
 
 
 def test_ready_is_quick_to_start() -> None:
-    code = "import handler.manage, sys; assert not {'torch', 'numpy', 'soundfile'} & set(sys.modules)"
+    heavy = "{'torch', 'numpy', 'soundfile'}"
+    code = f"import sys, audiocnn.torchserve.manage\nassert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -191,7 +194,7 @@ def test_a_server_that_registers_nothing_names_the_line(server: Server, tmp_path
     assert f"config.properties:{number}" in printed
     assert versions(server) == ["1.0"]
     assert not (STORE / "audiocnn-2.0.mar").exists()
-    assert "audiocnn-2.0.mar" not in checksums.file_for(STORE / "audiocnn-2.0.mar").read_text()
+    assert "audiocnn-2.0.mar" not in integrity.file_for(STORE / "audiocnn-2.0.mar").read_text()
 
 
 def test_drain(server: Server) -> None:
@@ -221,8 +224,8 @@ def test_a_rollout_and_a_rollback_under_load_lose_nothing(
     archive = repack(tmp_path / "new.mar", "2.0")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     (tmp_path / "new.mar.sha256").write_text(f"{digest}  new.mar\n")
-    for name in samples.SOUNDS:
-        (tmp_path / f"{name}.wav").write_bytes(samples.wav(name))
+    for name in synthetic.SOUNDS:
+        (tmp_path / f"{name}.wav").write_bytes(synthetic.wav(name))
     before = manage(open_server, "status", "--json")
     with load(open_server) as seen:
         printed = manage(open_server, "rollout", archive, "--clip", tmp_path, "--store", store)
@@ -268,7 +271,7 @@ def raising(line: str) -> Callable[[str, bytes], bytes]:
 def other_labels(name: str, data: bytes) -> bytes:
     """All answers are one class."""
     old, new = b"def render(", b"def render(*_):\n    return {'predictions': [{'class': 'x'}]}\n\ndef unused("
-    return data.replace(old, new) if name == "audiocnn/answer.py" else data
+    return data.replace(old, new) if name == "audiocnn/results.py" else data
 
 
 @pytest.mark.slow
@@ -340,7 +343,7 @@ def test_a_file_that_is_no_archive_is_refused(
 
 def test_a_rollout_that_is_interrupted_is_undone(open_server: Server, store: Path, tmp_path: Path) -> None:
     archive = repack(tmp_path / "new.mar", "5.0")
-    command = [sys.executable, "-m", "handler.manage", "--management", open_server.management]
+    command = [sys.executable, "-m", "audiocnn", "manage", "--management", open_server.management]
     command += ["--inference", open_server.inference, "rollout", str(archive), "--store", str(store)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -356,7 +359,7 @@ def test_a_rollout_that_is_interrupted_is_undone(open_server: Server, store: Pat
 
 def start_until(server: Server, word: str, *arguments: object) -> subprocess.Popen[str]:
     """The command, from when it printed a line with this word."""
-    command = [sys.executable, "-m", "handler.manage", "--management", server.management]
+    command = [sys.executable, "-m", "audiocnn", "manage", "--management", server.management]
     command += ["--inference", server.inference, *map(str, arguments)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
@@ -419,14 +422,14 @@ def test_a_note_in_the_store_forgets_no_checksum_and_deletes_nothing_elsewhere(
     archive, other, digest = (
         store / "audiocnn.mar",
         store.parent / "other",
-        checksums.sha256(STORE / "audiocnn.mar"),
+        files.sha256(STORE / "audiocnn.mar"),
     )
-    checksums.record(archive, digest)
+    integrity.record(archive, digest)
     other.touch()
     Pending("2.0", name, "1.0", "audiocnn.mar", is_ours=True).save(store)
     assert "was killed" in manage(open_server, "scale", 2, "--store", store)
     assert other.exists()
-    assert checksums.recorded(archive) == digest
+    assert integrity.recorded(archive) == digest
     assert archive.exists()
 
 

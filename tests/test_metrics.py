@@ -28,12 +28,13 @@ import yaml
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
-from audiocnn import samples
+from audiocnn.audio import synthetic
 from audiocnn.classifier import LOWEST_DBFS, Classifier, Timings
+from audiocnn.gateway.errors import known_codes
 from audiocnn.logs import JsonFormatter, TextFormatter
-from audiocnn.monitor import HISTOGRAMS, NAMES, Monitor
-from audiocnn.protocol import probe_wav, trace_headers, trace_id
-from gateway.errors import known_codes
+from audiocnn.probe import probe_wav
+from audiocnn.tracing import trace_headers, trace_id
+from audiocnn.worker_metrics import HISTOGRAMS, NAMES, Monitor
 from tests.conftest import (
     ROOT,
     STORE,
@@ -50,7 +51,7 @@ from tests.test_security import PRODUCTION, write_certificate
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
-RAIN = samples.wav("rain")
+RAIN = synthetic.wav("rain")
 SILENCE = sound_file(0 * tone(5.0))
 NOISE = sound_file(0.3 * np.random.default_rng(0).standard_normal(220_500).clip(-3, 3))  # no class fits it
 BROKEN, FORM = b"\xff&%" * 9, {"Content-Type": "application/x-www-form-urlencoded"}  # 500: no such form
@@ -391,7 +392,7 @@ def test_metrics_at_an_address_of_their_own(observed: Observed, tmp_path: Path) 
     with running_gateway(tmp_path, observed.server.inference, log_level="warning") as first:
         taken = {"GATEWAY_PORT": str(port), "METRICS_PORT": str(first.port)}
         run = subprocess.run(
-            [sys.executable, "-m", "gateway"],
+            [sys.executable, "-m", "audiocnn", "gateway"],
             cwd=ROOT,
             env=os.environ | taken,
             capture_output=True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audiocnn.config import ModelConfig
-from audiocnn.model import AudioCNN, WithEmbedding, WithMaps, feature_map_names
+from audiocnn.config import ModelConfig, feature_map_names
+from audiocnn.model.network import AudioCNN, WithEmbedding, WithMaps
 
 
 @pytest.fixture

@@ -20,18 +20,18 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 from starlette.websockets import WebSocket
 
-from audiocnn import samples
-from audiocnn.audio import decode
-from audiocnn.client import Client
+from audiocnn.audio import synthetic
+from audiocnn.audio.decoder import decode
+from audiocnn.client.client import Client
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioError
-from gateway import cards, drawing
-from gateway.core import Gateway
-from gateway.errors import _SERVER_CODES, GatewayError
-from gateway.guard import Guard
-from gateway.page import mount
-from gateway.settings import Settings
-from gateway.words import all_words
+from audiocnn.gateway import cards, drawing
+from audiocnn.gateway.auth import Guard
+from audiocnn.gateway.errors import _SERVER_CODES, GatewayError
+from audiocnn.gateway.page import mount
+from audiocnn.gateway.service import Gateway
+from audiocnn.gateway.settings import Settings
+from audiocnn.gateway.words import all_words
 from tests.conftest import Server, free_ports, sound_file, tone, wait_until
 from tests.gateways import KEY
 
@@ -93,8 +93,8 @@ def served(server: Server, samples_folder: Path, **settings: object) -> Iterator
 @pytest.fixture(scope="module")
 def samples_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    for name in samples.SOUNDS:
-        (folder / f"{name}.wav").write_bytes(samples.wav(name))
+    for name in synthetic.SOUNDS:
+        (folder / f"{name}.wav").write_bytes(synthetic.wav(name))
     return folder
 
 
@@ -265,7 +265,7 @@ class TestAFile:
         self, watched: Watched, clip: LabelledClip, tmp_path: Path
     ) -> None:
         real = decode(clip.path.read_bytes(), sample_rate=44_100).waveform
-        long = np.concatenate([real, samples.siren(), samples.siren(), samples.clock_tick()])
+        long = np.concatenate([real, synthetic.siren(), synthetic.siren(), synthetic.clock_tick()])
         (tmp_path / "long.wav").write_bytes(sound_file(long))
         watched.give(tmp_path / "long.wav")
         page = watched.page
@@ -333,7 +333,7 @@ class TestScreens:
         context = browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True)  # type: ignore[arg-type]
         seen = watch(context.new_page(), url)
         assert sideways(seen.page) <= 0
-        (tmp_path / "long.wav").write_bytes(sound_file(np.tile(samples.siren(), 4)))
+        (tmp_path / "long.wav").write_bytes(sound_file(np.tile(synthetic.siren(), 4)))
         seen.give(tmp_path / "long.wav")
         assert seen.title == "siren"
         for details in seen.page.locator("#maps details summary").all():

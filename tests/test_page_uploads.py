@@ -16,11 +16,11 @@ import pytest
 import yaml
 from starlette.requests import Request
 
-from gateway.page import Page
-from gateway.page_uploads import make_room
-from gateway.settings import MIB, Settings
-from gateway.uploads import Budget
-from gateway.words import friendly
+from audiocnn.gateway.multipart import Budget
+from audiocnn.gateway.page import Page
+from audiocnn.gateway.page_uploads import make_room
+from audiocnn.gateway.settings import MIB, Settings
+from audiocnn.gateway.words import friendly
 from tests.conftest import ROOT, wait_until
 from tests.gateways import RunningGateway, running_gateway
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiocnn import samples
+from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier, Result
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset
 from tests.conftest import CHECKPOINT, ROOT, SAMPLE_RATE, STORE, sound_file
-from training import card
+from training import model_card
 from training.evaluate import evaluate
 from training.evaluate import main as evaluate_command
 from training.teacher.weights import ATTRIBUTION
@@ -36,9 +36,9 @@ def test_exports_have_the_published_accuracy(esc50: Dataset, name: str) -> None:
     assert published["trained_on"] == []
 
 
-@pytest.mark.parametrize("name", samples.SOUNDS)
+@pytest.mark.parametrize("name", synthetic.SOUNDS)
 def test_the_synthetic_sounds_are_named_rightly(classifier: Classifier, name: str) -> None:
-    (result,) = classifier.classify([samples.wav(name)])
+    (result,) = classifier.classify([synthetic.wav(name)])
     assert isinstance(result, Result)
     assert result.top()[0][0] == name
 
@@ -60,22 +60,22 @@ def test_silence_and_noise_are_nothing_to_name(classifier: Classifier) -> None:
 def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:
     config = Config.from_json((CHECKPOINT / "config.json").read_text())
     report = json.loads((CHECKPOINT / "metrics.json").read_text())
-    assert "Trained from scratch on folds 1, 2, 3, 4 of ESC-50" in card.render(report, config)
+    assert "Trained from scratch on folds 1, 2, 3, 4 of ESC-50" in model_card.render(report, config)
 
     taught = config.provenance | {
         "teacher": {"teacher": ATTRIBUTION, "train_folds": [1, 2, 3, 4]},
         "recipe": config.provenance["recipe"] | {"background": 0.1},
         "background_programs": ["espeak-ng"],
     }
-    assert card.notice(config) == ""
+    assert model_card.notice(config) == ""
     untaught = taught | {"recipe": taught["recipe"] | {"teacher_weight": 0.5}}
     del untaught["teacher"]
-    assert "teacher" not in card.render(report, replace(config, provenance=untaught))
+    assert "teacher" not in model_card.render(report, replace(config, provenance=untaught))
     scratch = {"accuracy": 0.8125, "folds": [3, 4], "epochs": 140}
     report["from_scratch"] = scratch
     config = replace(config, provenance=taught)
-    assert ATTRIBUTION in card.notice(config)
-    text = " ".join(card.render(report, config).split())
+    assert ATTRIBUTION in model_card.notice(config)
+    text = " ".join(model_card.render(report, config).split())
     assert "from scratch, without a teacher, 140 epochs, on folds 3, 4: accuracy 81.25%" in text
     assert "Trained from scratch" not in text
     assert "CC BY 4.0" in text
@@ -90,8 +90,8 @@ def test_an_unseen_fold_of_an_esc50_shaped_folder_is_measured_by_command(tmp_pat
     (tmp_path / "meta").mkdir()
     (tmp_path / "audio").mkdir()
     rows = ["filename,fold,target,category,esc10,src_file,take"]
-    for target, name in enumerate(samples.SOUNDS):
-        (tmp_path / "audio" / f"5-{target}-A.wav").write_bytes(samples.wav(name))
+    for target, name in enumerate(synthetic.SOUNDS):
+        (tmp_path / "audio" / f"5-{target}-A.wav").write_bytes(synthetic.wav(name))
         rows.append(f"5-{target}-A.wav,5,{target},{name},False,{target},A")
     (tmp_path / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
     arguments = ["--checkpoint", str(CHECKPOINT), "--data", str(tmp_path), "--folds", "5"]

@@ -12,7 +12,7 @@ import pytest
 from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from tests.conftest import CHECKPOINT
-from training import calibration, evaluate, pool, report, robustness
+from training import calibrate, calibration, evaluate, report, robustness
 
 NAMES = ["dog", "sea_waves", "<b>$x$ & y", "never"]
 
@@ -105,27 +105,27 @@ def test_an_evaluation_with_all_it_can_measure(
 # --- several runs together ---
 
 
-def part(fold: int, temperature: float, *, seed: int = 0, run: str = "run") -> pool.Part:
+def part(fold: int, temperature: float, *, seed: int = 0, run: str = "run") -> calibrate.Part:
     """2,000 answers of a model whose logits are too large by the factor `temperature`."""
     rng = np.random.default_rng(10 * fold + seed)
     honest = rng.normal(0, 2, (2000, 5))
     chances = calibration.softmax(honest)
     target = (rng.random((2000, 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(max=4)
     probs = calibration.softmax(honest * temperature).astype(np.float32)
-    return pool.Part(run, fold, probs, calibration.as_logits(probs, 1.0), target)
+    return calibrate.Part(run, fold, probs, calibration.as_logits(probs, 1.0), target)
 
 
 def test_a_folds_temperature_comes_from_the_other_folds() -> None:
     parts = [part(1, 3.0), part(2, 1.0), part(1, 3.0, seed=5)]  # fold 1 twice: two seeds
-    temperatures = pool.held_out_temperatures(parts)
+    temperatures = calibrate.held_out_temperatures(parts)
     assert temperatures == pytest.approx([1.0, 3.0, 1.0], rel=0.1)
     with pytest.raises(DatasetError, match="two folds or more"):
-        pool.held_out_temperatures([parts[0], parts[2]])
+        calibrate.held_out_temperatures([parts[0], parts[2]])
 
 
 def test_pooled_calibration_is_mended_and_accuracy_is_not_touched() -> None:
     parts = [part(fold, 2.0) for fold in (1, 2, 3)]
-    summary = pool.summarise(parts)
+    summary = calibrate.summarise(parts)
     assert summary["temperature"] == pytest.approx(2.0, rel=0.05)
     assert summary["ece"] > 0.05 > 0.03 > summary["ece_scaled"]
     assert summary["nll"] > summary["nll_scaled"]
@@ -133,7 +133,7 @@ def test_pooled_calibration_is_mended_and_accuracy_is_not_touched() -> None:
     assert summary["accuracy"] == pytest.approx(np.mean(accuracies))
     assert summary["accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
     assert summary["num_clips"] == 6000
-    pool.print_summary(json.loads(json.dumps(summary)))
+    calibrate.print_summary(json.loads(json.dumps(summary)))
 
 
 def test_runs_are_pooled_from_the_command_line(
@@ -144,7 +144,7 @@ def test_runs_are_pooled_from_the_command_line(
     rows += [f"{clip.path},{1 + number % 2},{clip.label}" for number, clip in enumerate(clips)]
     (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
     arguments = ["--pair", f"{CHECKPOINT}=1", "--pair", f"{CHECKPOINT}=2", "--data", str(tmp_path)]
-    assert pool.main([*arguments, "--json", str(tmp_path / "pool.json")]) == 0
+    assert calibrate.main([*arguments, "--json", str(tmp_path / "pool.json")]) == 0
     summary = json.loads((tmp_path / "pool.json").read_text())
     assert summary["num_clips"] == len(clips)
     assert [(row["run"], row["fold"], row["num_clips"]) for row in summary["folds"]] == [
@@ -157,7 +157,7 @@ def test_runs_are_pooled_from_the_command_line(
 def test_pairs_are_read_and_a_run_is_not_asked_what_it_learnt(
     esc50: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert pool.parse_pair("runs/a=b=1,2") == (Path("runs/a=b"), [1, 2])
+    assert calibrate.parse_pair("runs/a=b=1,2") == (Path("runs/a=b"), [1, 2])
     arguments = ["--pair", f"{CHECKPOINT}=1", "--data", str(esc50.clips[0].path.parent.parent)]
-    assert pool.main(arguments) == 2
+    assert calibrate.main(arguments) == 2
     assert "was trained on fold [1]" in capsys.readouterr().err

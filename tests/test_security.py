@@ -15,14 +15,16 @@ import requests
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from audiocnn import checksums, samples
-from audiocnn.client import Client
-from audiocnn.errors import ServerUnreachable, TokenRefused
-from handler.properties import read_properties
+from audiocnn import files
+from audiocnn.audio import synthetic
+from audiocnn.client.client import Client
+from audiocnn.errors import ServerUnreachableError, TokenRefusedError
+from audiocnn.torchserve import integrity
+from audiocnn.torchserve.properties import read_properties
 from tests.conftest import ROOT, STORE, Server, running_server, server_settings
 
 PRODUCTION = "deploy/config.production.properties"
-RAIN = samples.wav("rain")
+RAIN = synthetic.wav("rain")
 
 
 @dataclass
@@ -199,7 +201,7 @@ def test_a_model_from_outside_the_store_is_refused(production: Production, tmp_p
 def test_our_commands_work_with_tokens_and_tls(production: Production) -> None:
     config = production.folder / "config.properties"
     config.write_text("".join(f"{key}={value}\n" for key, value in production.settings.items()))
-    manage = [sys.executable, "-m", "handler.manage", "--config", str(config)]
+    manage = [sys.executable, "-m", "audiocnn", "manage", "--config", str(config)]
     manage += ["--key-file", str(production.key_file)]
     for command in (["status"], ["ready"]):
         run = subprocess.run(
@@ -217,12 +219,12 @@ def test_who_does_not_trust_the_certificate_or_has_no_key_is_told(production: Pr
     url = production.server.inference
     with (
         Client(url, deadline_seconds=5) as stranger,
-        pytest.raises(ServerUnreachable, match="CERTIFICATE_VERIFY_FAILED"),
+        pytest.raises(ServerUnreachableError, match="CERTIFICATE_VERIFY_FAILED"),
     ):
         stranger.predict(RAIN)
     with (
         Client(url, ca_file=production.certificate, deadline_seconds=5) as keyless,
-        pytest.raises(TokenRefused),
+        pytest.raises(TokenRefusedError),
     ):
         keyless.predict(RAIN)
 
@@ -261,22 +263,22 @@ def test_an_archive_that_was_changed_is_not_served(tmp_path: Path) -> None:
     store.mkdir()
     archive = store / "audiocnn.mar"
     archive.write_bytes((STORE / "audiocnn.mar").read_bytes())
-    record = checksums.record(archive, checksums.sha256(archive))
+    record = integrity.record(archive, files.sha256(archive))
     assert record == tmp_path / "audiocnn.mar.sha256"
     archive.write_bytes(archive.read_bytes() + b"\0")
-    command = [sys.executable, "-m", "handler.serve", "--set", f"model_store={store}"]
+    command = [sys.executable, "-m", "audiocnn", "serve", "--set", f"model_store={store}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 1
     assert "has the SHA-256" in run.stderr
 
 
 def test_make_archive_leaves_a_checksum_that_fits(tmp_path: Path) -> None:
-    assert checksums.recorded(STORE / "audiocnn.mar") == checksums.sha256(STORE / "audiocnn.mar")
+    assert integrity.recorded(STORE / "audiocnn.mar") == files.sha256(STORE / "audiocnn.mar")
     other = tmp_path / "store" / "audiocnn.mar"
     other.parent.mkdir()
     other.write_bytes(b"x")
-    assert checksums.recorded(other) is None
-    checksums.record(other, "0" * 64)
-    checksums.record(other, "1" * 64)
-    assert checksums.recorded(other) == "1" * 64
-    assert len(checksums.file_for(other).read_text().splitlines()) == 1
+    assert integrity.recorded(other) is None
+    integrity.record(other, "0" * 64)
+    integrity.record(other, "1" * 64)
+    assert integrity.recorded(other) == "1" * 64
+    assert len(integrity.file_for(other).read_text().splitlines()) == 1

@@ -20,10 +20,9 @@ import psutil
 import pytest
 import requests
 
-from audiocnn import samples
-from audiocnn.config import ModelConfig
+from audiocnn.audio import synthetic
+from audiocnn.config import ModelConfig, feature_map_names
 from audiocnn.datasets import LabelledClip
-from audiocnn.model import feature_map_names
 from tests.conftest import (
     ROOT,
     Server,
@@ -35,7 +34,7 @@ from tests.conftest import (
     wait_until,
 )
 
-RAIN = samples.wav("rain")
+RAIN = synthetic.wav("rain")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +117,7 @@ def test_feature_maps_by_header(server: Server) -> None:
 
 
 def test_unseen_clips_over_http_and_on_the_command_line(server: Server, fold4: list[LabelledClip]) -> None:
-    """200 real clips, 8 at a time with batching on, against `python -m audiocnn --json`."""
+    """200 real clips, 8 at a time with batching on, against `audiocnn classify --json`."""
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda clip: post(server, clip.path.read_bytes()), fold4))
     right = [labels(reply)[0] == clip.label for reply, clip in zip(replies, fold4, strict=True)]
@@ -128,6 +127,7 @@ def test_unseen_clips_over_http_and_on_the_command_line(server: Server, fold4: l
         sys.executable,
         "-m",
         "audiocnn",
+        "classify",
         "--json",
         "--top-k",
         "5",
@@ -161,7 +161,7 @@ BAD = [
 
 
 def test_bad_requests_get_their_error_and_hurt_no_neighbour(batching: Server) -> None:
-    good = [RAIN, samples.wav("siren"), sound_file(tone(7.0))]
+    good = [RAIN, synthetic.wav("siren"), sound_file(tone(7.0))]
     alone = [post(batching, data).json() for data in good]
     bodies = [data for data, *_ in BAD] + good
     replies = together(batching, bodies, [headers for _, headers, *_ in BAD] + [{}] * len(good))
@@ -269,7 +269,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def test_a_signal_while_starting_leaves_nothing_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "handler.serve", "--logs", str(tmp_path)]
+    command = [sys.executable, "-m", "audiocnn", "serve", "--logs", str(tmp_path)]
     for key, value in server_settings(minWorkers=1).items():
         command += ["--set", f"{key}={value}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -336,7 +336,16 @@ def test_with_the_gateway_both_start_and_both_stop(tmp_path: Path) -> None:
 
 
 def test_a_gateway_that_cannot_start_is_explained_and_nothing_is_left(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "handler.serve", "--logs", str(tmp_path), "--gateway", "127.0.0.1:1"]
+    command = [
+        sys.executable,
+        "-m",
+        "audiocnn",
+        "serve",
+        "--logs",
+        str(tmp_path),
+        "--gateway",
+        "127.0.0.1:1",
+    ]
     for key, value in server_settings(minWorkers=1).items():
         command += ["--set", f"{key}={value}"]
     environment = os.environ | {"API_KEYS": "too-short"}
@@ -368,7 +377,14 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> None:
-    command = [sys.executable, "-m", "handler.serve", "--set", f"inference_address={server.inference}"]
+    command = [
+        sys.executable,
+        "-m",
+        "audiocnn",
+        "serve",
+        "--set",
+        f"inference_address={server.inference}",
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 1
     (java,) = [p for p in psutil.Process(server.process.pid).children(recursive=True) if p.name() == "java"]
@@ -377,7 +393,7 @@ def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> Non
 
 
 def test_a_missing_archive_is_explained(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "handler.serve", "--set", f"model_store={tmp_path}"]
+    command = [sys.executable, "-m", "audiocnn", "serve", "--set", f"model_store={tmp_path}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 1
     assert "make archive" in run.stderr

@@ -14,11 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from audiocnn import checksums
-from audiocnn.checksums import write_atomically
+from audiocnn import files
 from audiocnn.private_folder import PrivateFolder, remove_abandoned
-from handler.archives import ArchiveError, known_sha256
-from handler.store import StoreLocked, locked, remove_leftovers
+from audiocnn.torchserve import integrity
+from audiocnn.torchserve.archives import ArchiveError, known_sha256
+from audiocnn.torchserve.integrity import write_atomically
+from audiocnn.torchserve.store import StoreLockedError, locked, remove_leftovers
 from tests.conftest import ROOT, STORE, running_server, server_settings, wait_until
 
 _WRITER = """
@@ -38,8 +39,8 @@ def store(tmp_path: Path) -> Path:
 
 
 def serve(store: Path) -> subprocess.CompletedProcess[str]:
-    """`handler.serve` on a store whose archive it must refuse."""
-    command = [sys.executable, "-m", "handler.serve", "--logs", str(store.parent / "logs")]
+    """`audiocnn serve` on a store whose archive it must refuse."""
+    command = [sys.executable, "-m", "audiocnn", "serve", "--logs", str(store.parent / "logs")]
     for key, value in (server_settings() | {"model_store": str(store)}).items():
         command += ["--set", f"{key}={value}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
@@ -49,7 +50,7 @@ def test_two_writers_lose_no_checksum(store: Path) -> None:
     command = [sys.executable, "-c", _WRITER, str(store)]
     writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("a", "b", "c")]
     assert [writer.wait(timeout=600) for writer in writers] == [0, 0, 0]
-    assert len(checksums.file_for(store / "a-0.mar").read_text().splitlines()) == 300
+    assert len(integrity.file_for(store / "a-0.mar").read_text().splitlines()) == 300
 
 
 def test_a_link_in_the_store_is_replaced_and_not_followed(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_link_in_the_store_is_replaced_and_not_followed(tmp_path: Path) -> Non
     victim.write_text("mine")
     record.symlink_to(victim)
     (tmp_path / "rollout.json.part").symlink_to(victim)
-    checksums.write_atomically(record, "written")
+    integrity.write_atomically(record, "written")
     assert (victim.read_text(), record.read_text()) == ("mine", "written")
     assert not record.is_symlink()
 
@@ -79,24 +80,24 @@ def test_a_full_disk_leaves_a_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_is_not_on_record_is_not_served(store: Path) -> None:
-    checksums.record(store / "other.mar", "0" * 64)
+    integrity.record(store / "other.mar", "0" * 64)
     shutil.copy(STORE / "audiocnn.mar", store)
     run = serve(store)
     assert run.returncode == 1
     assert "audiocnn.mar has no SHA-256 in" in run.stderr
     how = run.stderr.partition("If you trust it: ")[2].strip()
     subprocess.run(how, shell=True, check=True)
-    assert known_sha256(store / "audiocnn.mar", store) == checksums.sha256(store / "audiocnn.mar")
+    assert known_sha256(store / "audiocnn.mar", store) == files.sha256(store / "audiocnn.mar")
 
 
 def test_a_link_in_the_store_is_no_way_around_the_record(store: Path) -> None:
-    checksums.record(store / "audiocnn.mar", "0" * 64)
+    integrity.record(store / "audiocnn.mar", "0" * 64)
     (store.parent / "elsewhere").mkdir()
     shutil.copy(STORE / "audiocnn.mar", store.parent / "elsewhere")
     (store / "audiocnn.mar").symlink_to(store.parent / "elsewhere" / "audiocnn.mar")
     assert known_sha256(store / "audiocnn.mar", store) == "0" * 64
-    checksums.record(store / "other.mar", "0" * 64)
-    checksums.forget(store / "audiocnn.mar")
+    integrity.record(store / "other.mar", "0" * 64)
+    integrity.forget(store / "audiocnn.mar")
     with pytest.raises(ArchiveError, match="has no SHA-256"):
         known_sha256(store / "audiocnn.mar", store)
 
@@ -112,7 +113,7 @@ def test_one_command_at_a_time_changes_a_store(store: Path) -> None:
         path.touch()
     with locked(store) as is_locked:
         assert is_locked
-        with pytest.raises(StoreLocked, match="another rollout, rollback or scale"), locked(store):
+        with pytest.raises(StoreLockedError, match="another rollout, rollback or scale"), locked(store):
             pass
         remove_leftovers(store)
         assert all(path.exists() for path in copies)  # a living command's
@@ -142,7 +143,7 @@ def test_folders_of_the_living_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_a_killed_server_left_is_removed_when_nothing_of_it_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kill -9 of `handler.serve` leaves TorchServe running, in its folder; of both, only the folder."""
+    """kill -9 of `audiocnn serve` leaves TorchServe running, in its folder; of both, only the folder."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     settings = server_settings(minWorkers=1)

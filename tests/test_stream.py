@@ -18,8 +18,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from audiocnn.audio import decode
-from gateway.sound import SILENCE_DBFS, BadSound, NewestWindow, Smoothed
+from audiocnn.audio.decoder import decode
+from audiocnn.gateway.sound import SILENCE_DBFS, BadSoundError, NewestWindow, Smoothed
 from tests.conftest import ROOT, SLOWEST, Server, tone
 from tests.gateways import KEY, RunningGateway, running_gateway
 from tests.test_client import script
@@ -420,7 +420,7 @@ def test_small_frames_are_cheap() -> None:
 def test_an_idle_stream_holds_nothing() -> None:
     window = NewestWindow(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
     assert window.take_level() == SILENCE_DBFS
-    with pytest.raises(BadSound):
+    with pytest.raises(BadSoundError):
         window.push(b"123")
     window.push(b"")
     assert window.wav() is None

@@ -20,16 +20,16 @@ import psutil
 import pytest
 import requests
 
-from audiocnn import samples
-from audiocnn.client import Client
-from handler.printed import ends_of
-from handler.rollout import copy_as
-from handler.serve import Gateway
-from handler.supervisor import Failures, Supervisor
-from handler.torchserve import ServeError, TorchServe
+from audiocnn.audio import synthetic
+from audiocnn.client.client import Client
+from audiocnn.torchserve.launch import Gateway
+from audiocnn.torchserve.logfiles import ends_of
+from audiocnn.torchserve.rollout import copy_as
+from audiocnn.torchserve.server import ServeError, TorchServe
+from audiocnn.torchserve.supervisor import Failures, Supervisor
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
 
-RAIN = samples.wav("rain")
+RAIN = synthetic.wav("rain")
 
 
 class Program:
@@ -112,8 +112,10 @@ def test_time_in_which_it_was_ill_is_no_peace() -> None:
 def test_what_is_ill_again_and_again_is_given_up(
     tmp_path: Path, stopping: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handler.supervisor._FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr("handler.supervisor._STABLE_SECONDS", 0.0)  # so any peace at all would be enough
+    monkeypatch.setattr("audiocnn.torchserve.supervisor._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(
+        "audiocnn.torchserve.supervisor._STABLE_SECONDS", 0.0
+    )  # so any peace at all would be enough
     child = Program(tmp_path, LASTS)
     kept = supervisor(child, stopping)
     kept.start()
@@ -148,7 +150,7 @@ def test_what_dies_is_started_again(
 def test_a_crash_loop_ends_with_the_end_of_the_log(
     tmp_path: Path, stopping: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handler.supervisor._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("audiocnn.torchserve.supervisor._FIRST_PAUSE_SECONDS", 0.01)
     child = Program(tmp_path, DIES)
     kept = supervisor(child, stopping)
     kept.start()
@@ -170,7 +172,7 @@ def test_without_restart_a_death_is_an_error(tmp_path: Path, stopping: threading
 def test_a_full_disk_behind_the_output_stops_nothing(
     tmp_path: Path, stopping: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handler.supervisor._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("audiocnn.torchserve.supervisor._FIRST_PAUSE_SECONDS", 0.01)
     child = Program(tmp_path, LASTS)
     kept = supervisor(child, stopping)
     full = Path("/dev/full").open("w")  # noqa: SIM115
@@ -208,7 +210,7 @@ def test_a_pause_ends_when_told_to_stop(tmp_path: Path, stopping: threading.Even
 
 
 def test_what_cannot_be_printed_does_not_change_the_exit_code(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "handler.serve", "--logs", str(tmp_path)]
+    command = [sys.executable, "-m", "audiocnn", "serve", "--logs", str(tmp_path)]
     for key, value in server_settings(minWorkers=1).items():
         command += ["--set", f"{key}={value}"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -326,7 +328,7 @@ def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
 
 
 def test_the_next_run_keeps_the_log_of_torchserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container that is started again has the same folder, if it is a volume, and a new handler.serve."""
+    """A container that is started again has the same folder, if it is a volume, and a new launcher."""
     monkeypatch.chdir(ROOT)
     (tmp_path / "torchserve.log").write_text("java.lang.OutOfMemoryError\n")
     server = TorchServe(server_settings(), log_folder=tmp_path)
@@ -406,7 +408,7 @@ def test_a_second_signal_waits_for_nothing_in_the_gateway(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
-    command = ["nohup", sys.executable, "-m", "handler.serve", "--logs", str(tmp_path)]
+    command = ["nohup", sys.executable, "-m", "audiocnn", "serve", "--logs", str(tmp_path)]
     for key, value in server_settings(minWorkers=1).items():
         command += ["--set", f"{key}={value}"]
     pipe = subprocess.PIPE
@@ -549,7 +551,7 @@ def test_a_server_that_can_have_no_worker_any_more_is_started_again(
     watching = threading.Thread(target=kept.watch)
     try:
         kept.start()
-        monkeypatch.setattr("handler.torchserve._WORKLESS_SECONDS", 10.0)
+        monkeypatch.setattr("audiocnn.torchserve.server._WORKLESS_SECONDS", 10.0)
         folder, launcher = server._folder, server._launcher
         assert folder is not None
         assert launcher is not None

@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from audiocnn import checkpoint
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN
+from audiocnn.model import checkpoint
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.network import AudioCNN
 from tests.conftest import ROOT, sound_file, tone
 from training import train
 from training.data import load_waveforms

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.frontend import LogMel
-from audiocnn.model import AudioCNN, ResidualBlock
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.network import AudioCNN, ResidualBlock
 from tests.conftest import ROOT, running_server, server_settings, sound_file, tone
 from training import evaluate, release
 from training.data import fit_normalisation, inner_split, load_waveforms
-from training.loop import Place, Run
 from training.recipe import RECIPES, Augmenter, Recipe
 from training.teacher.soft_labels import SoftLabels
+from training.trainer import Place, Run
 
 RECIPE = (
     "--recipe",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handler.properties import read_properties
-from handler.tune import Measured, Setting, best, grid, measure, rule_of_thumb, write
+from audiocnn.torchserve.properties import read_properties
+from audiocnn.torchserve.tune import Measured, Setting, best, grid, measure, rule_of_thumb, write
 from tests.conftest import ROOT, Server
 
 
@@ -68,7 +68,7 @@ def test_what_is_measured_adds_up(server: Server) -> None:
 def test_tuning_for_real(tmp_path: Path) -> None:
     for name in ("config.properties", "handler/model-config.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    command = [sys.executable, "-m", "handler.tune", "latency", "--seconds", "1", "--rounds", "1"]
+    command = [sys.executable, "-m", "audiocnn", "tune", "latency", "--seconds", "1", "--rounds", "1"]
     command += ["--config", str(tmp_path / "config.properties")]
     command += ["--handler-config", str(tmp_path / "model-config.yaml")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from audiocnn.labels import ESC50
 from tests.conftest import sound_file, tone
-from training import far_sounds, unknown
+from training import far_sounds, open_set
 from training.calibration import auroc
 from training.data import without_classes
 from training.scores import SCORES, Answers, Reference
@@ -22,7 +22,7 @@ NAMES = [label.name for label in ESC50]
 
 
 def test_every_class_is_left_out_once_and_no_group_as_a_whole() -> None:
-    rotations = [unknown.left_out(NAMES, rotation) for rotation in range(unknown.ROTATIONS)]
+    rotations = [open_set.left_out(NAMES, rotation) for rotation in range(open_set.ROTATIONS)]
     assert sorted(name for rotation in rotations for name in rotation) == sorted(NAMES)
     groups = {label.name: label.group for label in ESC50}
     for rotation in rotations:
@@ -47,7 +47,7 @@ def test_the_score_is_chosen_on_the_first_run_and_reported_on_the_others() -> No
     apart, same = np.full(10, 0.2), known.copy()
     first = {"a": groups(known, apart, same), "b": groups(known, same, same)}
     second = {"a": groups(known, same, apart), "b": groups(known, apart, apart)}
-    summary = unknown.summarise([first, second])
+    summary = open_set.summarise([first, second])
     assert summary["auroc"]["a"]["near"] == [1.0, 0.5]
     assert summary["auroc"]["b"]["near"] == [0.5, 1.0]
     assert summary["chosen"] == "a"  # on the second run it would be b
@@ -57,7 +57,7 @@ def test_the_score_is_chosen_on_the_first_run_and_reported_on_the_others() -> No
 
 def test_without_classes_left_out_only_far_sounds_are_reported() -> None:
     known = np.linspace(0.5, 1.0, 20)
-    summary = unknown.summarise([{"a": {"known": known, "speech": known - 1}}])
+    summary = open_set.summarise([{"a": {"known": known, "speech": known - 1}}])
     assert summary["unknown_near"] is None
     assert summary["unknown_far"] == 1.0
 
@@ -114,13 +114,13 @@ def test_the_command_trains_without_and_measures_both(
     (tmp_path / "tones.csv").write_text("\n".join(rows) + "\n")
     flags = "--recipe plain --width 8 --epochs 2 --batch-size 8"
     arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "runs"), "--folds", "2", "--flags", flags]
-    assert unknown.main(arguments) == 0
+    assert open_set.main(arguments) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["runs"] == summary["of"] == 5
     assert all(len(row["near"]) == 5 for row in summary["auroc"].values())
 
     run = next((tmp_path / "runs").glob("without*"))
     only_far = ["--data", str(tmp_path), "--out", str(tmp_path / "far"), "--run"]
-    assert unknown.main([*only_far, f"{run}=1"]) == 2  # it was trained on fold 1
-    assert unknown.main([*only_far, f"{run}=2"]) == 0
+    assert open_set.main([*only_far, f"{run}=1"]) == 2  # it was trained on fold 1
+    assert open_set.main([*only_far, f"{run}=2"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out.splitlines()[-1])["unknown_far"] <= 1

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from handler.management import Management, ManagementError
-from handler.watchdog import HealthMonitor
+from audiocnn.torchserve.management_api import Management, ManagementError
+from audiocnn.torchserve.watchdog import HealthMonitor
 from tests.conftest import wait_until
 
 
@@ -72,7 +72,7 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.watchdog._PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr("audiocnn.torchserve.watchdog._PERIOD_SECONDS", 0.01)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def monitor_of(api: Api, timeout_seconds: float = 1.0) -> Iterator[HealthMonitor
 
 def test_time_in_which_nobody_looked_proves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it is after Ctrl-Z and `fg`, or `docker pause`."""
-    monkeypatch.setattr("handler.watchdog._PERIOD_SECONDS", 60.0)
+    monkeypatch.setattr("audiocnn.torchserve.watchdog._PERIOD_SECONDS", 60.0)
     with monitor_of(api) as monitor:
         time.sleep(0.3)
         assert monitor.unhealthy_seconds == 0.0

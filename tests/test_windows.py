@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audiocnn import windows
+from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 
 CONFIG = FrontendConfig()

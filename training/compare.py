@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from training.campaign import add_arguments, finish
+from training.cross_validate import add_arguments, finish
 from training.recipe import RECIPES
 
 

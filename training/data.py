@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiocnn import audio, windows
+from audiocnn import audio
+from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 from audiocnn.datasets import Dataset, LabelledClip
 from audiocnn.errors import AudioError, DatasetError
-from audiocnn.frontend import LogMel
+from audiocnn.model.frontend import LogMel
 
 FloatArray = npt.NDArray[np.float32]
 

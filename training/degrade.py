@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiocnn import windows
+from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 from training.augment import uniform, where_energy_is
 

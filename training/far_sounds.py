@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from audiocnn import audio, windows
+from audiocnn import audio
+from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 from training.synthesisers import midi
 

@@ -146,7 +146,7 @@ _FRONTEND_BATCH = 8  # on a CPU: whose spectra fit into its cache, 3.4 instead o
 
 
 class Frontend(Protocol):
-    """`audiocnn.frontend.LogMel`, or what takes its place: `(b, n)` -> `(b, 1, m, t)`."""
+    """`audiocnn.model.frontend.LogMel`, or what takes its place: `(b, n)` -> `(b, 1, m, t)`."""
 
     config: FrontendConfig
 

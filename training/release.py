@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from audiocnn import checkpoint
 from audiocnn.errors import DatasetError, ModelFileError
-from training import card
+from audiocnn.model import checkpoint
+from training import model_card
+from training.calibrate import Pair, parse_pair
 from training.data import parse_folds
 from training.evaluate import evaluate, print_report
-from training.pool import Pair, parse_pair
 
 
 def release(
@@ -37,7 +37,7 @@ def release(
     licence asks for it. Prints the accuracy of both precisions.
 
     `measured` is the run, or its twin, and the folds that it has not seen. `pool` is the JSON of
-    `training.pool` over the cross-validation of the recipe: its temperature and threshold for unknown
+    `training.calibrate` over the cross-validation of the recipe: its temperature and threshold for unknown
     sounds go into the configuration. `scratch` is a run of the same network and epochs without a teacher, and
     folds that it has not seen: its accuracy stands beside. Raises `DatasetError` or `ModelFileError`.
     """
@@ -55,10 +55,10 @@ def release(
     report |= {"training": config.provenance, "is_twin": twin != run, "cross_validation": fitted or None}
     if scratch:
         report["from_scratch"] = _from_scratch(scratch, data)
-    if notice := card.notice(config):
+    if notice := model_card.notice(config):
         (out / "NOTICE").write_text(notice, encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
-    (out / "MODEL_CARD.md").write_text(card.render(report, config), encoding="utf-8")
+    (out / "MODEL_CARD.md").write_text(model_card.render(report, config), encoding="utf-8")
 
 
 def _measure(run: Path, data: Path, folds: Sequence[int], fitted: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured = parser.add_mutually_exclusive_group(required=True)
     measured.add_argument("--folds", type=parse_folds, help="folds that the run has not seen")
     measured.add_argument("--twin", type=parse_pair, metavar="RUN=FOLDS", help="who is measured instead")
-    parser.add_argument("--pool", type=Path, help="JSON of training.pool: temperature and threshold")
+    parser.add_argument("--pool", type=Path, help="JSON of training.calibrate: temperature and threshold")
     parser.add_argument("--scratch", type=parse_pair, metavar="RUN=FOLDS", help="the same without a teacher")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
     args = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocnn.labels import describe
-from training.pictures import DARK, LIGHT, Report, by_f1, draw, words
+from training.plots import DARK, LIGHT, Report, by_f1, draw, words
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from audiocnn import audio, windows
+from audiocnn import audio
+from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 
 ShortArray = npt.NDArray[np.int16]

@@ -24,13 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from audiocnn import checkpoint
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.frontend import LogMel
+from audiocnn.model import checkpoint
+from audiocnn.model.frontend import LogMel
 from training import synthesisers
-from training.checks import check, print_class_counts
 from training.data import (
     fit_normalisation,
     inner_split,
@@ -39,13 +38,14 @@ from training.data import (
     targets,
     without_classes,
 )
-from training.loop import Place, Run, cpu_description
 from training.recipe import FRONTENDS, RECIPES, Recipe
 from training.teacher import online
 from training.teacher.soft_labels import SoftLabels
+from training.trainer import Place, Run, cpu_description
+from training.validate import check, print_class_counts
 
 if TYPE_CHECKING:
-    from training.board import Board
+    from training.tensorboard import Board
 
 Data = tuple[Tensor, Tensor]
 
@@ -135,7 +135,7 @@ def train(
     watched = load(dataset.folds(watch_folds)) if watch_folds else None
     board = None
     if tensorboard and place.rank == 0:
-        from training.board import Board  # here: it takes a second to import, and campaigns do without
+        from training.tensorboard import Board  # here: it takes a second to import, and campaigns do without
 
         board = Board(out / "tensorboard")
     _loop(run, out, board, watched, watch_every, load(inner) if inner else None, patience)

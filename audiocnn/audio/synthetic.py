@@ -1,0 +1,120 @@
+"""Sounds made from arithmetic, for trying the server where no recording is at hand.
+
+`python -m audiocnn.audio.synthetic DIR` writes them as WAV files; nothing in them was recorded or trained on.
+Every function returns a waveform of 5 s: float32 `(num_samples,)` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+FloatArray = npt.NDArray[np.float32]
+
+SAMPLE_RATE = 44_100
+SECONDS = 5.0
+
+
+def _time() -> npt.NDArray[np.float64]:
+    return np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+
+
+def _finish(signal: npt.NDArray[np.float64], peak: float = 0.8) -> FloatArray:
+    return np.asarray(signal / np.abs(signal).max() * peak, dtype=np.float32)
+
+
+def church_bells() -> FloatArray:
+    """Two bells: inharmonic partials (hum, prime, tierce, quint, nominal, ...) that ring out."""
+    t = _time()
+    partials = [(0.5, 0.5, 4.0), (1.0, 0.7, 3.0), (1.2, 0.6, 2.2), (1.5, 0.4, 1.6), (2.0, 1.0, 1.5)]
+    partials += [(2.67, 0.5, 0.8), (3.0, 0.4, 0.7), (4.1, 0.35, 0.5), (5.4, 0.25, 0.35), (6.8, 0.2, 0.25)]
+    signal = np.zeros_like(t)
+    for start, prime in ((0.1, 440.0), (1.1, 370.0), (2.1, 440.0), (3.1, 370.0), (4.1, 440.0)):
+        age = np.clip(t - start, 0, None)
+        for ratio, level, decay in partials:
+            ring = np.sin(2 * np.pi * prime * ratio * age) * np.exp(-age / decay)
+            signal += level * ring * (t >= start)
+    return _finish(signal)
+
+
+def siren() -> FloatArray:
+    """A wailing siren: a rich tone that sweeps slowly between 600 and 1,400 Hz, over a faint hiss."""
+    t = _time()
+    pitch = 1000 + 400 * np.sin(2 * np.pi * 0.2 * t - np.pi / 2)
+    phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
+    harmonics = np.arange(1, 9)[:, None]
+    signal = (np.sin(harmonics * phase) / harmonics).sum(axis=0)
+    hiss = np.random.default_rng(1).standard_normal(len(t))
+    return _finish(signal / np.abs(signal).max() + 0.02 * hiss, peak=0.6)
+
+
+def clock_alarm() -> FloatArray:
+    """An electronic alarm clock: groups of four 2 kHz beeps."""
+    t = _time()
+    beep = np.sign(np.sin(2 * np.pi * 2048 * t)) * 0.5 + np.sin(2 * np.pi * 2048 * t)
+    gate = ((t % 1.0) < 0.5) & ((t % 0.125) < 0.0625)
+    smooth = np.convolve(gate.astype(float), np.ones(64) / 64, mode="same")
+    return _finish(beep * smooth, peak=0.7)
+
+
+def rain() -> FloatArray:
+    """Steady rain: shaped noise with many small random drops."""
+    rng = np.random.default_rng(7)
+    noise = rng.standard_normal(len(_time()))
+    spectrum = np.fft.rfft(noise)
+    hz = np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE)
+    spectrum *= (hz / 1000 + 0.1) ** 0.1 / (1 + (hz / 9000) ** 2)
+    signal = np.fft.irfft(spectrum, len(noise))
+    drops = (rng.random(len(noise)) < 0.002) * rng.standard_normal(len(noise))
+    click = np.exp(-np.arange(200) / 25) * np.sin(2 * np.pi * 5000 * np.arange(200) / SAMPLE_RATE)
+    return _finish(signal / signal.std() + 2 * np.convolve(drops, click, mode="same"), peak=0.5)
+
+
+def clock_tick() -> FloatArray:
+    """A wall clock: two clicks a second, tick and tock, over a faint hiss."""
+    rng = np.random.default_rng(3)
+    signal = rng.standard_normal(len(_time())) * 3e-3
+    age = np.arange(3000) / SAMPLE_RATE
+    for number, start in enumerate(np.arange(0.2, 4.9, 0.5)):
+        pitch = 1500 if number % 2 else 2000
+        click = np.exp(-age / 0.01) * (np.sin(2 * np.pi * pitch * age) + 0.7 * rng.standard_normal(len(age)))
+        first = int(start * SAMPLE_RATE)
+        signal[first : first + len(click)] += click
+    return _finish(signal, peak=0.5)
+
+
+SOUNDS: dict[str, Callable[[], FloatArray]] = {
+    sound.__name__: sound for sound in (church_bells, siren, clock_alarm, rain, clock_tick)
+}
+
+
+def wav(name: str) -> bytes:
+    """The sound as a 16-bit WAV file."""
+    file = io.BytesIO()
+    soundfile.write(file, SOUNDS[name](), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    return file.getvalue()
+
+
+def main() -> int:
+    """Write all sounds into a folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m audiocnn.audio.synthetic", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SOUNDS:
+        (folder / f"{name}.wav").write_bytes(wav(name))
+        print(folder / f"{name}.wav")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Folders of sound files -> tables, on Ray Data: `audiocnn batch`."""

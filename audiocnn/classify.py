@@ -1,0 +1,113 @@
+"""Label sound files without a server: `audiocnn classify rain.wav`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from audiocnn import inputs
+from audiocnn.classifier import Classifier
+from audiocnn.errors import AudioError, BadOptionError, ModelFileError
+from audiocnn.inputs import InputError, Notes
+from audiocnn.labels import describe
+from audiocnn.model.loading import find_model
+from audiocnn.options import Options
+from audiocnn.results import render
+
+_STANDARD_INPUT = "-"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def classify_file(classifier: Classifier, path: str, options: Options) -> dict[str, Any]:
+    """The answer or the error of one file, as JSON-ready objects with its name in front."""
+    try:
+        data = sys.stdin.buffer.read() if path == _STANDARD_INPUT else Path(path).read_bytes()
+    except OSError as error:
+        return {"file": path, "error": {"code": "unreadable_file", "message": str(error)}}
+    (result,) = classifier.classify([data], [options])
+    if isinstance(result, AudioError):
+        return {"file": path, **result.to_dict()}
+    return {"file": path, **render(result, classifier.engine)}
+
+
+def add_rows(table: Table, answer: dict[str, Any]) -> None:
+    """The rows of a file that could be read: its classes; of a long one, those of its windows as well."""
+    name = escape(Path(answer["file"]).name)
+    if answer["is_silent"]:
+        table.add_row(name, "", "silence", "")
+        return
+    flags = ["is_unknown"] * answer["is_unknown"] + answer["warnings"]
+    for row in answer["predictions"]:
+        table.add_row(name, *_cells(row), escape(" ".join(flags)))
+        name, flags = "", []
+    for window in answer.get("windows", []):
+        table.add_row("", *_cells(window), f"{window['start']:.1f} to {window['end']:.1f} s", style="dim")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    return describe(row["class"]).emoji, row["class"], f"{row['confidence']:.3f}"
+
+
+def _find(paths: list[str]) -> Iterator[str]:
+    """Names of files, of those in folders, and of those that globs match; a file that is missing stays."""
+    for path in paths:
+        if path == _STANDARD_INPUT or not (os.path.lexists(path) or glob.has_magic(path)):
+            yield path
+        else:
+            yield from (
+                os.path.relpath(name) if not os.path.isabs(path) else name
+                for name, _ in inputs.find([path], Notes())
+            )
+
+
+@app.command(epilog="Example: audiocnn classify recordings/ '*.flac' --json")
+def classify(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="FILES", help="Files, folders, globs, or - for standard input.")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line instead of a table.")
+    ] = False,
+    top_k: Annotated[str, typer.Option(help="Classes per file.")] = "3",
+    min_confidence: Annotated[str, typer.Option(help="Leave out less confident classes.")] = "0",
+    model: Annotated[
+        Path | None, typer.Option(help=".onnx, .pt or checkpoint folder (the released model).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
+) -> None:
+    """Label sound files. Exit code 0: all answered; 1: some files had errors; 2: wrong model or option."""
+    try:
+        classifier = Classifier.load(model or find_model(), threads=threads)
+        options = Options.parse({"top_k": top_k, "min_confidence": min_confidence}, classifier.config)
+        found = list(_find(paths))
+    except (ModelFileError, BadOptionError, InputError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    table = Table("file", "", "class", "confidence", "")
+    errors = []
+    for path in found:
+        answer = classify_file(classifier, path, options)
+        if as_json:
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+        elif "error" not in answer:
+            add_rows(table, answer)
+        if "error" in answer:
+            errors.append(answer)
+    if not as_json:
+        if table.row_count:
+            Console().print(table)
+        for answer in errors:
+            reason = answer["error"]
+            print(f"{answer['file']}: {reason['code']}: {reason['message']}", file=sys.stderr)
+    raise typer.Exit(int(bool(errors)))

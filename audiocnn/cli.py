@@ -1,0 +1,102 @@
+"""The command `audiocnn`: every command is a module with a typer application, imported when it is called.
+
+Exit codes: 0 done; 1 done in part, or failed (some files had errors, a server did not start); 2 wrong
+options, inputs or model; 130 or 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from audiocnn import __version__
+
+COMMANDS = {
+    "classify": ("audiocnn.classify", "Label sound files, without a server."),
+    "listen": ("audiocnn.client.stream", "Play a file to a running gateway in real time."),
+    "batch": ("audiocnn.batch.runner", "Label folders of sound files, millions of them (Ray)."),
+    "gateway": ("audiocnn.gateway.server", "Start the gateway in front of a running TorchServe."),
+    "serve": ("audiocnn.torchserve.launch", "Start TorchServe, and the gateway with --gateway."),
+    "manage": ("audiocnn.torchserve.manage", "Operate a running server: status, scale, rollout, ..."),
+    "tune": ("audiocnn.torchserve.tune", "Find the fastest settings for this machine."),
+}
+_EXTRAS = {
+    "batch": "batch",
+    "gateway": "gateway",
+    "listen": "gateway",
+    "serve": "torchserve",
+    "tune": "torchserve",
+}
+
+
+class LazyGroup(TyperGroup):
+    """Knows its commands by name and imports the one that is called: `manage ready` loads no torch."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command with its summary only, for the list of commands."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and load(str(name)), rest
+
+
+def load(name: str) -> Any:
+    """The command of a module; ends with 2 and what to install if a package is missing."""
+    try:
+        command = typer.main.get_command(import_module(COMMANDS[name][0]).app)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("audiocnn", "handler"):
+            raise
+        extra = f"[{_EXTRAS[name]}]" if name in _EXTRAS else ""
+        print(f"error: no module {error.name}: pip install 'audiocnn-serve{extra}'", file=sys.stderr)
+        raise typer.Exit(2) from error
+    command.name = name
+    return command
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"audiocnn {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Example: audiocnn classify rain.wav",
+)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print it."
+    ),
+) -> None:
+    """Classify sounds: from the command line, in batches of millions, or with a server."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    try:
+        app(args=arguments, prog_name="audiocnn")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

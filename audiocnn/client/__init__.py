@@ -1,0 +1,1 @@
+"""Clients of the gateway and of TorchServe; they need neither torch nor numpy."""

@@ -1,0 +1,209 @@
+"""How a request is repeated: deadlines, back-off, and which replies are errors of the clip or of the server.
+
+Pure logic; the clients do the talking. Imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from audiocnn.client.tokens import KeyFile
+from audiocnn.errors import (
+    AudioError,
+    AudioTooLongError,
+    RequestRefusedError,
+    ServerBusyError,
+    ServerError,
+    ServerFailedError,
+    ServerUnreachableError,
+    TokenRefusedError,
+    error_class,
+)
+
+E = TypeVar("E", AudioError, ServerError)
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 3.0
+_MAX_TOKEN_REFUSALS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Which model on which server, and how much patience one call has.
+
+    An attempt gets more than TorchServe's `responseTimeout`, so that the server reports its own time-outs.
+    Queue full and no connection are retried until the deadline; a worker that fails at this very
+    request only a few times, for the clip may be what kills it.
+    """
+
+    url: str
+    model: str = "audiocnn"
+    version: str | None = None  # None: the default version
+    deadline_seconds: float = 180.0
+    attempt_seconds: float = 75.0
+    connect_seconds: float = 5.0
+    max_server_failures: int = 5
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
+            raise ValueError(f"{self.url!r} is no address: expected one like http://127.0.0.1:8080")
+
+    def address(self, verb: str) -> str:
+        """Where to post to; `verb` is `predictions` or `explanations`."""
+        version = f"/{self.version}" if self.version else ""
+        return f"{self.url.rstrip('/')}/{verb}/{self.model}{version}"
+
+    @property
+    def is_local(self) -> bool:
+        """On this machine, where no proxy is wanted whatever the environment says."""
+        return urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+class Exchange:
+    """One request until it is answered: its headers, and after each failure how long to wait."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        headers: Mapping[str, str],
+        keys: KeyFile | None,
+        request_id: str | None,
+        on_retry: Callable[[ServerError], None] | None = None,
+    ) -> None:
+        self.request_id = request_id or str(uuid.uuid4())
+        self.authorization: str | None = None  # of the last attempt
+        self._headers = {
+            **headers,
+            "Content-Type": "application/octet-stream",
+            "X-Request-Id": self.request_id,
+        }
+        self._endpoint = endpoint
+        self._keys = keys
+        self._on_retry = on_retry
+        self._began = time.monotonic()
+        self._attempts = self._failures = self._refusals = 0
+
+    def next_headers(self) -> dict[str, str]:
+        """Of the next attempt, with the key as it is now."""
+        self.authorization = self._keys.authorization if self._keys else None
+        return self._headers | ({"Authorization": self.authorization} if self.authorization else {})
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline of the whole call."""
+        return self._began + self._endpoint.deadline_seconds - time.monotonic()
+
+    @property
+    def timeout_seconds(self) -> float:
+        """For the next attempt."""
+        return max(0.001, min(self._endpoint.attempt_seconds, self.seconds_left))
+
+    @property
+    def connect_seconds(self) -> float:
+        """For the connection of the next attempt."""
+        return min(self._endpoint.connect_seconds, self.timeout_seconds)
+
+    def wait_after(self, error: ServerError) -> float:
+        """Seconds to wait before the next attempt; raises the error if there is to be none."""
+        self._attempts += 1
+        self._failures += isinstance(error, ServerFailedError)
+        self._refusals += isinstance(error, TokenRefusedError)
+        backoff = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(self._attempts - 1, 16))
+        jittered = backoff * random.uniform(0.5, 1.0)  # noqa: S311
+        wait = max(jittered, error.retry_after_seconds)
+        is_hopeless = (
+            not error.is_retryable
+            or self._failures > self._endpoint.max_server_failures
+            or self._refusals >= (_MAX_TOKEN_REFUSALS if self._keys else 1)
+            or wait >= self.seconds_left
+        )
+        if is_hopeless:
+            raise self.sign(error)
+        if self._on_retry:
+            self._on_retry(error)
+        return wait
+
+    def sign(self, error: E) -> E:
+        """The error with the request id on it, and in what a traceback prints."""
+        error.request_id = self.request_id
+        error.add_note(f"X-Request-Id: {self.request_id}, attempts: {max(self._attempts, 1)}")
+        return error
+
+
+def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """The answer; an `AudioError` if the clip or an option is at fault, a `ServerError` for the rest.
+
+    `headers` must find names in any case. Understands our errors, `{"error": {"code", "message"}}`, and
+    TorchServe's own, `{"code", "type", "message"}`; its 413 has no body at all.
+    """
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = None
+    reply = content if isinstance(content, dict) else {}
+    if 200 <= status < 300:
+        if not isinstance(content, dict):
+            raise ServerFailedError(f"the reply is not a JSON object: {body[:60]!r}", status=status)
+        return reply
+    ours = reply.get("error")
+    if isinstance(ours, dict) and status < 500:
+        raise _clip_error(status, str(ours.get("code")), str(ours.get("message")))
+    if status == 413:
+        raise AudioTooLongError(
+            "The server takes no body of this size (max_request_size): send FLAC, or the clip in parts."
+        )
+    message = ours.get("message") if isinstance(ours, dict) else reply.get("message")
+    raise _server_error(status, str(reply.get("type", "")), str(message or body[:200]), headers)
+
+
+def _clip_error(status: int, code: str, message: str) -> AudioError:
+    error = error_class(code)(message)
+    error.code, error.status = code, status
+    return error
+
+
+def _server_error(status: int, kind: str, message: str, headers: Mapping[str, str]) -> ServerError:
+    if status == 503 and kind != "InternalServerException":  # that: the handler raised on the whole batch
+        cls: type[ServerError] = ServerBusyError
+        if "has no worker" in message:  # TorchServe says so for a full queue as well
+            message = f"the queue is full, or no worker is ready (TorchServe: {message})"
+    elif status >= 500:
+        cls = ServerFailedError
+    elif status == 401 or kind == "InvalidKeyException":
+        cls = TokenRefusedError
+    else:
+        cls = RequestRefusedError
+    error = cls(f"{status}: {message}", status=status)
+    error.retry_after_seconds = _retry_after(headers.get("Retry-After", ""))
+    return error
+
+
+def _retry_after(text: str) -> float:
+    """Seconds; the header is a number of them or a date."""
+    if text.isdecimal() and len(text) < 10:
+        return float(text)
+    try:
+        seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return 0.0
+    return max(0.0, seconds)
+
+
+def unreachable(error: Exception) -> ServerUnreachableError:
+    """The library's error as ours; a certificate that is not trusted will not be so a second later."""
+    result = ServerUnreachableError(f"no reply from the server: {error or type(error).__name__}")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause):
+            result.is_retryable = False
+        cause = cause.__cause__ or cause.__context__
+    return result

@@ -1,0 +1,82 @@
+"""The application: routes, live streams and the page, behind one guard."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from audiocnn.gateway import page
+from audiocnn.gateway.auth import DOCS_ASSETS, Guard, error_response
+from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
+from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware
+from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
+from audiocnn.gateway.service import Gateway
+from audiocnn.gateway.settings import Settings
+
+DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
+request may bring its own `X-Request-Id`. If keys are set, send one as `X-API-Key` or `Authorization: Bearer`.
+Live streams: the WebSocket `/ws/predict`, see docs/gateway.md."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI application; settings come from the environment unless given."""
+    settings = settings or Settings()
+    gateway = Gateway(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    app = FastAPIOffline(  # /docs with its scripts from here, not from somebody's network
+        title="AudioCNN Serve",
+        version="1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        static_url=DOCS_ASSETS,
+    )
+    app.state.metrics = gateway.metrics
+    app.add_middleware(Guard, door=gateway.door, metrics=gateway.metrics)
+    app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+    app.add_middleware(HostMiddleware, settings=settings, metrics=gateway.metrics)
+    app.add_middleware(BodyMiddleware, upload_seconds=settings.upload_seconds)
+    add_error_handlers(app)
+    add_reading_routes(app, gateway)
+    add_asking_routes(app, gateway)
+    if settings.metrics_port is None:
+        add_metrics_route(app, gateway)
+
+    @app.websocket("/ws/predict")
+    async def stream(socket: WebSocket) -> None:
+        await gateway.streams.serve(socket)
+
+    page.mount(app, gateway.predict_counted, gateway.door, gateway.budget, settings)
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """What the framework refuses, in the same shape as the rest."""
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        known = GatewayError(f"{error.detail}: see /docs for what there is.")
+        known.status = error.status_code
+        known.code = FRAMEWORK_CODES.get(error.status_code, "bad_request")
+        request.state.code = known.code
+        reply = error_response(known, request.state.request_id)
+        reply.headers.update(error.headers or {})
+        return reply

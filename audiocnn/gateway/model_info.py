@@ -1,0 +1,67 @@
+"""What the served model is, as it says itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from audiocnn.client.async_client import AsyncClient
+from audiocnn.config import Config, FrontendConfig
+from audiocnn.errors import ModelFileError
+from audiocnn.labels import ESC50, URBANSOUND8K, describe
+from audiocnn.probe import probe_wav
+
+ALL_CLASSES = 1_000_000  # as `top_k`: the answer names every class
+_FRESH_SECONDS = 5.0  # a rollout changes the model under us
+
+
+class Served:
+    """Asks TorchServe with a short tone: its answer names the model and, with a large `top_k`, all classes.
+
+    The front end is not in an answer; it is read from the checkpoint's config.json, and told only if
+    that has the same version and classes.
+    """
+
+    def __init__(self, client: AsyncClient, config_file: Path) -> None:
+        self._client = client
+        self._answer: dict[str, Any] = {}
+        self._asked_at = -_FRESH_SECONDS
+        self._asking = asyncio.Lock()
+        try:
+            self._config: Config | None = Config.from_json(config_file.read_text(encoding="utf-8"))
+        except (OSError, ModelFileError):
+            self._config = None
+
+    @property
+    def frontend(self) -> FrontendConfig:
+        """What sample rate and window to prepare for; the usual ones if there is no config.json."""
+        return self._config.frontend if self._config else FrontendConfig()
+
+    async def labels(self) -> list[dict[str, str]]:
+        """All classes, in the order of the model where it is known."""
+        names = {row["class"] for row in (await self._ask())["predictions"]}
+        known = (*(self._config.class_names if self._config else ()), *(x.name for x in ESC50 + URBANSOUND8K))
+        order = {name: number for number, name in reversed(list(enumerate(known)))}
+        return [asdict(describe(name)) for name in sorted(names, key=lambda n: (order.get(n, len(order)), n))]
+
+    async def describe(self) -> dict[str, Any]:
+        """Name, version and hash; the number of classes; the front end or None."""
+        answer = await self._ask()
+        config = self._config
+        names = {row["class"] for row in answer["predictions"]}
+        is_same = config and config.version == answer["model"]["version"] and set(config.class_names) == names
+        return {
+            "model": answer["model"],
+            "num_classes": len(names),
+            "frontend": asdict(config.frontend) if config and is_same else None,
+        }
+
+    async def _ask(self) -> dict[str, Any]:
+        async with self._asking:
+            if time.monotonic() - self._asked_at > _FRESH_SECONDS:
+                self._answer = await self._client.predict(probe_wav(), top_k=ALL_CLASSES)
+                self._asked_at = time.monotonic()
+            return self._answer

@@ -1,0 +1,200 @@
+"""Bodies into memory, and never further than allowed: nothing is written to disk.
+
+Starlette's own form parser spools files to disk and counts afterwards. Here every chunk is counted when
+it arrives, against the request's limit and against what all requests may hold together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from audiocnn.gateway.errors import BadRequestError, BusyError, UploadTooLargeError, WrongMediaTypeError
+from audiocnn.gateway.settings import MIB, Settings
+
+_MAX_FIELD_BYTES = 1 << 16
+_MAX_FIELDS = 32
+_MAX_PART_HEADER_BYTES = 4096
+_FORM_BYTES = MIB  # what boundaries, headers and option fields may add to the audio
+
+
+class Budget:
+    """Bytes that all requests together may hold."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = self._max = max_bytes
+
+    @property
+    def held(self) -> int:
+        """Bytes that are taken now."""
+        return self._max - self._left
+
+    def take(self, count: int) -> None:
+        """Raises `BusyError` if there are not so many left."""
+        if count > self._left:
+            raise BusyError("The server holds as many uploads as it can: ask again.")
+        self._left -= count
+
+    def give_back(self, count: int) -> None:
+        """When the request that took them is done."""
+        self._left += count
+
+    @contextlib.contextmanager
+    def holding(self, count: int) -> Iterator[None]:
+        """Take so many until the block ends; raises `BusyError` if there are not so many left."""
+        self.take(count)
+        try:
+            yield
+        finally:
+            self.give_back(count)
+
+
+@dataclass
+class Form:
+    """A multipart body: files in their order, other fields by name."""
+
+    files: list[tuple[str, str, bytes]] = field(default_factory=list)  # field, file name, content
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.asynccontextmanager
+async def receiving(
+    request: Request, settings: Settings, budget: Budget, *, max_bytes: int, copies: int = 1
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The chunks of the body, counted; what they cost is given back when the block ends.
+
+    `copies` is how many times the body is in memory while it is read, each of which counts.
+    The time that they may take is the `BodyMiddleware`'s.
+    """
+    taken = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal taken
+        if int(request.headers.get("content-length", "0")) > max_bytes:
+            raise too_large(settings)
+        received = 0
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > max_bytes:
+                raise too_large(settings)
+            budget.take(copies * len(chunk))
+            taken += copies * len(chunk)
+            yield chunk
+
+    try:
+        yield chunks()
+    finally:
+        budget.give_back(taken)
+
+
+def too_large(settings: Settings) -> UploadTooLargeError:
+    """The error that names the limit."""
+    return UploadTooLargeError(
+        f"At most {settings.max_upload_mb:g} MiB of audio in one request (MAX_UPLOAD_MB): send FLAC, or less."
+    )
+
+
+def form_limit(settings: Settings) -> int:
+    """Bytes of a whole multipart body."""
+    return settings.max_upload_bytes + _FORM_BYTES
+
+
+def json_limit(settings: Settings) -> int:
+    """Bytes of a JSON body whose audio is base64: four characters for three bytes."""
+    return settings.max_upload_bytes * 4 // 3 + _FORM_BYTES
+
+
+async def read_json_bytes(chunks: AsyncIterator[bytes]) -> bytes:
+    """The whole body."""
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def read_form(request: Request, chunks: AsyncIterator[bytes], settings: Settings) -> Form:
+    """Parse a multipart body as it arrives."""
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise WrongMediaTypeError("Send the clip as multipart/form-data: curl -F file=@clip.wav ...")
+    reader = _FormReader(boundary, settings)
+    try:
+        async for chunk in chunks:
+            reader.parser.write(chunk)
+    except MultipartParseError as error:
+        raise BadRequestError("The multipart body is malformed.") from error
+    if not reader.is_complete:
+        raise BadRequestError("The multipart body ends before its last boundary.")
+    return reader.form
+
+
+class _FormReader:
+    """Collects what the parser finds."""
+
+    def __init__(self, boundary: bytes, settings: Settings) -> None:
+        self.form = Form()
+        self.is_complete = False
+        self._settings = settings
+        self._audio_bytes = 0
+        self._new_part()
+        self.parser = MultipartParser(
+            boundary,
+            callbacks={
+                "on_part_begin": self._new_part,
+                "on_header_field": lambda data, start, end: self._header(self._name, data[start:end]),
+                "on_header_value": lambda data, start, end: self._header(self._value, data[start:end]),
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_finished,
+                "on_part_data": lambda data, start, end: self._part_data(data[start:end]),
+                "on_part_end": self._part_end,
+                "on_end": self._end,
+            },
+        )
+
+    def _new_part(self) -> None:
+        self._name, self._value, self._content = bytearray(), bytearray(), bytearray()
+        self._disposition: dict[bytes, bytes] = {}
+
+    def _header(self, target: bytearray, data: bytes) -> None:
+        target += data
+        if len(target) > _MAX_PART_HEADER_BYTES:
+            raise BadRequestError("A part of the form has a header that is too long.")
+
+    def _header_end(self) -> None:
+        if bytes(self._name).lower() == b"content-disposition":
+            self._disposition = parse_options_header(bytes(self._value))[1]
+        self._name.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        if b"name" not in self._disposition:
+            raise BadRequestError("A part of the form has no name.")
+        if b"filename" in self._disposition and len(self.form.files) >= self._settings.max_files:
+            raise BadRequestError(f"At most {self._settings.max_files} files in one request.")
+        if b"filename" not in self._disposition and len(self.form.fields) >= _MAX_FIELDS:
+            raise BadRequestError("Too many fields in the form.")
+
+    def _part_data(self, data: bytes) -> None:
+        self._content += data
+        if b"filename" not in self._disposition:
+            if len(self._content) > _MAX_FIELD_BYTES:
+                raise BadRequestError("A field of the form is too long; a clip needs a file name.")
+            return
+        self._audio_bytes += len(data)
+        if self._audio_bytes > self._settings.max_upload_bytes:
+            raise too_large(self._settings)
+
+    def _part_end(self) -> None:
+        name = self._disposition[b"name"].decode("utf-8", "replace")
+        if b"filename" in self._disposition:
+            file_name = self._disposition[b"filename"].decode("utf-8", "replace")
+            self.form.files.append((name, file_name, bytes(self._content)))
+        else:
+            self.form.fields[name] = self._content.decode("utf-8", "replace")
+        self._content = bytearray()
+
+    def _end(self) -> None:
+        self.is_complete = True

@@ -1,0 +1,227 @@
+"""The addresses: bodies in, `Gateway` asked, replies out.
+
+Replies are TorchServe's, plus what a route adds; they are sent as bytes, not through response models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from audiocnn.errors import AudioError, BadOptionError, ServerError
+from audiocnn.gateway import pictures, schemas
+from audiocnn.gateway.errors import BadRequestError, BusyError, WrongMediaTypeError, body_of
+from audiocnn.gateway.multipart import Form, json_limit, read_json_bytes, receiving, too_large
+from audiocnn.gateway.service import Gateway
+from audiocnn.gateway.settings import Settings
+from audiocnn.request_body import read_base64, read_json_object
+
+AUDIO_KEYS = ("audio_data", "data")
+SEED_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
+_BATCH_CONCURRENCY = 8
+_JSON_COPIES = 4  # the body, its text, the base64 and the audio
+
+
+def only_file(form: Form) -> bytes:
+    """The clip of a form that must have one."""
+    names = [name for name, _, _ in form.files]
+    if names not in (["file"], ["data"]):
+        sent = ", ".join(name[:40] for name in [*names, *form.fields]) or "nothing"
+        raise BadRequestError(f"Send one sound file in the field file (got: {sent}).")
+    return form.files[0][2]
+
+
+def json_reply(content: dict[str, Any]) -> Response:
+    """JSON as orjson writes it."""
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+def read_request(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]]:
+    """Audio and options of a JSON body."""
+    content = read_json_object(body)
+    options = {name: value for name, value in content.items() if name not in AUDIO_KEYS}
+    audio = read_base64(content)
+    if len(audio) > settings.max_upload_bytes:
+        raise too_large(settings)
+    return audio, options
+
+
+def add_reading_routes(app: FastAPI, gateway: Gateway) -> None:
+    """`GET`: how the server is, and what it serves."""
+    settings = gateway.settings
+
+    @app.get("/health", tags=["server"], responses={200: {"model": schemas.StatusReply}})
+    async def health() -> Response:
+        """The gateway runs. Needs no key."""
+        return json_reply({"status": "ok"})
+
+    @app.get(
+        "/ready",
+        tags=["server"],
+        responses={200: {"model": schemas.StatusReply}, **schemas.errors(403, 503)},
+    )
+    async def ready() -> Response:
+        """A real prediction works. Needs no key; one probe a second answers for all who ask."""
+        await gateway.check_ready()
+        return json_reply({"status": "ready"})
+
+    @app.get(
+        "/labels",
+        tags=["model"],
+        responses={200: {"model": schemas.LabelsReply}, **schemas.errors(*schemas.GUARDED, 502, 503)},
+    )
+    async def labels() -> Response:
+        """The classes of the served model, with emoji and group."""
+        return json_reply({"labels": await gateway.model.labels()})
+
+    @app.get(
+        "/config",
+        tags=["model"],
+        responses={200: {"model": schemas.ConfigReply}, **schemas.errors(*schemas.GUARDED, 502, 503)},
+    )
+    async def config() -> Response:
+        """The served model, its front end, and the limits of requests and streams."""
+        names = schemas.Limits.model_fields
+        return json_reply(
+            await gateway.model.describe()
+            | {
+                "limits": {name: getattr(settings, name) for name in names},
+                "stream": gateway.streams.limits(),
+                "needs_key": bool(settings.api_keys),
+            }
+        )
+
+
+def add_metrics_route(app: FastAPI, gateway: Gateway) -> None:
+    """`GET /metrics`, where it has no address of its own."""
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
+    """`POST`: clips in, answers out."""
+    failures = schemas.errors(*schemas.ASKED)
+
+    @app.post(
+        "/predict",
+        tags=["predict"],
+        responses={200: {"model": schemas.PredictReply}, **failures},
+        openapi_extra=schemas.form_body("file"),
+    )
+    async def predict(request: Request) -> Response:
+        """Name the sounds in one file: `curl -F file=@clip.wav -F top_k=3 .../predict`."""
+        async with contextlib.AsyncExitStack() as stack:
+            form = await gateway.form(request, stack)
+            state = request.state
+            return json_reply(
+                await gateway.predict(only_file(form), state.request_id, form.fields, state.trace)
+            )
+
+    @app.post(
+        "/spectrogram",
+        tags=["predict"],
+        responses={
+            200: {"model": schemas.SpectrogramReply, "content": {"image/png": {}}},
+            **failures,
+        },
+        openapi_extra=schemas.form_body("file", more=schemas.FORMAT) | schemas.FORMAT_PARAMETER,
+    )
+    async def spectrogram(request: Request) -> Response:
+        """The log-mel spectrogram that the network saw, with Hz and seconds, or `?format=png`."""
+        async with contextlib.AsyncExitStack() as stack:
+            form = await gateway.form(request, stack)
+            given = [form.fields.pop("format", "json"), *request.query_params.getlist("format")]
+            if wrong := [value for value in given if value not in ("json", "png")]:
+                raise BadOptionError(f"format={wrong[0][:40]!r} is not possible: it must be json or png.")
+            output = given[-1]
+            if form.fields:
+                raise BadOptionError(
+                    f"There is no option {next(iter(form.fields))[:40]!r} here: only format."
+                )
+            options = {"spectrogram": True, "top_k": 1}
+            state = request.state
+            answer = await gateway.predict(only_file(form), state.request_id, options, state.trace)
+        if output == "png":
+            png = await asyncio.to_thread(pictures.spectrogram_png, answer["input_spectrogram"])
+            return Response(png, media_type="image/png")
+        names = ("input_spectrogram", "duration", "warnings", "request_id")
+        return json_reply({name: answer[name] for name in names})
+
+    @app.post(
+        "/inference",
+        tags=["predict"],
+        responses={200: {"model": schemas.PredictReply}, **failures},
+        openapi_extra=schemas.json_body(),
+    )
+    async def inference(request: Request) -> Response:
+        """Base64 in, everything out: top 3, all maps in [-1, 1], spectrogram and waveform.
+
+        For the front ends of the projects that this one grew from; options change what is sent.
+        """
+        if not request.headers.get("content-type", "").lower().startswith("application/json"):
+            raise WrongMediaTypeError(
+                'Send JSON: {"audio_data": "<base64>"}, Content-Type: application/json.'
+            )
+        limit = json_limit(gateway.settings)
+        async with receiving(
+            request, gateway.settings, gateway.budget, max_bytes=limit, copies=_JSON_COPIES
+        ) as chunks:
+            body = await read_json_bytes(chunks)
+            audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
+            state = request.state
+            answer = await gateway.predict(audio, state.request_id, SEED_OPTIONS | options, state.trace)
+        return await asyncio.to_thread(_with_scaled_maps, answer)
+
+    @app.post(
+        "/predict_batch",
+        tags=["predict"],
+        responses={200: {"model": schemas.BatchReply}, **failures},
+        openapi_extra=schemas.form_body("files", many=True),
+    )
+    async def predict_batch(request: Request) -> Response:
+        """Several files with the same options: one answer or error each, in their order."""
+        async with contextlib.AsyncExitStack() as stack:
+            form = await gateway.form(request, stack)
+            results = await answer_files(gateway, form, request)
+        return json_reply({"results": results, "request_id": request.state.request_id})
+
+
+def _with_scaled_maps(answer: dict[str, Any]) -> Response:
+    if "visualization" in answer:
+        answer["visualization"] = pictures.scaled_maps(answer["visualization"])
+    return json_reply(answer)
+
+
+async def answer_files(gateway: Gateway, form: Form, request: Request) -> list[dict[str, Any]]:
+    """One answer or error for each file of a form, in their order."""
+    if not form.files or any(name != "files" for name, _, _ in form.files):
+        raise BadRequestError(
+            "Send sound files in fields named files: curl -F files=@a.wav -F files=@b.wav ..."
+        )
+    gateway.door.rate.owe(request.state.caller, len(form.files) - 1)  # one was paid for at the door
+    slots = asyncio.Semaphore(_BATCH_CONCURRENCY)
+
+    async def answer(number: int, file_name: str, audio: bytes) -> dict[str, Any]:
+        request_id = f"{request.state.request_id}-{number}"
+        async with slots:
+            try:
+                result = await gateway.predict_counted(audio, request_id, form.fields, request.state.trace)
+            except (AudioError, ServerError, BusyError) as error:
+                result = body_of(error) | {"request_id": request_id}
+        return {"file": file_name, **result}
+
+    results = await asyncio.gather(
+        *(answer(number, file_name, audio) for number, (_, file_name, audio) in enumerate(form.files))
+    )
+    problems = [row["error"] for row in results if row.get("error", {}).get("code") == BadOptionError.code]
+    if len(problems) == len(results):  # it is the same option for all: not one file's fault
+        raise BadOptionError(problems[0]["message"])
+    return results

@@ -1,0 +1,119 @@
+"""What all routes share: the connections to TorchServe, places, budgets, and whether it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+from fastapi import Request
+
+from audiocnn.client.async_client import AsyncClient
+from audiocnn.errors import AudioError, ServerError
+from audiocnn.gateway.auth import Door
+from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError
+from audiocnn.gateway.metrics import Metrics
+from audiocnn.gateway.model_info import Served
+from audiocnn.gateway.multipart import Budget, Form, form_limit, read_form, receiving
+from audiocnn.gateway.settings import MIB, Settings
+from audiocnn.gateway.streaming import Streams
+from audiocnn.options import option_headers
+
+_READY_SECONDS = 1.0  # so long one probe answers for all
+
+
+class Gateway:
+    """What the routes share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.door = Door(settings)
+        self.metrics = Metrics()
+        self.budget = Budget(int(settings.max_buffered_mb * MIB))
+        self._in_flight = 0
+        self.metrics.gauge(
+            "gateway_requests_in_flight", "Requests that wait for TorchServe", lambda: self._in_flight
+        )
+        self.metrics.gauge(
+            "gateway_buffered_bytes", "Bytes of uploads held in memory", lambda: self.budget.held
+        )
+        self.metrics.gauge(
+            "gateway_streams_open",
+            "Live streams",
+            lambda: self.streams.num_open if hasattr(self, "streams") else 0,
+        )
+        self._ready_at = -_READY_SECONDS
+        self._probing = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the connections to TorchServe, and close them."""
+        async with self._client(self.settings.deadline_seconds) as self.client:
+            self.model = Served(self.client, self.settings.model_config_file)
+            # Late answers to a stream are worth nothing: ask once or twice, then take newer sound.
+            async with self._client(5.0) as stream_client:
+                self.streams = Streams(self.settings, self.door, stream_client, self.model, self.metrics)
+                yield
+
+    def _client(self, deadline_seconds: float) -> AsyncClient:
+        settings = self.settings
+        return AsyncClient(
+            settings.torchserve_url,
+            model=settings.torchserve_model,
+            deadline_seconds=deadline_seconds,
+            attempt_seconds=deadline_seconds,
+            max_server_failures=1,
+            key_file=settings.torchserve_key_file,
+            management=settings.torchserve_management,
+            ca_file=settings.torchserve_ca_file,
+            on_retry=self.metrics.retry,
+        )
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the places for requests that wait for TorchServe; raises `BusyError` if all are taken."""
+        if self._in_flight >= self.settings.max_in_flight:
+            raise BusyError("As many requests as can be held are waiting: ask again.")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def predict(
+        self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """TorchServe's answer; raises `BadOptionError` for an option that does not exist."""
+        option_headers(options)  # first: one named request_id or self is no argument of the client's
+        with self.slot():
+            self.metrics.upload_bytes.inc(len(audio))
+            return await self.client.predict(audio, request_id=request_id, trace=trace, **options)
+
+    async def predict_counted(
+        self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The same for what is no request of its own, so that nobody else counts its error."""
+        try:
+            return await self.predict(audio, request_id, options, trace)
+        except (AudioError, ServerError, GatewayError) as error:
+            self.metrics.failure(error)
+            raise
+
+    async def check_ready(self) -> None:
+        """Raises `NotReadyError` unless a real prediction works, or did a second ago."""
+        async with self._probing:
+            if time.monotonic() - self._ready_at < _READY_SECONDS:
+                return
+            if not await self.client.ready(timeout_seconds=self.settings.deadline_seconds):
+                raise NotReadyError("A real prediction does not work now: is TorchServe running?")
+            self._ready_at = time.monotonic()
+
+    async def form(self, request: Request, stack: contextlib.AsyncExitStack) -> Form:
+        """The multipart body; what it holds of the budget is given back when the stack closes."""
+        limit = form_limit(self.settings)
+        chunks = await stack.enter_async_context(
+            receiving(request, self.settings, self.budget, max_bytes=limit)
+        )
+        return await read_form(request, chunks, self.settings)

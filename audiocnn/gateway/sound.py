@@ -1,0 +1,124 @@
+"""The sound of one stream: resampled once, the newest window kept, levels measured."""
+
+from __future__ import annotations
+
+import io
+import math
+import wave
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+FloatArray = npt.NDArray[np.float32]
+
+SILENCE_DBFS = -120.0
+_LOUD = 2.0  # full scale is 1; beyond twice of it the scale is wrong, as 16-bit numbers sent as floats
+
+
+class BadSoundError(ValueError):
+    """Bytes that are not little-endian float32 samples, or samples that are no numbers."""
+
+
+class NewestWindow:
+    """The newest `window_seconds` of a stream at the model's rate: memory that does not grow.
+
+    The buffer is made with the first sample: a connection that sends nothing costs nothing.
+    """
+
+    def __init__(self, *, input_rate: int, sample_rate: int, window_seconds: float) -> None:
+        self.input_rate = input_rate  # Hz, of what comes
+        self.sample_rate = sample_rate  # Hz, of what is kept
+        self.received = 0  # samples at the input rate
+        self.is_too_loud = False
+        self._size = round(window_seconds * sample_rate)
+        self._ring: FloatArray | None = None  # (size,)
+        self._kept = 0  # samples kept since the beginning; the next one goes to this place, modulo size
+        self._energy = 0.0  # sum of squares since the last `take_level`
+        self._count = 0
+        self._resampler: soxr.ResampleStream | None = None
+
+    def push(self, frame: bytes) -> None:
+        """Append float32 samples, little-endian, mono; raises `BadSoundError`."""
+        if len(frame) % 4:
+            raise BadSoundError(f"A frame of {len(frame)} bytes is no whole number of float32 samples.")
+        samples: FloatArray = np.frombuffer(frame, "<f4").astype(np.float32, copy=False)
+        if not np.isfinite(samples).all():
+            raise BadSoundError("The samples have NaN or infinite values.")
+        if not len(samples):
+            return
+        self.is_too_loud |= bool(np.abs(samples).max() > _LOUD)
+        self._energy += float(np.square(samples, dtype=np.float64).sum())
+        self._count += len(samples)
+        self.received += len(samples)
+        self._keep(self._resampled(np.clip(samples, -1.0, 1.0)))
+
+    def _resampled(self, samples: FloatArray) -> FloatArray:
+        if self.input_rate == self.sample_rate:
+            return samples
+        if self._resampler is None:
+            self._resampler = soxr.ResampleStream(
+                self.input_rate, self.sample_rate, 1, dtype="float32", quality="HQ"
+            )
+        resampled: FloatArray = self._resampler.resample_chunk(samples)
+        return resampled
+
+    def _keep(self, samples: FloatArray) -> None:
+        """Over the oldest. Browsers send 128 samples at a time: moving the whole window would cost."""
+        if self._ring is None:
+            self._ring = np.zeros(self._size, np.float32)
+        self._kept += max(0, len(samples) - self._size)
+        samples = samples[-self._size :]
+        place = self._kept % self._size
+        first = samples[: self._size - place]
+        self._ring[place : place + len(first)] = first
+        self._ring[: len(samples) - len(first)] = samples[len(first) :]
+        self._kept += len(samples)
+
+    def newest(self) -> FloatArray:
+        """The window, oldest sample first: `(num_samples,)`, shorter at the beginning of the stream."""
+        if self._ring is None:
+            return np.zeros(0, np.float32)
+        if self._kept < self._size:
+            return self._ring[: self._kept].copy()
+        return np.roll(self._ring, -(self._kept % self._size))
+
+    @property
+    def seconds(self) -> float:
+        """Of sound received so far."""
+        return self.received / self.input_rate
+
+    def take_level(self) -> float:
+        """RMS level in dB of full scale since the last call; `SILENCE_DBFS` at least."""
+        power = self._energy / self._count if self._count else 0.0
+        self._energy, self._count = 0.0, 0
+        return max(SILENCE_DBFS, 10 * math.log10(power)) if power else SILENCE_DBFS
+
+    def wav(self) -> bytes | None:
+        """The newest window as a 16-bit WAV file; None before the first sample."""
+        waveform = self.newest()
+        if not len(waveform):
+            return None
+        file = io.BytesIO()
+        with wave.open(file, "wb") as writer:
+            writer.setnchannels(1)
+            writer.setsampwidth(2)
+            writer.setframerate(self.sample_rate)
+            writer.writeframes(np.round(waveform * 32_767).astype("<i2").tobytes())
+        return file.getvalue()
+
+
+class Smoothed:
+    """Exponential average of all confidences, with a time constant in seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._confidences: dict[str, float] = {}
+
+    def update(self, predictions: list[dict[str, object]], elapsed_seconds: float) -> list[tuple[str, float]]:
+        """Class and confidence, surest first; `elapsed_seconds` of sound since the last update."""
+        new = {str(row["class"]): float(str(row["confidence"])) for row in predictions}
+        keep = math.exp(-elapsed_seconds / self._seconds) if self._seconds else 0.0
+        old = self._confidences or new
+        self._confidences = {name: keep * old.get(name, 0.0) + (1 - keep) * p for name, p in new.items()}
+        return sorted(self._confidences.items(), key=lambda pair: -pair[1])

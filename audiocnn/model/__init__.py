@@ -1,0 +1,1 @@
+"""The network, its front end, checkpoints, and engines that run exported files."""

@@ -1,0 +1,211 @@
+"""One call over three ways to run the network: ONNX Runtime, TorchScript, and plain PyTorch.
+
+The path says which: `NAME.onnx`, `NAME.pt`, or a checkpoint folder. An exported file carries its
+configuration and front-end arrays, so the file alone is enough; its outputs are `logits` and
+`embedding`, the pooled feature before the last layer. What only pictures need (evidence and
+feature maps) is in a second file, `NAME-maps.onnx` or `NAME-maps.pt`, opened on first use: extra
+outputs keep the optimiser from fusing operations, and most requests never ask for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from audiocnn.config import Config, feature_map_names
+from audiocnn.errors import ModelFileError
+from audiocnn.files import sha256
+from audiocnn.model import checkpoint
+from audiocnn.model.frontend import LogMel
+from audiocnn.model.network import AudioCNN, WithEmbedding, WithMaps
+
+FloatArray = npt.NDArray[np.float32]
+
+CONFIG_KEY = "audiocnn.config"  # the JSON of `Config`
+FRONTEND_KEY = "audiocnn.model.frontend"  # base64 of the safetensors bytes of `LogMel`
+INT8 = "-int8"  # ends the stem of a quantised file: audiocnn-int8.onnx beside audiocnn.onnx
+MAX_BATCH = 8
+
+
+class Graph(Protocol):
+    """A network that can be run; `metadata` holds the values of the two keys above."""
+
+    metadata: dict[str, str]
+
+    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+        """`log_mel (b, 1, n_mels, num_frames)` -> the named outputs, batch first."""
+        ...
+
+
+class Engine:
+    """A model ready to run, with its configuration and front end."""
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        """Load `path` (see the module) for `device` ("cpu" or "cuda:N").
+
+        `threads` limits the CPU threads of this process's models; None takes all cores. Raises
+        `ModelFileError` for a file that is missing, damaged, too new, or not ours.
+        """
+        if threads:
+            torch.set_num_threads(threads)
+        self.path, self.device, self.threads = path, device, threads
+        self._graph = open_graph(path, device=device, threads=threads)
+        self._maps: Graph | None = self._graph if path.is_dir() else None
+        self.config = Config.from_json(self._graph.metadata[CONFIG_KEY])
+        self.log_mel = _unpack_frontend(self._graph.metadata[FRONTEND_KEY], self.config).to(device)
+        self.sha256 = sha256(path / checkpoint.WEIGHTS if path.is_dir() else path)
+
+    @property
+    def map_names(self) -> list[str]:
+        """Names of the feature maps that `run` can return besides `logits` and `evidence`."""
+        return feature_map_names(self.config.model)
+
+    def run(self, log_mel: FloatArray, outputs: Sequence[str] = ("logits",)) -> dict[str, FloatArray]:
+        """Run `(n, 1, n_mels, num_frames)`; returns the named outputs, first dimension n.
+
+        Batches are cut into powers of two up to `MAX_BATCH`: a handful of shapes, so ONNX Runtime's
+        memory stays flat. All outputs of one call come from one graph.
+        """
+        is_served = set(outputs) <= set(WithEmbedding.output_names)
+        graph = self._graph if is_served else self._maps_graph()
+        parts = [graph.run(log_mel[chunk], outputs) for chunk in _chunks(len(log_mel))]
+        return {
+            name: np.concatenate(arrays)
+            for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)
+        }
+
+    def _maps_graph(self) -> Graph:
+        if self._maps is None:
+            stem = self.path.stem.removesuffix(INT8)  # pictures are drawn from float32
+            path = self.path.with_name(f"{stem}-maps{self.path.suffix}")
+            self._maps = open_graph(path, device=self.device, threads=self.threads)
+            if self._maps.metadata != self._graph.metadata:
+                raise ModelFileError(f"{path} was exported from another model than {self.path}: export again")
+        return self._maps
+
+
+def open_graph(path: Path, *, device: str = "cpu", threads: int | None = None) -> Graph:
+    """The graph in a file or checkpoint folder; raises `ModelFileError` if there is none."""
+    if path.is_dir():
+        return EagerGraph(path, device)
+    if not path.is_file():
+        raise ModelFileError(f"there is no model at {path}: build it with `make export`")
+    if path.suffix == ".onnx":
+        graph: Graph = OnnxGraph(path, device, threads)
+    elif path.suffix == ".pt":
+        graph = TorchScriptGraph(path, device)
+    else:
+        raise ModelFileError(f"{path} is no model file: expected .onnx, .pt or a checkpoint folder")
+    if missing := [key for key in (CONFIG_KEY, FRONTEND_KEY) if not graph.metadata.get(key)]:
+        raise ModelFileError(f"{path} carries no {' and no '.join(missing)}: it was not exported by us")
+    return graph
+
+
+def pack_metadata(config: Config, log_mel: LogMel) -> dict[str, str]:
+    """What an exported file carries besides its graph."""
+    arrays = safetensors.torch.save(dict(log_mel.state_dict()))
+    return {CONFIG_KEY: config.to_json(), FRONTEND_KEY: base64.b64encode(arrays).decode()}
+
+
+def _unpack_frontend(text: str, config: Config) -> LogMel:
+    log_mel = LogMel(config.frontend)
+    try:
+        log_mel.load_state_dict(safetensors.torch.load(base64.b64decode(text)))
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelFileError(f"the stored front end is damaged: {error}") from error
+    checkpoint.check_fingerprint(config, log_mel)
+    return log_mel.eval()
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    start = 0
+    while start < count:
+        size = min(MAX_BATCH, 1 << ((count - start).bit_length() - 1))
+        yield slice(start, start + size)
+        start += size
+
+
+class OnnxGraph:
+    """An `.onnx` file in ONNX Runtime."""
+
+    def __init__(self, path: Path, device: str, threads: int | None) -> None:
+        import onnxruntime  # here, so that TorchScript users need not have it
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        providers: list[object] = ["CPUExecutionProvider"]
+        if device.startswith("cuda"):
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)}))
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's own errors share no base class but this
+            raise ModelFileError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        if (
+            providers[0] != "CPUExecutionProvider"
+            and "CUDAExecutionProvider" not in self._session.get_providers()
+        ):
+            raise ModelFileError(
+                f"ONNX Runtime cannot use {device} and would silently run on the CPU: install "
+                "onnxruntime-gpu (`make setup` does where it sees a GPU) with matching CUDA libraries"
+            )
+        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+        """See `Graph`."""
+        return list(self._session.run(list(outputs), {"log_mel": log_mel}))
+
+
+class TorchScriptGraph:
+    """A traced and frozen `.pt` file."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        files: dict[str, Any] = {CONFIG_KEY: "", FRONTEND_KEY: "", "output_names": ""}
+        try:
+            with warnings.catch_warnings():
+                # torch.jit is deprecated since torch 2.10, and still what TorchScript users run.
+                warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+                self._module = torch.jit.load(str(path), map_location=device, _extra_files=files)  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            raise ModelFileError(f"{path} cannot be loaded as TorchScript: {error}") from error
+        texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in files.items()}
+        self._names = json.loads(texts.pop("output_names") or "[]")
+        self.metadata = texts
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+        """See `Graph`."""
+        tensors = self._module(torch.from_numpy(log_mel).to(self._device))
+        named = dict(zip(self._names, tensors if isinstance(tensors, tuple) else (tensors,), strict=True))
+        return [named[name].cpu().numpy() for name in outputs]
+
+
+class EagerGraph:
+    """A checkpoint folder in plain PyTorch: the reference that the exports are measured against."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        config, log_mel, model = checkpoint.load(folder)
+        self.metadata = pack_metadata(config, log_mel)
+        self._model: AudioCNN = model.to(device)
+        self._served, self._with_maps = WithEmbedding(self._model), WithMaps(self._model)
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+        """See `Graph`."""
+        x = torch.from_numpy(log_mel).to(self._device)
+        is_served = set(outputs) <= set(self._served.output_names)
+        module = self._served if is_served else self._with_maps
+        named = dict(zip(module.output_names, module(x), strict=True))
+        return [named[name].cpu().numpy() for name in outputs]

@@ -1,0 +1,1 @@
+"""What starts, watches and manages TorchServe."""

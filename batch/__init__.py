@@ -1,1 +1,0 @@
-"""Folders of sound files -> tables, on Ray Data: `python -m batch.score`."""

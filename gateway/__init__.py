@@ -1,1 +1,0 @@
-"""REST and live streams in front of TorchServe, which it asks through `audiocnn.async_client`."""
