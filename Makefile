@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 STORE ?= model_store
 # What TorchServe calls the archive; a rollout needs another number than the running one's.
 VERSION ?=
-CORE := $(wildcard audiocnn/*.py)
+CORE := $(wildcard audiocnn/*.py audiocnn/audio/*.py audiocnn/model/*.py)
 WEIGHTS := $(CHECKPOINT)/model.safetensors $(CHECKPOINT)/config.json
 # onnxruntime and onnxruntime-gpu exclude each other.
 RUNTIME := $(if $(shell command -v nvidia-smi),gpu,cpu)

@@ -9,42 +9,33 @@ is asked for; feature maps and evidence come from its float32 counterpart, for o
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 import torch
 
 from audiocnn import audio
-from audiocnn.audio import windows
+from audiocnn.audio import stream, windows
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.config import AudioLimits, Config
-from audiocnn.errors import AudioError, BudgetExceededError
+from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
 from audiocnn.model.engine import MAX_BATCH, Engine
-from audiocnn.model.loading import trusted
+from audiocnn.model.loading import find_model, trusted
 from audiocnn.options import Options
+from audiocnn.results import RepresentativeWindow, Result
 
 FloatArray = npt.NDArray[np.float32]
-
-SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: below it there is nothing to name
-LOWEST_DBFS = -120.0  # what digital silence is called
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What pictures are drawn from: one window, the one that is surest of the class in question."""
-
-    start: float  # seconds
-    end: float
-    log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
-    outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+UNLIMITED = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
 
 
 @dataclass
@@ -79,50 +70,6 @@ class _Windows:
         return len(self.logits) == self.expected
 
 
-@dataclass(frozen=True)
-class Result:
-    """The answer to one clip; `audiocnn.results` turns it into JSON."""
-
-    config: Config
-    options: Options
-    probs: FloatArray  # (num_classes,), sums to 1
-    window_probs: FloatArray  # (num_windows, num_classes)
-    spans: list[tuple[float, float]]  # start and end of every window, seconds
-    clip: audio.Clip
-    shown: Shown
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether the whole clip is digital silence or close to it."""
-        if self._mean_square >= SILENCE_PEAK**2:  # the peak is no lower: most clips are told by one pass
-            return False
-        return bool(np.abs(self.clip.waveform).max() < SILENCE_PEAK)
-
-    @property
-    def level_dbfs(self) -> float:
-        """RMS level in dB of full scale, `LOWEST_DBFS` at least."""
-        return max(LOWEST_DBFS, 10 * math.log10(max(self._mean_square, 1e-30)))
-
-    @cached_property
-    def _mean_square(self) -> float:
-        return float(np.dot(self.clip.waveform, self.clip.waveform)) / len(self.clip.waveform)
-
-    @property
-    def is_unknown(self) -> bool:
-        """Whether the model is too unsure to name the sound."""
-        threshold = self.config.unknown_threshold
-        return threshold is not None and float(self.probs.max()) < threshold
-
-    def top(self) -> list[tuple[str, float]]:
-        """The classes and confidences to report, surest first, as the options wish."""
-        allowed = self.options.classes or self.config.class_names
-        ranked = [
-            (self.config.class_names[i], float(self.probs[i])) for i in np.argsort(-self.probs, kind="stable")
-        ]
-        wanted = [(c, p) for c, p in ranked if c in allowed and p >= self.options.min_confidence]
-        return wanted[: self.options.top_k]
-
-
 class Classifier:
     """A loaded model and the bounds on what it accepts."""
 
@@ -130,17 +77,60 @@ class Classifier:
         self.engine = engine
         self.config = engine.config
         self.limits = limits or AudioLimits()
+        self._model = {
+            "name": self.config.name,
+            "version": self.config.version,
+            "sha256": engine.sha256[:12],
+        }
 
     @classmethod
     def load(
-        cls, path: Path, *, device: str = "cpu", threads: int | None = None, limits: AudioLimits | None = None
+        cls,
+        path: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        limits: AudioLimits | None = None,
     ) -> Classifier:
-        """From an exported file or a checkpoint folder, see `audiocnn.model.loading.trusted`."""
-        return cls(trusted(path, device=device, threads=threads), limits=limits)
+        """From an exported file or a checkpoint folder; None: the released model (`find_model`)."""
+        chosen = Path(path) if path else find_model()
+        return cls(trusted(chosen, device=device, threads=threads), limits=limits)
 
-    def classify(
+    def predict(self, audio: AudioInput, options: Options | None = None) -> Result:
+        """The answer to one clip.
+
+        `audio` is a path, the bytes of a file, a file object open for reading, or a waveform and its sample
+        rate in Hz: float32 in [-1, 1], `(num_samples,)` or `(num_samples, channels)`. Raises `AudioError` if
+        the clip cannot be answered, `OSError` if its file cannot be read.
+
+        >>> audiocnn.load().predict("rain.wav").label
+        'rain'
+        """
+        (result,) = self.predict_batch([audio], [options or Options()])
+        if isinstance(result, AudioError):
+            raise result
+        return result
+
+    def predict_stream(
+        self, audio: AudioInput, *, overlap_seconds: float | None = None
+    ) -> Iterator[tuple[float, float, FloatArray]]:
+        """Start and end in seconds and probabilities `(num_classes,)` of each window of a file of any length.
+
+        Memory stays that of a few windows. `overlap_seconds` of neighbouring windows: None for half a window.
+        Raises `AudioError`, perhaps after windows that were good.
+        """
+        config, rate = self.config.frontend, self.config.frontend.sample_rate
+        hop = hop_of(self.config, overlap_seconds)
+        blocks = stream(io.BytesIO(to_bytes(audio)), sample_rate=rate, limits=UNLIMITED, warnings=[])
+        counted = _Counted(blocks)
+        for first, window in windows.iter_windows(counted, config, hop=hop):
+            logits = self.engine.run(self._log_mel(window)[None])["logits"][0]
+            end = min(first / rate + config.clip_seconds, counted.num_samples / rate)
+            yield first / rate, end, softmax(logits / self.config.temperature)
+
+    def predict_batch(
         self,
-        clips: Sequence[bytes],
+        clips: Sequence[AudioInput],
         options: Sequence[Options | AudioError] | None = None,
         timings: Timings | None = None,
         *,
@@ -152,13 +142,14 @@ class Classifier:
         within `budget_seconds` of wall time gets `BudgetExceededError`; the first one is always answered.
         """
         timings, budget = timings or Timings(), Budget(budget_seconds)
-        wishes = options if options is not None else [Options.parse({}, self.config)] * len(clips)
-        wanted = {n: wish for n, wish in enumerate(wishes) if isinstance(wish, Options)}
+        given = options if options is not None else [Options()] * len(clips)
+        wanted = {n: each for n, each in enumerate(given) if isinstance(each, Options)}
         answers: dict[int, Result | AudioError] = {
-            n: wish for n, wish in enumerate(wishes) if isinstance(wish, AudioError)
+            n: each for n, each in enumerate(given) if isinstance(each, AudioError)
         }
         decoded: dict[int, audio.Clip] = {}
-        for number, outcome in self._decode({n: clips[n] for n in wanted}, budget, timings).items():
+        contents = {n: to_bytes(clips[n]) for n in wanted}
+        for number, outcome in self._decode(contents, budget, timings).items():
             if isinstance(outcome, AudioError):
                 answers[number] = outcome
             else:
@@ -228,19 +219,54 @@ class Classifier:
         surest = int(window_probs[:, shown_class].argmax())
         log_mel = done.log_mels[surest]
         maps: dict[str, FloatArray] = {}
-        if options.map_outputs:
+        if names := options.map_outputs(self.config):
             with _timed(timings.inference_ms):
-                raw = self.engine.run(log_mel[None], options.map_outputs)
+                raw = self.engine.run(log_mel[None], names)
             maps = {name: array[0] for name, array in raw.items()}
-        shown = Shown(*spans[surest], log_mel=log_mel[0], outputs=maps)
-        return Result(self.config, options, probs, window_probs, spans, clip, shown)
+        shown = RepresentativeWindow(*spans[surest], log_mel=log_mel[0], outputs=maps)
+        return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model)
+
+
+AudioInput = str | Path | bytes | BinaryIO | tuple[FloatArray, int]
+
+
+def to_bytes(audio: AudioInput) -> bytes:
+    """The bytes of a sound file; a waveform becomes a WAV file of float32."""
+    if isinstance(audio, bytes | bytearray | memoryview):
+        return bytes(audio)
+    if isinstance(audio, str | Path):
+        return Path(audio).read_bytes()
+    if isinstance(audio, tuple):
+        waveform, sample_rate = audio
+        file = io.BytesIO()
+        soundfile.write(file, np.asarray(waveform, np.float32), sample_rate, format="WAV", subtype="FLOAT")
+        return file.getvalue()
+    return audio.read()
+
+
+class _Counted:
+    """Blocks of a waveform, and how many samples have come."""
+
+    def __init__(self, blocks: Iterator[FloatArray]) -> None:
+        self._blocks, self.num_samples = blocks, 0
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        for block in self._blocks:
+            self.num_samples += len(block)
+            yield block
+
+
+def hop_of(config: Config, overlap_seconds: float | None) -> int:
+    """Samples from one window to the next when they overlap by so many seconds; None: by half."""
+    window = config.frontend.window_samples
+    if overlap_seconds is None:
+        return window // 2
+    return window - round(overlap_seconds * config.frontend.sample_rate)
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Probabilities along the last axis, float32, from logits that are finite.
-
-    A model that returns NaN is broken: better an error than a confident guess.
-    """
-    assert np.isfinite(logits).all(), "the network returned logits that are not finite"
+    """Probabilities along the last axis, float32. Raises `ModelOutputError` if a logit is not finite."""
+    if not np.isfinite(logits).all():
+        raise ModelOutputError("the network returned logits that are not finite")
     exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)

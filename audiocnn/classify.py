@@ -22,7 +22,6 @@ from audiocnn.inputs import InputError, Notes
 from audiocnn.labels import describe
 from audiocnn.model.loading import find_model
 from audiocnn.options import Options
-from audiocnn.results import render
 
 _STANDARD_INPUT = "-"
 
@@ -35,10 +34,10 @@ def classify_file(classifier: Classifier, path: str, options: Options) -> dict[s
         data = sys.stdin.buffer.read() if path == _STANDARD_INPUT else Path(path).read_bytes()
     except OSError as error:
         return {"file": path, "error": {"code": "unreadable_file", "message": str(error)}}
-    (result,) = classifier.classify([data], [options])
+    (result,) = classifier.predict_batch([data], [options])
     if isinstance(result, AudioError):
         return {"file": path, **result.to_dict()}
-    return {"file": path, **render(result, classifier.engine)}
+    return {"file": path, **result.to_dict()}
 
 
 def add_rows(table: Table, answer: dict[str, Any]) -> None:

@@ -124,6 +124,10 @@ class ModelFileError(AudioCNNError, ValueError):
     """A checkpoint or an exported model that is damaged, too new, or does not match its front end."""
 
 
+class ModelOutputError(AudioCNNError, RuntimeError):
+    """The network returned values that are no answer, such as NaN: the model is broken."""
+
+
 class DatasetError(AudioCNNError, ValueError):
     """A dataset folder that is missing, empty or laid out in a way we do not read."""
 

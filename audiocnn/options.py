@@ -41,15 +41,18 @@ class Options:
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
 
-    @property
-    def map_outputs(self) -> tuple[str, ...]:
+    def layer_names(self, config: Config) -> tuple[str, ...]:
+        """Names of the feature maps to send."""
+        return self.layers or tuple(feature_map_names(config.model))
+
+    def map_outputs(self, config: Config) -> tuple[str, ...]:
         """Names of the graph outputs that the answer needs besides the logits."""
         if self.explain:
             return ("evidence",)
         if self.reduce_payload:
             return ()
         evidence = ("evidence",) if self.evidence else ()
-        return (*evidence, *(self.layers if self.feature_maps != "none" else ()))
+        return (*evidence, *(self.layer_names(config) if self.feature_maps != "none" else ()))
 
     @classmethod
     def parse(cls, raw: Mapping[str, object], config: Config) -> Options:
@@ -72,8 +75,6 @@ class Options:
             if name not in parsers:
                 raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
             values["class_name" if name == "class" else name] = parsers[name](name, value)
-        if not values.get("layers"):
-            values["layers"] = tuple(feature_map_names(config.model))
         return cls(**values)  # type: ignore[arg-type]
 
 

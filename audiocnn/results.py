@@ -1,56 +1,143 @@
-"""Results -> the JSON that people and programs read."""
+"""The answer to a clip, and its JSON."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from audiocnn.classifier import Result
-from audiocnn.model.engine import Engine
+from audiocnn.audio import Clip
+from audiocnn.config import Config
 from audiocnn.model.frontend import map_axes
+from audiocnn.options import Options
 
 FloatArray = npt.NDArray[np.float32]
 
 MAX_WAVEFORM_VALUES = 8000
+SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: a clip below it is silent
+LOWEST_DBFS = -120.0  # the level of digital silence
 
 
-def render(result: Result, engine: Engine) -> dict[str, Any]:
-    """The answer to one clip; optional parts as its options ask."""
-    options = result.options
-    answer: dict[str, Any] = {
-        "predictions": [{"class": name, "confidence": round(p, 6)} for name, p in result.top()],
-        "is_unknown": result.is_unknown,
-        "is_silent": result.is_silent,
-        "warnings": result.clip.warnings,
-        "duration": round(result.clip.seconds, 3),
-        "model": {"name": engine.config.name, "version": engine.config.version, "sha256": engine.sha256[:12]},
-    }
-    if options.explain:
-        return answer | {"explanations": _explanations(result)}
-    if options.reduce_payload:
-        return {"predictions": answer["predictions"]}
-    if options.windows or len(result.spans) > 1:
-        answer["windows"] = _windows(result)
-    if options.feature_maps != "none":
-        draw = _json_map if options.feature_maps == "json" else _png_map
-        answer["visualization"] = {name: draw(result.shown.outputs[name]) for name in options.layers}
-    if options.evidence:
-        name = options.class_name or result.config.class_names[int(result.probs.argmax())]
-        answer["evidence"] = _evidence(result, name)
-    if options.spectrogram:
-        answer["input_spectrogram"] = _placed_map(result, result.shown.log_mel)
-    if options.waveform:
-        answer["waveform"] = {
-            "values": _thin(result.clip.waveform),
-            "sample_rate": result.clip.sample_rate,
-            "duration": answer["duration"],
+class Prediction(NamedTuple):
+    """A class and its calibrated confidence, 0 to 1."""
+
+    label: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class RepresentativeWindow:
+    """The window with the highest confidence for one class; feature maps and evidence are of it."""
+
+    start: float  # seconds
+    end: float
+    log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
+    outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one clip.
+
+    >>> result = audiocnn.load().predict("rain.wav")
+    >>> result.label, round(result.confidence, 2)
+    ('rain', 0.97)
+    """
+
+    config: Config
+    options: Options
+    probs: FloatArray  # (num_classes,), sums to 1
+    window_probs: FloatArray  # (num_windows, num_classes)
+    spans: list[tuple[float, float]]  # start and end of every window, seconds
+    clip: Clip
+    shown: RepresentativeWindow
+    model: dict[str, str]  # name, version, sha256 (12 digits)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the whole clip is digital silence or close to it."""
+        if self._mean_square >= SILENCE_PEAK**2:  # the peak is no lower: one pass decides most clips
+            return False
+        return bool(np.abs(self.clip.waveform).max() < SILENCE_PEAK)
+
+    @property
+    def level_dbfs(self) -> float:
+        """RMS level in dB of full scale, `LOWEST_DBFS` at least."""
+        return max(LOWEST_DBFS, 10 * math.log10(max(self._mean_square, 1e-30)))
+
+    @cached_property
+    def _mean_square(self) -> float:
+        return float(np.dot(self.clip.waveform, self.clip.waveform)) / len(self.clip.waveform)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the model is too unsure to name the sound."""
+        threshold = self.config.unknown_threshold
+        return threshold is not None and float(self.probs.max()) < threshold
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """The classes to report by the options, most confident first."""
+        allowed = self.options.classes or self.config.class_names
+        ranked = [Prediction(self.config.class_names[i], float(self.probs[i])) for i in self._order]
+        chosen = [p for p in ranked if p.label in allowed and p.confidence >= self.options.min_confidence]
+        return chosen[: self.options.top_k]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return [int(i) for i in np.argsort(-self.probs, kind="stable")]
+
+    @property
+    def label(self) -> str:
+        """The most confident class, whatever the options leave out."""
+        return self.config.class_names[self._order[0]]
+
+    @property
+    def confidence(self) -> float:
+        """Calibrated probability of `label`, 0 to 1."""
+        return float(self.probs[self._order[0]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON reply; optional parts as the options ask."""
+        options = self.options
+        answer: dict[str, Any] = {
+            "predictions": [{"class": name, "confidence": round(p, 6)} for name, p in self.predictions],
+            "is_unknown": self.is_unknown,
+            "is_silent": self.is_silent,
+            "warnings": self.clip.warnings,
+            "duration": round(self.clip.seconds, 3),
+            "model": self.model,
         }
-    return answer
+        if options.explain:
+            return answer | {"explanations": _explanations(self)}
+        if options.reduce_payload:
+            return {"predictions": answer["predictions"]}
+        if options.windows or len(self.spans) > 1:
+            answer["windows"] = _windows(self)
+        if options.feature_maps != "none":
+            draw = _json_map if options.feature_maps == "json" else _png_map
+            answer["visualization"] = {
+                name: draw(self.shown.outputs[name]) for name in options.layer_names(self.config)
+            }
+        if options.evidence:
+            name = options.class_name or self.config.class_names[int(self.probs.argmax())]
+            answer["evidence"] = _evidence(self, name)
+        if options.spectrogram:
+            answer["input_spectrogram"] = _placed_map(self, self.shown.log_mel)
+        if options.waveform:
+            answer["waveform"] = {
+                "values": _thin(self.clip.waveform),
+                "sample_rate": self.clip.sample_rate,
+                "duration": answer["duration"],
+            }
+        return answer
 
 
 def _windows(result: Result) -> list[dict[str, Any]]:
@@ -71,7 +158,9 @@ def _windows(result: Result) -> list[dict[str, Any]]:
 def _explanations(result: Result) -> list[dict[str, Any]]:
     """Evidence of the class that was named, or of all that are predicted, surest first."""
     probs = dict(zip(result.config.class_names, result.probs, strict=True))
-    names = [result.options.class_name] if result.options.class_name else [name for name, _ in result.top()]
+    names = (
+        [result.options.class_name] if result.options.class_name else [name for name, _ in result.predictions]
+    )
     return [{"confidence": round(float(probs[name]), 6), **_evidence(result, name)} for name in names if name]
 
 

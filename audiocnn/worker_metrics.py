@@ -16,9 +16,10 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from audiocnn.classifier import Result, Timings
+from audiocnn.classifier import Timings
 from audiocnn.errors import AudioError
 from audiocnn.probe import probe_wav
+from audiocnn.results import Result
 
 Emit = Callable[[str, str | None, float], None]  # name, value of its own label if it has one, amount >= 0
 

@@ -11,10 +11,11 @@ from typing import Self
 
 import requests
 
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.client.client import Answer, Client
 from audiocnn.client.retry import Exchange, read_reply, unreachable
 from audiocnn.errors import AudioError, ServerBusyError, ServerError
+from audiocnn.results import Result
 from benchmarks.gateway import FORM, as_form
 
 CONCURRENCY = 12
@@ -44,9 +45,9 @@ def known_answers(classifier: Classifier, bodies: Sequence[bytes], client: Clien
     Raises `RuntimeError` if it is not.
     """
     known = []
-    for result, body in zip(classifier.classify(bodies), bodies, strict=True):
+    for result, body in zip(classifier.predict_batch(bodies), bodies, strict=True):
         assert isinstance(result, Result), result
-        known.append(Known(body, *result.top()[0]))
+        known.append(Known(body, *result.predictions[0]))
         if not known[-1].matches(client.predict(body)):
             raise RuntimeError(f"the server calls a {known[-1].top} something else, even in peace")
     return known

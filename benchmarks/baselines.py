@@ -30,9 +30,8 @@ from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel
 
 from audiocnn.audio import synthetic
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.options import Options
-from audiocnn.results import render
 
 PATHS = {"seed": "/inference", "fastapi": "/predict", "litserve": "/predict", "trivial": "/predict"}
 WITHOUT_MAPS = "/inference-without-maps"
@@ -59,17 +58,15 @@ class Settings:
     def classifier(self) -> Classifier:
         """Loaded, warm, and reported as ready."""
         classifier = Classifier.load(Path(self.model), device=self.device, threads=self.threads or None)
-        classifier.classify([synthetic.wav("rain")])
+        classifier.predict_batch([synthetic.wav("rain")])
         Path(self.ready_folder, str(os.getpid())).touch()
         return classifier
 
 
 def answers(classifier: Classifier, clips: Sequence[bytes]) -> list[bytes]:
     """The JSON of every clip; an intact clip is assumed."""
-    results = classifier.classify(clips)
-    return [
-        orjson.dumps(render(r, classifier.engine) if isinstance(r, Result) else r.to_dict()) for r in results
-    ]
+    results = classifier.predict_batch(clips)
+    return [orjson.dumps(r.to_dict()) for r in results]
 
 
 class InferenceRequest(BaseModel):
@@ -91,8 +88,8 @@ def seed_style() -> FastAPI:
     app = FastAPI()
 
     def answer(request: InferenceRequest, options: Options) -> dict[str, Any]:
-        (result,) = classifier.classify([base64.b64decode(request.audio_data)], [options])
-        return render(result, classifier.engine) if isinstance(result, Result) else result.to_dict()
+        (result,) = classifier.predict_batch([base64.b64decode(request.audio_data)], [options])
+        return result.to_dict()
 
     # Blocking work in an async function: one request at a time, as there.
     @app.post(PATHS["seed"], response_model=None)

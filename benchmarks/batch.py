@@ -32,9 +32,10 @@ from rich.table import Table
 
 from audiocnn import audio, inputs
 from audiocnn.audio import windows
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.model.engine import MAX_BATCH
 from audiocnn.model.loading import served
+from audiocnn.results import Result
 
 ARMS = ("engine", "classifier", "batch")
 
@@ -62,7 +63,7 @@ def feed_engine(classifier: Classifier, paths: Sequence[str]) -> None:
 def classify(classifier: Classifier, paths: Sequence[str]) -> None:
     """Read, decode, log-mel, network."""
     for first in range(0, len(paths), MAX_BATCH):
-        classifier.classify([Path(path).read_bytes() for path in paths[first : first + MAX_BATCH]])
+        classifier.predict_batch([Path(path).read_bytes() for path in paths[first : first + MAX_BATCH]])
 
 
 def bare(arm: str, args: argparse.Namespace, count: int) -> float:
@@ -145,7 +146,7 @@ def compare(classifier: Classifier, paths: Sequence[str], out: Path) -> dict[str
     assert len(by_file) == len(rows) == len(paths)
     same, furthest = 0, 0.0
     for path in paths:
-        (result,) = classifier.classify([Path(path).read_bytes()])
+        (result,) = classifier.predict_batch([Path(path).read_bytes()])
         assert isinstance(result, Result)
         top = int(result.probs.argmax())
         row = by_file[path]

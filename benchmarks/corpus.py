@@ -11,10 +11,11 @@ import soundfile
 
 from audiocnn import audio
 from audiocnn.audio import synthetic
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.config import FrontendConfig
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import DatasetError
+from audiocnn.results import Result
 
 DEFAULT_FOLDER = Path("data/ESC-50")
 
@@ -68,8 +69,8 @@ def _wav(path: Path, config: FrontendConfig) -> bytes:
 
 def _top_classes(classifier: Classifier, bodies: list[bytes]) -> list[str]:
     names = []
-    for result in classifier.classify(bodies):
+    for result in classifier.predict_batch(bodies):
         if not isinstance(result, Result):
             raise ValueError(f"a clip cannot be answered: {result}")
-        names.append(result.top()[0][0])
+        names.append(result.label)
     return names

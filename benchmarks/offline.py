@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import AudioError, DatasetError, ModelFileError
+from audiocnn.results import Result
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 
@@ -91,11 +92,11 @@ def run(classifier: Classifier, chosen: Sequence[Item], batch: int) -> Totals:
     """Classify everything, `batch` files at a time, after one unmeasured batch."""
     totals = Totals()
     known = set(classifier.config.class_names)
-    classifier.classify([item.path.read_bytes() for item in chosen[:batch]])
+    classifier.predict_batch([item.path.read_bytes() for item in chosen[:batch]])
     count = -(-len(chosen) // batch)
     for part in track(batches(chosen, batch), "classifying", total=count, console=Console(stderr=True)):
         began = time.perf_counter()
-        results = classifier.classify([item.path.read_bytes() for item in part])
+        results = classifier.predict_batch([item.path.read_bytes() for item in part])
         totals.wall_seconds += time.perf_counter() - began
         for item, result in zip(part, results, strict=True):
             add(totals, item, result, known)

@@ -22,11 +22,11 @@ from rich.table import Table
 
 from audiocnn import audio
 from audiocnn.audio import synthetic, windows
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.model.engine import Engine
 from audiocnn.model.frontend import LogMel
 from audiocnn.options import Options
-from audiocnn.results import render
+from audiocnn.results import Result
 
 
 class DenseLogMel(LogMel):
@@ -59,18 +59,18 @@ def parts(store: Path, clip: bytes) -> dict[str, Callable[[], object]]:
         "log-mel": lambda: engine.log_mel(window),
         "network, float32 (before)": lambda: precise.run(log_mel),
         "network, int8": lambda: engine.run(log_mel),
-        "network, float32 with all maps": lambda: precise.run(log_mel, with_maps.map_outputs),
-        "JSON, standard library (before)": lambda: json.dumps(render(answer, engine)).encode(),
-        "JSON": lambda: orjson.dumps(render(answer, engine)),
-        "JSON, all maps as numbers": lambda: orjson.dumps(render(maps, engine)),
-        "JSON, all maps as PNG": lambda: orjson.dumps(render(tiles, engine)),
-        "bytes to answer, float32": lambda: before.classify([clip]),
-        "bytes to answer, int8": lambda: classifier.classify([clip]),
+        "network, float32 with all maps": lambda: precise.run(log_mel, with_maps.map_outputs(engine.config)),
+        "JSON, standard library (before)": lambda: json.dumps(answer.to_dict()).encode(),
+        "JSON": lambda: orjson.dumps(answer.to_dict()),
+        "JSON, all maps as numbers": lambda: orjson.dumps(maps.to_dict()),
+        "JSON, all maps as PNG": lambda: orjson.dumps(tiles.to_dict()),
+        "bytes to answer, float32": lambda: before.predict_batch([clip]),
+        "bytes to answer, int8": lambda: classifier.predict_batch([clip]),
     }
 
 
 def _answer(classifier: Classifier, clip: bytes, options: Options | None) -> Result:
-    (result,) = classifier.classify([clip], None if options is None else [options])
+    (result,) = classifier.predict_batch([clip], None if options is None else [options])
     assert isinstance(result, Result), result
     return result
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import orjson
 
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError
 from audiocnn.options import Options
-from audiocnn.results import render
+from audiocnn.results import Result
 from benchmarks.mutations import Mutant, mutant
 
 START_SECONDS = 120.0
@@ -62,7 +62,7 @@ class Judge:
 
     def _classify(self, mutants: Sequence[Mutant]) -> list[Verdict]:
         wishes = [self._options(one.options) for one in mutants]
-        results = self._classifier.classify([one.body for one in mutants], wishes)
+        results = self._classifier.predict_batch([one.body for one in mutants], wishes)
         return [
             Verdict(one.number, *self._outcome(result)) for one, result in zip(mutants, results, strict=True)
         ]
@@ -77,7 +77,7 @@ class Judge:
         if isinstance(result, AudioError):
             orjson.dumps(result.to_dict())
             return result.code, "", 0.0
-        answer = orjson.loads(orjson.dumps(render(result, self._classifier.engine)))
+        answer = orjson.loads(orjson.dumps(result.to_dict()))
         first = (answer["predictions"] or [{"class": "", "confidence": 0.0}])[0]
         if not 0.0 <= first["confidence"] <= 1.0:
             raise ValueError(f"a confidence of {first['confidence']}")

@@ -32,15 +32,15 @@ _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """
 import pathlib, types
 import audio_handler
-from audiocnn import samples
+from audiocnn.audio import synthetic
 
 here = pathlib.Path.cwd()
-assert pathlib.Path(samples.__file__).is_relative_to(here), "audiocnn/ is not in the archive"
+assert pathlib.Path(synthetic.__file__).is_relative_to(here), "audiocnn/ is not in the archive"
 context = types.SimpleNamespace(system_properties={"model_dir": ".", "gpu_id": None})
 handler = audio_handler.AudioHandler()
 handler.initialize(context)
-(result,) = handler.classifier.classify([samples.wav("rain")])
-print("archive answers:", result.top()[0])
+(result,) = handler.classifier.predict_batch([synthetic.wav("rain")])
+print("archive answers:", result.predictions[0])
 """
 
 

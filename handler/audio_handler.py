@@ -27,7 +27,6 @@ from audiocnn.config import AudioLimits, Config
 from audiocnn.errors import AudioError, BadOptionError, BudgetExceededError
 from audiocnn.options import HEADERS, Options
 from audiocnn.request_body import read_base64, read_json_object
-from audiocnn.results import render
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_id
 from audiocnn.worker_metrics import NAMES, Monitor
 
@@ -62,7 +61,7 @@ class AudioHandler:
             limits=AudioLimits(max_seconds=settings["max_seconds"], isolate=True),
         )
         self.batch_seconds = float(os.environ.get("AUDIOCNN_BATCH_SECONDS", settings["batch_seconds"]))
-        self.classifier.classify([synthetic.wav("rain")])
+        self.classifier.predict_batch([synthetic.wav("rain")])
         self.monitor = open_monitor(context, self.classifier.config)
 
     def handle(self, batch: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -84,7 +83,7 @@ class AudioHandler:
         config = self.classifier.config
         requests = [read_request(fields, own, config) for fields, own in zip(batch, headers, strict=True)]
         clips, options = [clip for clip, _ in requests], [wish for _, wish in requests]
-        results = self.classifier.classify(clips, options, timings, budget_seconds=self.batch_seconds)
+        results = self.classifier.predict_batch(clips, options, timings, budget_seconds=self.batch_seconds)
         answers = []
         for number, result in enumerate(results):
             context.set_response_content_type(number, "application/json")
@@ -95,7 +94,7 @@ class AudioHandler:
                 log_refusal(result, ids[number], headers[number])
                 answer = result.to_dict()
             else:
-                answer = render(result, self.classifier.engine)
+                answer = result.to_dict()
             answers.append(orjson.dumps(answer | {"request_id": ids[number]}))
         if self.monitor:
             self.monitor.count(clips, results, timings)

@@ -22,12 +22,13 @@ from audiocnn.batch.scorer import FileAnswer, Scorer
 from audiocnn.batch.state import Manifest, Outcome, ResumeError, Settings, read_paths, set_aside
 from audiocnn.batch.worker import Job, Worker
 from audiocnn.batch.writers import FILES, WINDOWS, label_name, shown
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.engine import Engine
 from audiocnn.model.loading import served
 from audiocnn.options import Options
+from audiocnn.results import Result
 from tests.batches import TINY, fill, fill_bad, table
 from tests.conftest import STORE, sound_file, tone
 
@@ -355,7 +356,7 @@ def test_answers_are_those_of_the_classifier(tmp_path: Path, scorer: Scorer, cla
     paths = sounds_in(tmp_path)
     files, windows = run(scorer, *paths)
     for path, file, own in zip(paths, files, windows, strict=True):
-        (result,) = classifier.classify([path.read_bytes()])
+        (result,) = classifier.predict_batch([path.read_bytes()])
         assert isinstance(result, Result)
         np.testing.assert_allclose(file.probs, result.probs, atol=1e-5, err_msg=path.name)
         assert (file.is_silent, file.warnings) == (result.is_silent, result.clip.warnings), path.name
@@ -374,7 +375,7 @@ def test_evidence_is_that_of_the_classifier(tmp_path: Path, engine: Engine, clas
     files, windows = run(Scorer(engine, evidence=True), *paths)
     for path, file, own in zip(paths, files, windows, strict=True):
         options = Options.parse({"evidence": True}, classifier.config)
-        (result,) = classifier.classify([path.read_bytes()], [options])
+        (result,) = classifier.predict_batch([path.read_bytes()], [options])
         assert isinstance(result, Result)
         label = int(result.probs.argmax())
         assert file.evidence is not None
@@ -396,7 +397,7 @@ def test_errors_are_those_of_the_classifier_and_hurt_no_neighbour(
     assert got == codes | {str(folder): "unreadable_file", "/nul\0.wav": "unreadable_file"}
     for path in map(Path, codes):
         if codes[str(path)] != "unreadable_file":
-            (error,) = classifier.classify([path.read_bytes()])
+            (error,) = classifier.predict_batch([path.read_bytes()])
             assert isinstance(error, AudioError)
             assert error.code == codes[str(path)]
     np.testing.assert_allclose(files[0].probs, files[-1].probs, atol=1e-5)
@@ -493,7 +494,7 @@ def test_the_tables(tmp_path: Path, classifier: Classifier) -> None:
     by_name = {Path(str(row["file"])).name: row for row in rows}
     rain: Any = by_name["rain.wav"]
     options = Options.parse({"evidence": True}, classifier.config)
-    (result,) = classifier.classify([synthetic.wav("rain")], [options])
+    (result,) = classifier.predict_batch([synthetic.wav("rain")], [options])
     assert isinstance(result, Result)
     assert rain["class"] == "rain" == rain["predictions"][0]["class"]
     assert rain["confidence"] == pytest.approx(result.probs.max(), abs=1e-5)

@@ -8,9 +8,10 @@ import pytest
 from audiocnn.audio import synthetic
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.decoder import Clip
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError, BudgetExceededError, UndecodableAudioError, UnsupportedFormatError
 from audiocnn.options import Options
+from audiocnn.results import Result
 from tests.conftest import SAMPLE_RATE, sound_file, tone
 
 SHORT = synthetic.wav("rain")
@@ -19,25 +20,25 @@ LONG = sound_file(tone(300.0, sample_rate=8_000), sample_rate=8_000)  # 119 wind
 
 def test_the_shortest_clip_is_answered_and_the_others_are_told_to_ask_again(classifier: Classifier) -> None:
     clips = [LONG, SHORT, LONG, b"no sound"]
-    long, short, other, broken = classifier.classify(clips, budget_seconds=1e-6)
+    long, short, other, broken = classifier.predict_batch(clips, budget_seconds=1e-6)
     assert isinstance(short, Result)
     assert isinstance(broken, UnsupportedFormatError)
     for refused in (long, other):
         assert isinstance(refused, BudgetExceededError)
         assert (refused.code, refused.status) == ("busy", 503)
-    (alone,) = classifier.classify([SHORT])
+    (alone,) = classifier.predict_batch([SHORT])
     assert isinstance(alone, Result)
     np.testing.assert_allclose(short.probs, alone.probs, atol=1e-5)
 
 
 def test_a_clip_that_is_alone_is_answered_whatever_it_takes(classifier: Classifier) -> None:
-    (result,) = classifier.classify([LONG], budget_seconds=1e-6)
+    (result,) = classifier.predict_batch([LONG], budget_seconds=1e-6)
     assert isinstance(result, Result)
     assert len(result.spans) == 119
 
 
 def test_without_a_budget_all_are_answered(classifier: Classifier) -> None:
-    assert all(isinstance(result, Result) for result in classifier.classify([LONG, SHORT]))
+    assert all(isinstance(result, Result) for result in classifier.predict_batch([LONG, SHORT]))
 
 
 class Clock:
@@ -105,14 +106,16 @@ def test_decoders_that_need_little_come_first(
 def test_pictures_are_made_of_one_window_only(classifier: Classifier) -> None:
     """Feature maps of every window of a long clip would be gigabytes, and minutes."""
     options = Options.parse({"feature_maps": "png", "evidence": True}, classifier.config)
-    (result,) = classifier.classify([LONG], [options])
+    (result,) = classifier.predict_batch([LONG], [options])
     assert isinstance(result, Result)
     assert all(array.ndim == 2 for name, array in result.shown.outputs.items() if name != "evidence")
 
 
 def test_predictions_are_the_same_whatever_pictures_are_asked_for(classifier: Classifier) -> None:
     options = Options.parse({"feature_maps": "json", "evidence": True}, classifier.config)
-    plain, pictured = classifier.classify([SHORT, SHORT], [Options.parse({}, classifier.config), options])
+    plain, pictured = classifier.predict_batch(
+        [SHORT, SHORT], [Options.parse({}, classifier.config), options]
+    )
     assert isinstance(plain, Result)
     assert isinstance(pictured, Result)
     np.testing.assert_allclose(plain.probs, pictured.probs, atol=1e-6)

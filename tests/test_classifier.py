@@ -15,37 +15,37 @@ import pytest
 from PIL import Image
 
 from audiocnn.audio import synthetic
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.config import feature_map_names
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioError, BadOptionError
 from audiocnn.options import Options
-from audiocnn.results import render
+from audiocnn.results import Result
 from tests.conftest import ROOT, SAMPLE_RATE, STORE, sound_file, tone
 
 
 def one(classifier: Classifier, data: bytes, **options: object) -> Result:
-    (result,) = classifier.classify([data], [Options.parse(options, classifier.config)])
+    (result,) = classifier.predict_batch([data], [Options.parse(options, classifier.config)])
     assert isinstance(result, Result)
     return result
 
 
 def answer(classifier: Classifier, data: bytes, **options: object) -> dict:
-    return json.loads(json.dumps(render(one(classifier, data, **options), classifier.engine)))
+    return json.loads(json.dumps(one(classifier, data, **options).to_dict()))
 
 
 def test_most_unseen_clips_are_named_rightly(classifier: Classifier, fold4: list[LabelledClip]) -> None:
     clips = fold4[::4]
-    results = classifier.classify([clip.path.read_bytes() for clip in clips])
-    right = [r.top()[0][0] == clip.label for r, clip in zip(results, clips, strict=True)]
+    results = classifier.predict_batch([clip.path.read_bytes() for clip in clips])
+    right = [r.label == clip.label for r, clip in zip(results, clips, strict=True)]
     assert np.mean(right) > 0.6
 
 
 def test_a_clip_alone_and_beside_any_neighbour(classifier: Classifier, fold4: list[LabelledClip]) -> None:
     clips = [clip.path.read_bytes() for clip in fold4[:5]] + [b"broken", b"", sound_file(tone(12.0))]
-    together = classifier.classify(clips)
+    together = classifier.predict_batch(clips)
     for data, result in zip(clips, together, strict=True):
-        (alone,) = classifier.classify([data])
+        (alone,) = classifier.predict_batch([data])
         if isinstance(result, AudioError):
             assert isinstance(alone, AudioError)
             assert alone.code == result.code
@@ -141,9 +141,9 @@ def test_evidence_explains_the_logit() -> None:
 
 def test_an_explanation_has_the_evidence_of_all_that_is_predicted(classifier: Classifier) -> None:
     wish = replace(Options.parse({"top_k": 3}, classifier.config), explain=True)
-    (result,) = classifier.classify([synthetic.wav("siren")], [wish])
+    (result,) = classifier.predict_batch([synthetic.wav("siren")], [wish])
     assert isinstance(result, Result)
-    reply = render(result, classifier.engine)
+    reply = result.to_dict()
     rows = reply["explanations"]
     assert [(row["class"], row["confidence"]) for row in rows] == [
         (row["class"], row["confidence"]) for row in reply["predictions"]
@@ -154,9 +154,9 @@ def test_an_explanation_has_the_evidence_of_all_that_is_predicted(classifier: Cl
         assert row["hz"] == sorted(row["hz"])
         assert row["start"] == row["seconds"][0] < row["seconds"][-1] < row["end"]
     wish = replace(Options.parse({"class": "rain"}, classifier.config), explain=True)
-    (result,) = classifier.classify([synthetic.wav("siren")], [wish])
+    (result,) = classifier.predict_batch([synthetic.wav("siren")], [wish])
     assert isinstance(result, Result)
-    assert [row["class"] for row in render(result, classifier.engine)["explanations"]] == ["rain"]
+    assert [row["class"] for row in result.to_dict()["explanations"]] == ["rain"]
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 3.5])
@@ -210,7 +210,7 @@ def test_silence_is_called_silent(classifier: Classifier) -> None:
 
 def test_an_error_among_the_options_is_that_clips_answer(classifier: Classifier) -> None:
     good = Options.parse({}, classifier.config)
-    results = classifier.classify([synthetic.wav("rain")] * 2, [BadOptionError("no"), good])
+    results = classifier.predict_batch([synthetic.wav("rain")] * 2, [BadOptionError("no"), good])
     assert isinstance(results[0], BadOptionError)
     assert isinstance(results[1], Result)
 

@@ -110,7 +110,7 @@ def test_a_missing_fold_is_named(tmp_path: Path) -> None:
 
 
 def test_defaults_ask_for_logits_only() -> None:
-    assert Options.parse({}, CONFIG).map_outputs == ()
+    assert Options.parse({}, CONFIG).map_outputs(CONFIG) == ()
 
 
 def test_options_are_read_from_text_bytes_and_json() -> None:
@@ -120,8 +120,10 @@ def test_options_are_read_from_text_bytes_and_json() -> None:
     )
     assert (options.top_k, options.min_confidence, options.classes) == (10, 0.5, ("dog", "rain"))
     assert (options.evidence, options.class_name) == (True, "cat")
-    assert options.map_outputs == ("evidence",)
-    assert Options.parse({"feature_maps": "png", "layers": ["conv1"]}, CONFIG).map_outputs == ("conv1",)
+    assert options.map_outputs(CONFIG) == ("evidence",)
+    assert Options.parse({"feature_maps": "png", "layers": ["conv1"]}, CONFIG).map_outputs(CONFIG) == (
+        "conv1",
+    )
 
 
 def test_a_name_that_is_repeated_counts_once() -> None:

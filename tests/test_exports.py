@@ -148,7 +148,7 @@ def test_the_waveform_file_answers_any_length_like_the_classifier(trained: Path,
     session = onnxruntime.InferenceSession(store / "audiocnn-waveform.onnx")
     for samples in test_signals.awkward(classifier.config.frontend):
         (probs,) = session.run(["probs"], {"waveform": samples[None]})
-        (result,) = classifier.classify([sound_file(samples, subtype="FLOAT")])
+        (result,) = classifier.predict_batch([sound_file(samples, subtype="FLOAT")])
         np.testing.assert_allclose(probs[0], result.probs, atol=1e-4)
 
 

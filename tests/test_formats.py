@@ -68,8 +68,8 @@ def test_the_sound_comes_back(container: str, codec: str, channels: int) -> None
 def test_the_model_hears_the_same(classifier: Classifier, container: str, codec: str) -> None:
     data = (ROOT / "samples" / "siren.wav").read_bytes()
     sound = decode(data, sample_rate=48_000).waveform
-    results = classifier.classify([data, encoded(sound, container, codec)])
-    names = [result.top()[0][0] for result in results if not isinstance(result, AudioError)]
+    results = classifier.predict_batch([data, encoded(sound, container, codec)])
+    names = [result.label for result in results if not isinstance(result, AudioError)]
     assert names == ["siren", "siren"]
 
 

@@ -270,7 +270,10 @@ def raising(line: str) -> Callable[[str, bytes], bytes]:
 
 def other_labels(name: str, data: bytes) -> bytes:
     """All answers are one class."""
-    old, new = b"def render(", b"def render(*_):\n    return {'predictions': [{'class': 'x'}]}\n\ndef unused("
+    old, new = (
+        b"def to_dict(self)",
+        b"def to_dict(self):\n        return {'predictions': [{'class': 'x'}]}\n\n    def unused(self)",
+    )
     return data.replace(old, new) if name == "audiocnn/results.py" else data
 
 

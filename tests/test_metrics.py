@@ -29,10 +29,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
 from audiocnn.audio import synthetic
-from audiocnn.classifier import LOWEST_DBFS, Classifier, Timings
+from audiocnn.classifier import Classifier, Timings
 from audiocnn.gateway.errors import known_codes
 from audiocnn.logs import JsonFormatter, TextFormatter
 from audiocnn.probe import probe_wav
+from audiocnn.results import LOWEST_DBFS
 from audiocnn.tracing import trace_headers, trace_id
 from audiocnn.worker_metrics import HISTOGRAMS, NAMES, Monitor
 from tests.conftest import (
@@ -102,7 +103,7 @@ def monitored(classifier: Classifier, clips: list[bytes]) -> tuple[Recorder, Mon
     recorder = Recorder()
     monitor = Monitor(recorder, classifier.config.class_names)
     timings = Timings()
-    monitor.count(clips, classifier.classify(clips, timings=timings), timings)
+    monitor.count(clips, classifier.predict_batch(clips, timings=timings), timings)
     return recorder, monitor
 
 
@@ -113,7 +114,7 @@ def test_what_was_added_up_is_handed_over_when_nothing_follows(classifier: Class
         lambda: counters["input_level_dbfs_count", None] == 3, 10
     )  # the last that is handed over
     assert counters["audio_seconds_total", None] == pytest.approx(15.0)
-    heard = Counter(r.top()[0][0] for r in classifier.classify([RAIN, SILENCE, NOISE]))  # type: ignore[union-attr]
+    heard = Counter(r.label for r in classifier.predict_batch([RAIN, SILENCE, NOISE]))  # type: ignore[union-attr]
     assert {c: n for (name, c), n in counters.items() if name == "predictions_total" and n} == heard
     assert counters["errors_total", "unsupported_format"] == 1
     assert counters["probes_total", None] == 1
@@ -135,7 +136,7 @@ def test_buckets_hold_all_below_them(classifier: Classifier) -> None:
         assert buckets == sorted(buckets)
         assert buckets[-1] == recorder.counters[f"{name}_count", None] > 0
     assert recorder.counters["input_level_dbfs_bucket", "-90"] == 1  # the silence
-    confidences = [float(r.probs.max()) for r in classifier.classify([RAIN, SILENCE, NOISE])]  # type: ignore[union-attr]
+    confidences = [float(r.probs.max()) for r in classifier.predict_batch([RAIN, SILENCE, NOISE])]  # type: ignore[union-attr]
     assert recorder.counters["confidence_sum", None] == pytest.approx(sum(confidences), abs=1e-4)
     below = sum(confidence <= 0.5 for confidence in confidences)
     assert recorder.counters["confidence_bucket", "0.5"] == below
@@ -144,7 +145,7 @@ def test_buckets_hold_all_below_them(classifier: Classifier) -> None:
 def test_a_busy_worker_hands_over_now_and_then(classifier: Classifier) -> None:
     recorder, monitor = monitored(classifier, [RAIN])
     timings = Timings()
-    results = classifier.classify([RAIN], timings=timings)
+    results = classifier.predict_batch([RAIN], timings=timings)
     calls, deadline, count = recorder.calls, time.monotonic() + 7, 1
     while time.monotonic() < deadline:
         monitor.count([RAIN], results, timings)
@@ -162,7 +163,7 @@ def test_a_batch_that_fails_is_counted(classifier: Classifier) -> None:
 
 
 def test_the_level_of_a_clip(classifier: Classifier) -> None:
-    sine, silence = classifier.classify([sound_file(tone(5.0)), SILENCE])
+    sine, silence = classifier.predict_batch([sound_file(tone(5.0)), SILENCE])
     assert sine.level_dbfs == pytest.approx(-9.03, abs=0.05)  # type: ignore[union-attr]  # half of full scale, RMS
     assert silence.level_dbfs == LOWEST_DBFS  # type: ignore[union-attr]
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from audiocnn.audio import synthetic
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset
+from audiocnn.results import Result
 from tests.conftest import CHECKPOINT, ROOT, SAMPLE_RATE, STORE, sound_file
 from training import model_card
 from training.evaluate import evaluate
@@ -38,23 +39,23 @@ def test_exports_have_the_published_accuracy(esc50: Dataset, name: str) -> None:
 
 @pytest.mark.parametrize("name", synthetic.SOUNDS)
 def test_the_synthetic_sounds_are_named_rightly(classifier: Classifier, name: str) -> None:
-    (result,) = classifier.classify([synthetic.wav(name)])
+    (result,) = classifier.predict_batch([synthetic.wav(name)])
     assert isinstance(result, Result)
-    assert result.top()[0][0] == name
+    assert result.label == name
 
 
 def test_silence_and_noise_are_nothing_to_name(classifier: Classifier) -> None:
     rng = np.random.default_rng(0)
     silence = np.zeros(5 * SAMPLE_RATE, np.float32)
-    (result,) = classifier.classify([sound_file(silence)])
+    (result,) = classifier.predict_batch([sound_file(silence)])
     assert isinstance(result, Result)
     assert result.is_silent
     even = rng.uniform(-(3**0.5), 3**0.5, 5 * SAMPLE_RATE)
     for noise in (rng.standard_normal(5 * SAMPLE_RATE), even):
         for decibels in (-60, -40, -30, -20, -10, -3):
-            (result,) = classifier.classify([sound_file(np.clip(10 ** (decibels / 20) * noise, -1, 1))])
+            (result,) = classifier.predict_batch([sound_file(np.clip(10 ** (decibels / 20) * noise, -1, 1))])
             assert isinstance(result, Result)
-            assert result.is_unknown, (decibels, result.top())
+            assert result.is_unknown, (decibels, result.predictions)
 
 
 def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:

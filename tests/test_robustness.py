@@ -9,8 +9,9 @@ import pytest
 import soundfile
 
 from audiocnn import audio
-from audiocnn.classifier import Classifier, Result
+from audiocnn.classifier import Classifier
 from audiocnn.datasets import LabelledClip
+from audiocnn.results import Result
 from tests.conftest import SAMPLE_RATE, tone
 from training import robustness
 from training.robustness import CONDITIONS, Condition
@@ -128,7 +129,7 @@ def test_a_mild_condition_hardly_changes_a_real_answer(
     for clip in fold4[:8]:
         data = clip.path.read_bytes()
         waveform = audio.decode(data, sample_rate=SAMPLE_RATE).waveform
-        clean, again = classifier.classify([data, robustness.wav(waveform, SAMPLE_RATE)])
+        clean, again = classifier.predict_batch([data, robustness.wav(waveform, SAMPLE_RATE)])
         assert isinstance(clean, Result)
         assert isinstance(again, Result)
         assert np.abs(clean.probs - again.probs).max() < 0.02

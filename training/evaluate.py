@@ -54,7 +54,7 @@ def predict(
     probs = []
     for first in tqdm(range(0, len(clips), _BATCH), desc=desc, unit="batch"):
         batch = clips[first : first + _BATCH]
-        answers = classifier.classify([_read(clip, classifier, condition) for clip in batch])
+        answers = classifier.predict_batch([_read(clip, classifier, condition) for clip in batch])
         for clip, answer in zip(batch, answers, strict=True):
             if isinstance(answer, AudioError):
                 raise DatasetError(f"{clip.path}: {answer}")

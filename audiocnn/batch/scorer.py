@@ -8,7 +8,6 @@ limit on its length; here there is none.
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -23,17 +22,17 @@ import torch
 
 from audiocnn import audio
 from audiocnn.audio import windows
-from audiocnn.classifier import SILENCE_PEAK, softmax
-from audiocnn.config import AudioLimits, Config
+from audiocnn.classifier import UNLIMITED, hop_of, softmax
+from audiocnn.config import Config
 from audiocnn.errors import AudioError
 from audiocnn.model.engine import MAX_BATCH, Engine
 from audiocnn.model.loading import trusted
+from audiocnn.results import SILENCE_PEAK
 
 FloatArray = npt.NDArray[np.float32]
 
 UNREADABLE = "unreadable_file"
 INTERNAL = "internal_error"
-LIMITS = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
 
 
 @dataclass
@@ -157,7 +156,7 @@ class Scorer:
     def _counted(self, file: BinaryIO, answer: FileAnswer) -> Iterator[FloatArray]:
         rate = self.config.frontend.sample_rate
         num_samples = 0
-        for block in audio.stream(file, sample_rate=rate, limits=LIMITS, warnings=answer.warnings):
+        for block in audio.stream(file, sample_rate=rate, limits=UNLIMITED, warnings=answer.warnings):
             num_samples += len(block)
             answer.seconds = num_samples / rate
             answer.peak = max(answer.peak, float(np.abs(block).max(initial=0.0)))
@@ -217,12 +216,6 @@ def _keep_surest(file: FileAnswer, window: WindowAnswer, evidence: FloatArray) -
         # A copy: the array holds the evidence of a whole batch.
         file.best[label] = Evidence(int(label), window.start, window.end, evidence[label].copy())
     file.surest = np.maximum(file.surest, window.probs)
-
-
-def hop_of(config: Config, overlap: float | None) -> int:
-    """Samples from one window to the next when they overlap by so many seconds; None: by half."""
-    window = config.frontend.window_samples
-    return window // 2 if overlap is None else window - round(overlap * config.frontend.sample_rate)
 
 
 @contextmanager
