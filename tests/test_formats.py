@@ -12,7 +12,6 @@ import av
 import numpy as np
 import pytest
 
-from audiocnn import audio
 from audiocnn.audio import pyav
 from audiocnn.audio.decoder import ClipDecoder, decode
 from audiocnn.classifier import Classifier
@@ -143,7 +142,7 @@ def test_decoding_ends_at_its_time_limit(container: str, monkeypatch: pytest.Mon
         else sound_file(sound, sample_rate=48_000, format=container, subtype=SUBTYPES[container])
     )
     clock = Clock()
-    monkeypatch.setattr(audio, "time", clock)
+    monkeypatch.setattr("audiocnn.audio.decoder.time", clock)
     decoder = ClipDecoder(data, sample_rate=SAMPLE_RATE)
     assert decoder.step()
     clock.now += 1000.0  # between steps other clips have their turn: their time does not count

@@ -235,8 +235,7 @@ def test_clips_that_take_turns_have_a_process_each(own: Own) -> None:
 def test_no_process_outlives_its_parent() -> None:
     script = """
 import sys, psutil
-from audiocnn import isolation
-from audiocnn.audio import decode
+from audiocnn.audio import decode, isolation
 from audiocnn.config import AudioLimits
 decode(sys.stdin.buffer.read(), sample_rate=44_100, limits=AudioLimits(isolate=True))
 (child,) = psutil.Process().children()
