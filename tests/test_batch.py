@@ -600,8 +600,8 @@ def test_a_file_at_which_two_workers_died_is_passed_over(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--top-k", "0"], "is not in the"),
-        (["--min-confidence", "2"], "is not in the"),
+        (["--top-k", "0"], "greater than or equal to 1"),
+        (["--min-confidence", "2"], "less than or equal to 1"),
         (["--format", "xml"], "none of parquet, csv, audacity"),
     ],
 )

@@ -27,6 +27,7 @@ import requests
 import typer
 
 from audiocnn.errors import ModelFileError
+from audiocnn.torchserve import ports
 from audiocnn.torchserve.archives import ArchiveError, known_sha256
 from audiocnn.torchserve.logfiles import ends_of, open_log
 from audiocnn.torchserve.properties import ConfigError, ca_file, key_file, read_properties
@@ -234,7 +235,7 @@ def serve(
         raise typer.BadParameter(f"--set {wrong[0]}: expected KEY=VALUE")
     replaced = dict(pair.split("=", 1) for pair in changes or [])
     if port_base is not None:
-        replaced = ports_from(port_base) | replaced
+        replaced = ports.properties(port_base) | replaced
         gateway = gateway or f"127.0.0.1:{port_base}"
     try:
         server = TorchServe(
@@ -250,13 +251,6 @@ def serve(
     finally:
         _forget_output()
     raise typer.Exit(code)
-
-
-def ports_from(base: int) -> dict[str, str]:
-    """Lines of the configuration for TorchServe's ports beside a gateway on port `base`."""
-    addresses = {"inference_address": 80, "management_address": 81, "metrics_address": 82}
-    lines = {name: f"http://127.0.0.1:{base + offset}" for name, offset in addresses.items()}
-    return lines | {"grpc_inference_port": str(base + 70), "grpc_management_port": str(base + 71)}
 
 
 def _forget_output() -> None:

@@ -1,0 +1,60 @@
+"""The ports of a whole server, and whether they are free: `python -m audiocnn.torchserve.ports [BASE]`.
+
+Needs the standard library only: `make serve` asks before it installs anything.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+
+GATEWAY = 8000
+_OFFSETS = {"inference": 80, "management": 81, "metrics": 82, "gRPC inference": 70, "gRPC management": 71}
+
+
+def ports(base: int | None) -> dict[str, int]:
+    """Name and number: those of config.properties, or the gateway on `base` and the others above it."""
+    if base is not None:
+        return {"gateway": base} | {name: base + offset for name, offset in _OFFSETS.items()}
+    defaults = {"inference": 8080, "management": 8081, "metrics": 8082}
+    return {"gateway": GATEWAY, **defaults, "gRPC inference": 7070, "gRPC management": 7071}
+
+
+def properties(base: int) -> dict[str, str]:
+    """Lines of config.properties for TorchServe beside a gateway on port `base`."""
+    number = ports(base)
+    addresses = {f"{name}_address": number[name] for name in ("inference", "management", "metrics")}
+    lines = {name: f"http://127.0.0.1:{port}" for name, port in addresses.items()}
+    grpc = {"grpc_inference_port": "gRPC inference", "grpc_management_port": "gRPC management"}
+    return lines | {key: str(number[name]) for key, name in grpc.items()}
+
+
+def taken(numbers: dict[str, int]) -> dict[str, int]:
+    """Those of the ports on which something listens already."""
+    return {name: port for name, port in numbers.items() if not _is_free(port)}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do after a restart
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: all are free; 1: names those that are not."""
+    words = sys.argv[1:] if arguments is None else arguments
+    busy = taken(ports(int(words[0]) if words else None))
+    for name, port in busy.items():
+        print(f"error: port {port} ({name}) is in use", file=sys.stderr)
+    if busy:
+        print("Take other ports: make serve PORT_BASE=9000", file=sys.stderr)
+    return int(bool(busy))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
