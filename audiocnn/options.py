@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import BadOptionError
 
-OPTION_NAMES = (
-    "top_k",
-    "min_confidence",
-    "classes",
-    "feature_maps",
-    "layers",
-    "evidence",
-    "class",
-    "spectrogram",
-    "waveform",
-    "windows",
-    "reduce_payload",
-)
+_FLAG: dict[str, Any] = {"type": "boolean", "default": False}
+# Every option, once: its name, JSON type, default and help. The parser, the headers, the clients and OpenAPI
+# read this table.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
+    "min_confidence": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+    "classes": {"type": "string", "description": "report only these, comma-separated", "example": "dog,cat"},
+    "feature_maps": {"type": "string", "enum": ["none", "json", "png"], "default": "none"},
+    "layers": {"type": "string", "description": "which feature maps (all)", "example": "conv1,layer4"},
+    "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
+    "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
+    "spectrogram": _FLAG | {"description": "the log-mel spectrogram that the network saw"},
+    "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
+    "windows": _FLAG | {"description": "the answer of every 5 s window"},
+    "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
+}
+OPTION_NAMES = tuple(OPTIONS)
 HEADERS = {"x-" + name.replace("_", "-"): name for name in OPTION_NAMES}
 
 
@@ -57,25 +62,26 @@ class Options:
     @classmethod
     def parse(cls, raw: Mapping[str, object], config: Config) -> Options:
         """Options from names and values as they came; raises `BadOptionError` that names the culprit."""
-        parsers: dict[str, Callable[[str, object], object]] = {
-            "top_k": _positive_int,
-            "min_confidence": _fraction,
-            "classes": lambda name, value: _names(name, value, config.class_names),
-            "feature_maps": _map_format,
-            "layers": lambda name, value: _names(name, value, feature_map_names(config.model)),
-            "evidence": _flag,
-            "class": lambda name, value: _names(name, [_text(value)], config.class_names)[0],
-            "spectrogram": _flag,
-            "waveform": _flag,
-            "windows": _flag,
-            "reduce_payload": _flag,
-        }
         values: dict[str, object] = {}
         for name, value in raw.items():
-            if name not in parsers:
+            if name not in OPTIONS:
                 raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
-            values["class_name" if name == "class" else name] = parsers[name](name, value)
+            values["class_name" if name == "class" else name] = _parse(name, value, config)
         return cls(**values)  # type: ignore[arg-type]
+
+
+def _parse(name: str, value: object, config: Config) -> object:
+    kind = OPTIONS[name]
+    if name == "classes":
+        return _names(name, value, config.class_names)
+    if name == "layers":
+        return _names(name, value, feature_map_names(config.model))
+    if name == "class":
+        return _names(name, [_text(value)], config.class_names)[0]
+    if "enum" in kind:
+        return _choice(name, value, kind["enum"])
+    parse = {"integer": _positive_int, "number": _fraction, "boolean": _flag}[kind["type"]]
+    return parse(name, value)
 
 
 def _text(value: object) -> str:
@@ -114,10 +120,10 @@ def _flag(name: str, value: object) -> bool:
     raise _bad(name, value, "it must be true or false")
 
 
-def _map_format(name: str, value: object) -> str:
+def _choice(name: str, value: object, choices: Sequence[str]) -> str:
     text = _text(value).lower()
-    if text not in ("none", "json", "png"):
-        raise _bad(name, value, "it must be none, json or png")
+    if text not in choices:
+        raise _bad(name, value, f"it must be {', '.join(choices[:-1])} or {choices[-1]}")
     return text
 
 

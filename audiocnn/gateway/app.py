@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
+from audiocnn import __version__
 from audiocnn.gateway import page
 from audiocnn.gateway.auth import DOCS_ASSETS, Guard, error_response
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
@@ -37,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPIOffline(  # /docs with its scripts from here, not from somebody's network
         title="AudioCNN Serve",
-        version="1.0",
+        version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from audiocnn.options import OPTIONS
+
 
 class Reply(BaseModel):
     """Every reply carries the request's id."""
@@ -187,20 +189,6 @@ class ConfigReply(BaseModel):
     needs_key: bool
 
 
-_FLAG = {"type": "boolean", "default": False}
-OPTIONS: dict[str, Any] = {
-    "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
-    "min_confidence": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
-    "classes": {"type": "string", "description": "report only these, comma-separated", "example": "dog,cat"},
-    "feature_maps": {"type": "string", "enum": ["none", "json", "png"], "default": "none"},
-    "layers": {"type": "string", "description": "which feature maps (all)", "example": "conv1,layer4"},
-    "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
-    "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
-    "spectrogram": _FLAG | {"description": "the log-mel spectrogram that the network saw"},
-    "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
-    "windows": _FLAG | {"description": "the answer of every 5 s window"},
-    "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
-}
 _FORMAT = {"type": "string", "enum": ["json", "png"], "default": "json"}
 FORMAT: dict[str, Any] = {"format": _FORMAT}
 FORMAT_PARAMETER = {"parameters": [{"name": "format", "in": "query", "schema": _FORMAT}]}

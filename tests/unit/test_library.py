@@ -1,0 +1,141 @@
+"""The library as README shows it, and the command line over it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import audiocnn
+from audiocnn.audio import synthetic
+from audiocnn.classifier import Classifier, softmax
+from audiocnn.errors import AudioCNNError, AudioError, ModelOutputError
+from audiocnn.options import Options
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return audiocnn.load(threads=1)
+
+
+@pytest.fixture
+def rain(tmp_path: Path) -> Path:
+    path = tmp_path / "rain.wav"
+    path.write_bytes(synthetic.wav("rain"))
+    return path
+
+
+def test_a_clip_may_be_a_path_bytes_a_file_or_a_waveform(model: Classifier, rain: Path) -> None:
+    data = rain.read_bytes()
+    waveform = synthetic.SOUNDS["rain"]()
+    forms = (str(rain), rain, data, io.BytesIO(data), (waveform, synthetic.SAMPLE_RATE))
+    results = [model.predict(form) for form in forms]
+    assert {result.label for result in results} == {"rain"}
+    for result in results:
+        assert result.confidence == pytest.approx(results[0].confidence, abs=0.03)  # 16 bits or float
+        assert result.predictions[0] == (result.label, result.confidence)
+        assert len(result.predictions) == 5
+    json.dumps(results[0].to_dict())
+
+
+def test_the_error_of_a_clip_is_raised_alone_and_returned_in_a_batch(model: Classifier) -> None:
+    with pytest.raises(AudioError) as caught:
+        model.predict(b"no sound at all")
+    assert isinstance(caught.value, AudioCNNError)
+    good, bad = model.predict_batch([synthetic.wav("siren"), b"no sound at all"])
+    assert not isinstance(good, AudioError)
+    assert good.label == "siren"
+    assert isinstance(bad, AudioError)
+
+
+def test_a_stream_has_the_windows_of_the_clip(model: Classifier) -> None:
+    waveform = np.concatenate([synthetic.SOUNDS["rain"](), synthetic.SOUNDS["siren"]()])
+    clip = (waveform, synthetic.SAMPLE_RATE)
+    result = model.predict(clip)
+    windows = list(model.predict_stream(clip))
+    spans = [(start, end) for start, end, _ in windows]
+    np.testing.assert_allclose(spans, result.spans)
+    for (_, _, probs), expected in zip(windows, result.window_probs, strict=True):
+        np.testing.assert_allclose(probs, expected, atol=0.01)
+
+
+def test_options_mean_what_they_say(model: Classifier) -> None:
+    maps = model.predict(synthetic.wav("rain"), Options(feature_maps="json")).to_dict()["visualization"]
+    assert {"conv1", "layer1", "layer4"} <= set(maps)
+
+
+def test_logits_that_are_not_finite_are_an_error() -> None:
+    with pytest.raises(ModelOutputError):
+        softmax(np.array([0.0, np.nan], np.float32))
+
+
+def test_importing_the_package_or_a_client_loads_no_torch() -> None:
+    for name in ("audiocnn", "audiocnn.cli"):
+        code = f"import sys, {name}; assert not {{'torch', 'numpy', 'soundfile'}} & set(sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_one_onnx_runtime_is_installed() -> None:
+    names = {d.metadata["Name"].lower() for d in distributions()}
+    assert len(names & {"onnxruntime", "onnxruntime-gpu"}) == 1
+
+
+def run(*words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "audiocnn", *words]
+    return subprocess.run(command, input=data, capture_output=True, check=False)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").stdout.decode().split() == ["audiocnn", audiocnn.__version__]
+
+
+def test_folders_globs_and_standard_input_are_classified(rain: Path) -> None:
+    (rain.parent / "notes.txt").write_text("no sound")
+    for words, data in (
+        ([str(rain.parent)], b""),
+        ([str(rain.parent / "*.wav")], b""),
+        (["-"], rain.read_bytes()),
+    ):
+        done = run("classify", "--json", *words, data=data)
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.decode().splitlines()
+        answer = json.loads(line)
+        assert next(iter(answer)) == "file"
+        assert answer["predictions"][0]["class"] == "rain"
+
+
+def test_errors_are_below_the_table(rain: Path) -> None:
+    bad = rain.with_name("bad.wav")
+    bad.write_text("no sound")
+    done = run("classify", str(rain), str(bad), str(rain.with_name("missing.wav")))
+    assert done.returncode == 1
+    assert b"unsupported_format" not in done.stdout
+    assert b"bad.wav: unsupported_format" in done.stderr
+    assert b"missing.wav: unreadable_file" in done.stderr
+
+
+def test_silence_has_no_class_and_a_long_file_its_windows(tmp_path: Path) -> None:
+    import soundfile
+
+    rate = synthetic.SAMPLE_RATE
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(rate, np.float32), rate)
+    long = np.concatenate([synthetic.SOUNDS["rain"](), synthetic.SOUNDS["siren"]()])
+    soundfile.write(tmp_path / "long.wav", long, rate)
+    text = run("classify", str(tmp_path)).stdout.decode()
+    quiet = next(line for line in text.splitlines() if "quiet.wav" in line)
+    assert "silence" in quiet
+    assert "0.0 to 5.0 s" in text
+
+
+def test_a_wrong_model_or_command_ends_with_2(rain: Path) -> None:
+    assert run("classify", str(rain), "--model", "nowhere.onnx").returncode == 2
+    assert run("no-such-command").returncode == 2
+    for name in ("classify", "listen", "batch", "gateway", "serve", "manage", "tune"):
+        text = run(name, "--help").stdout.decode()
+        assert "Usage: audiocnn " + name in text
