@@ -30,7 +30,7 @@ from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.config import AudioLimits, Config
 from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
 from audiocnn.model.engine import MAX_BATCH, Engine
-from audiocnn.model.loading import find_model, trusted
+from audiocnn.model.loading import find_model, load_engine
 from audiocnn.options import Options
 from audiocnn.results import RepresentativeWindow, Result
 
@@ -94,7 +94,7 @@ class Classifier:
     ) -> Classifier:
         """From an exported file or a checkpoint folder; None: the released model (`find_model`)."""
         chosen = Path(path) if path else find_model()
-        return cls(trusted(chosen, device=device, threads=threads), limits=limits)
+        return cls(load_engine(chosen, device=device, threads=threads), limits=limits)
 
     def predict(self, audio: AudioInput, options: Options | None = None) -> Result:
         """The answer to one clip.

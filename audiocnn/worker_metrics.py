@@ -1,6 +1,6 @@
 """What a worker did and heard, as counters: for a server to export, so that faults and drift are seen.
 
-    monitor = Monitor(emit, class_names)       emit(name, label, amount) adds to a counter of the server
+    monitor = WorkerMetrics(emit, class_names)       emit(name, label, amount) adds to a counter of the server
     monitor.count(clips, results, timings)     after every batch: cheap, and nothing is handed over yet
 
 A counter that is handed over costs more than one that is added to. So what was added up goes out every few
@@ -55,7 +55,7 @@ _PERIOD_SECONDS = 5.0  # Prometheus asks every 15 s
 _QUIET_SECONDS = 0.2  # without a batch: then nothing is held back
 
 
-class Monitor:
+class WorkerMetrics:
     """Adds up in the worker's thread, hands over in one of its own."""
 
     def __init__(self, emit: Emit, class_names: Iterable[str]) -> None:

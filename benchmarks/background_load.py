@@ -13,7 +13,7 @@ import requests
 
 from audiocnn.classifier import Classifier
 from audiocnn.client.client import Answer, Client
-from audiocnn.client.retry import Exchange, read_reply, unreachable
+from audiocnn.client.retry import RequestState, read_reply, unreachable
 from audiocnn.errors import AudioError, ServerBusyError, ServerError
 from audiocnn.results import Result
 from benchmarks.gateway import FORM, as_form
@@ -128,7 +128,7 @@ def ask(client: Client, clip: Known, account: Account) -> None:
 class ThroughGateway(Client):
     """The client with all its patience, but asking the gateway's `/predict`, whose errors read alike."""
 
-    def _attempt(self, verb: str, audio: bytes, exchange: Exchange) -> Answer:
+    def _attempt(self, verb: str, audio: bytes, exchange: RequestState) -> Answer:
         try:
             reply = self._session.post(
                 f"{self._endpoint.url}/predict",

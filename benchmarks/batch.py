@@ -34,7 +34,7 @@ from audiocnn import audio, inputs
 from audiocnn.audio import windows
 from audiocnn.classifier import Classifier
 from audiocnn.model.engine import MAX_BATCH
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from audiocnn.results import Result
 
 ARMS = ("engine", "classifier", "batch")
@@ -164,7 +164,9 @@ def main() -> int:
     """Entry point; the last line is JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data/ESC-50/audio"), help="folder (%(default)s)")
-    parser.add_argument("--model", type=Path, default=served(Path("model_store")), help="(%(default)s)")
+    parser.add_argument(
+        "--model", type=Path, default=served_model_path(Path("model_store")), help="(%(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="(all cores)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--wav", action="store_true", help="the same clips as 16-bit WAV")

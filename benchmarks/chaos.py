@@ -33,7 +33,7 @@ from rich.table import Table
 
 from audiocnn.classifier import Classifier
 from audiocnn.client.client import Client
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve.management_api import Management
 from audiocnn.torchserve.properties import read_properties
 from benchmarks import faults, sounds
@@ -119,7 +119,7 @@ def _unlisted(stage: Stage, management: Management) -> int:
 def clips(store: Path, stage: Stage) -> tuple[list[Known], str]:
     """Sounds of 5 s with answers that the server and the classifier here agree on."""
     waveforms, origin = sounds.recordings(CLIPS)
-    classifier = Classifier.load(served(store), threads=1)
+    classifier = Classifier.load(served_model_path(store), threads=1)
     with Client(stage.inference) as client:
         return known_answers(classifier, [sounds.encode(w) for w in waveforms], client), origin
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from benchmarks.http_fuzz import PARSER_500, Letter, Post, letter
 from benchmarks.mutations import INTACT_EVERY, Mutant, mutant
 from benchmarks.sandbox import Verdict, Victim
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
     parser.add_argument("--config", type=Path, default=Path("config.properties"), help="(%(default)s)")
     args = parser.parse_args(arguments)
-    console, model = Console(stderr=True), served(args.store)
+    console, model = Console(stderr=True), served_model_path(args.store)
     if args.replay:
         return replay(args.replay, model, args.config, console)
     scale = 1 if args.quick else 10

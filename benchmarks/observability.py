@@ -29,7 +29,7 @@ from rich.table import Table
 
 from audiocnn.classifier import Classifier
 from audiocnn.model.engine import Engine
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve import tune
 from audiocnn.torchserve.properties import read_properties
 from benchmarks import corpus as clips_module
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ[variable] = "1"
     cores = len(os.sched_getaffinity(0))
     setting = tune.rule_of_thumb(cores, 0, "throughput")
-    references = Classifier.load(served(args.store)), Classifier(Engine(args.checkpoint))
+    references = Classifier.load(served_model_path(args.store)), Classifier(Engine(args.checkpoint))
     clips: Clips = clips_module.load(args.clips, *references)
     with tempfile.TemporaryDirectory() as folder:
         changes = silence(args.config, Path(folder))

@@ -26,7 +26,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from audiocnn.classifier import Classifier
 from audiocnn.model.engine import Engine
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve import tune
 from audiocnn.torchserve.tune import Setting
 from benchmarks import corpus as clips_module
@@ -86,7 +86,11 @@ def tuned(stack: ExitStack, candidates: Sequence[Contestant], seconds: float, sa
 
 def measure(args: argparse.Namespace, clips: Clips, book: Book, say: Say) -> dict[str, Any]:
     """The whole run; returns what is known besides the series."""
-    model, cores, gpus = served(args.store), len(os.sched_getaffinity(0)), int(args.device != "cpu")
+    model, cores, gpus = (
+        served_model_path(args.store),
+        len(os.sched_getaffinity(0)),
+        int(args.device != "cpu"),
+    )
     settings = grid(cores, args.device, quick=args.quick)
     latency = tune.rule_of_thumb(cores, gpus, "latency")
     common = (args.device, clips)
@@ -215,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def references(args: argparse.Namespace) -> tuple[Classifier, Classifier]:
     """The classifier that is served, and PyTorch on the checkpoint: they say what the right answers are."""
-    return Classifier.load(served(args.store)), Classifier(Engine(args.checkpoint))
+    return Classifier.load(served_model_path(args.store)), Classifier(Engine(args.checkpoint))
 
 
 if __name__ == "__main__":

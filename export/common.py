@@ -16,7 +16,7 @@ from torch import nn
 from audiocnn.errors import ModelFileError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import EagerGraph, Graph, open_graph, pack_metadata
-from audiocnn.model.network import WithEmbedding, WithMaps
+from audiocnn.model.network import FeatureMapModel, WithEmbedding
 from export import test_signals
 
 FloatArray = npt.NDArray[np.float32]
@@ -34,7 +34,7 @@ def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool =
     reference = EagerGraph(folder, "cpu")
     log_mels = test_signals.log_mels(log_mel, test_signals.waveforms(config.frontend))
     example = torch.zeros(2, 1, config.frontend.n_mels, config.frontend.num_frames)
-    served, with_maps = WithEmbedding(model).eval(), WithMaps(model).eval()
+    served, with_maps = WithEmbedding(model).eval(), FeatureMapModel(model).eval()
     out.mkdir(parents=True, exist_ok=True)
     graphs: list[tuple[str, nn.Module, list[str]]] = [
         (NAME, served, list(served.output_names)),

@@ -28,7 +28,7 @@ from audiocnn.errors import AudioError, BadOptionError, BudgetExceededError
 from audiocnn.options import HEADERS, Options
 from audiocnn.request_body import read_base64, read_json_object
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_id
-from audiocnn.worker_metrics import NAMES, Monitor
+from audiocnn.worker_metrics import NAMES, WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class AudioHandler:
 
     classifier: Classifier
     batch_seconds: float  # of wall time that one batch may take
-    monitor: Monitor | None
+    monitor: WorkerMetrics | None
 
     def initialize(self, context: Any) -> None:
         """Load the model on this worker's device and run every batch size once: no first request is slow."""
@@ -114,7 +114,7 @@ def start_logs() -> None:
         logger.setLevel((os.environ.get("LOG_LEVEL") or "INFO").upper())
 
 
-def open_monitor(context: Any, config: Config) -> Monitor | None:
+def open_monitor(context: Any, config: Config) -> WorkerMetrics | None:
     """Counts what this worker does, as TorchServe's metrics; None if its `metrics_config` lacks any of it."""
     metrics = getattr(context, "metrics", None)  # a smoke test of the archive has none
     if metrics is None:
@@ -134,7 +134,7 @@ def open_monitor(context: Any, config: Config) -> Monitor | None:
         more = [] if label is None else [_NOT_IN_LABELS.sub("_", label) or "_"]
         counters[name].add_or_update(amount, own + more)
 
-    return Monitor(emit, config.class_names)
+    return WorkerMetrics(emit, config.class_names)
 
 
 def trace_of(headers: Mapping[str, Any]) -> str | None:

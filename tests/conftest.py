@@ -23,7 +23,7 @@ from audiocnn import cli
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.model.engine import Engine
-from audiocnn.model.loading import served, trusted
+from audiocnn.model.loading import load_engine, served_model_path
 from audiocnn.torchserve.properties import read_properties
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def fold4(esc50: Dataset) -> list[LabelledClip]:
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """The engine that is served."""
-    return trusted(served(STORE))
+    return load_engine(served_model_path(STORE))
 
 
 @pytest.fixture(scope="session")

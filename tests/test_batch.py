@@ -18,14 +18,14 @@ import pytest
 from audiocnn import audio, cli, inputs
 from audiocnn.audio import synthetic
 from audiocnn.batch.scorer import FileAnswer, Scorer
-from audiocnn.batch.state import Manifest, Outcome, ResumeError, Settings, read_paths, set_aside
+from audiocnn.batch.state import Manifest, Outcome, ResumeError, Settings, archive_previous, read_paths
 from audiocnn.batch.worker import Job, Worker
 from audiocnn.batch.writers import FILES, WINDOWS, label_name, shown
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.engine import Engine
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from audiocnn.options import Options
 from audiocnn.results import Result
 from tests.batches import TINY, fill, fill_bad, table
@@ -259,10 +259,10 @@ def test_one_run_at_a_time_and_only_in_its_own_folder(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="not empty"):
         Manifest(tmp_path / "sounds")
     with pytest.raises(ResumeError, match="not empty"):
-        set_aside(tmp_path / "sounds")
+        archive_previous(tmp_path / "sounds")
     with Manifest(tmp_path / "out"), pytest.raises(ResumeError, match="another run"):
-        set_aside(tmp_path / "out")
-    aside = set_aside(tmp_path / "out")
+        archive_previous(tmp_path / "out")
+    aside = archive_previous(tmp_path / "out")
     assert aside is not None
     assert (aside / "manifest" / "manifest.sqlite").is_file()
     assert not (tmp_path / "out").exists()
@@ -295,14 +295,14 @@ def test_a_damaged_manifest_is_said_and_begun_anew_with_fresh(
     (out / "files").mkdir()
     (out / "files" / "part-0000000.parquet").write_bytes(b"rows")
     damage(out / "manifest" / name)
-    arguments = [str(tmp_path / "in"), "--out", str(out), "--model", str(served(STORE))]
+    arguments = [str(tmp_path / "in"), "--out", str(out), "--model", str(served_model_path(STORE))]
     assert cli.main(["batch", *arguments]) == 2
     said = capsys.readouterr().err
     assert "is damaged" in said
     assert "--fresh" in said
     assert "the same command goes on" not in said
     assert (out / "files" / "part-0000000.parquet").read_bytes() == b"rows"
-    aside = set_aside(out)  # what --fresh does first
+    aside = archive_previous(out)  # what --fresh does first
     assert aside is not None
     assert (aside / "files" / "part-0000000.parquet").read_bytes() == b"rows"
     with Manifest(out) as manifest:
@@ -473,7 +473,7 @@ def work(folder: Path, *formats: str, **wishes: Any) -> list[dict[str, Any]]:
         for name in ("files", "windows", "manifest/csv/files", "manifest/csv/windows"):
             (out / name).mkdir(parents=True, exist_ok=True)
         manifest.add(inputs.find([str(folder / "in")], Notes()), 4)
-        worker = Worker(Job(out, served(STORE), 1, settings))
+        worker = Worker(Job(out, served_model_path(STORE), 1, settings))
         outcomes = []
         for chunk in manifest.pending():
             row = {"chunk": [chunk.id], "start": [chunk.start], "length": [chunk.length]}
@@ -573,7 +573,9 @@ def test_what_an_earlier_attempt_wrote_is_gone(tmp_path: Path) -> None:
 
 def test_a_machine_without_the_sounds_takes_no_part(tmp_path: Path) -> None:
     with Manifest(tmp_path), pytest.raises(FileNotFoundError, match="nowhere is not there on"):
-        Worker(Job(tmp_path, served(STORE), 1, SETTINGS, (str(tmp_path), str(tmp_path / "nowhere"))))
+        Worker(
+            Job(tmp_path, served_model_path(STORE), 1, SETTINGS, (str(tmp_path), str(tmp_path / "nowhere")))
+        )
 
 
 def test_names_of_tracks() -> None:
@@ -633,7 +635,7 @@ def test_fresh_touches_no_folder_of_others(
 ) -> None:
     fill(tmp_path / "recordings", 1)
     monkeypatch.chdir(tmp_path / "recordings")
-    model = str(served(STORE))
+    model = str(served_model_path(STORE))
     assert cli.main(["batch", ".", "--out", ".", "--fresh", "--model", model]) == 2
     assert "not from this command" in capsys.readouterr().err
     with Manifest(tmp_path / "out"):

@@ -21,7 +21,7 @@ from audiocnn import inputs
 from audiocnn.audio import synthetic
 from audiocnn.batch.runner import settings_of
 from audiocnn.batch.state import Manifest
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from tests.batches import fill, fill_bad, score, start, table
 from tests.conftest import ROOT, STORE, free_ports, parse, sound_file, tone, wait_until
 
@@ -178,7 +178,7 @@ def test_a_long_file_is_no_standstill_and_chunks_come_in_slices(tmp_path: Path) 
 def test_work_that_fails_is_explained_and_can_go_on(tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     fill(folder, 3)
-    flags = ["--out", str(out), "--model", str(served(STORE))]
+    flags = ["--out", str(out), "--model", str(served_model_path(STORE))]
     with Manifest(out) as manifest:
         manifest.settle(
             settings_of(SimpleNamespace(**parse("batch", [str(folder), *flags]) | {"format": ("parquet",)}))

@@ -25,7 +25,7 @@ from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
 from audiocnn.model.frontend import LogMel
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from audiocnn.model.network import AudioCNN
 from audiocnn.torchserve.server import free_port
 from audiocnn.torchserve.tune import Setting
@@ -391,7 +391,7 @@ def test_offline_takes_a_folder_without_labels(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_offline_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert offline.main(["--model", str(served(STORE)), "--data", str(tmp_path)]) == 2
+    assert offline.main(["--model", str(served_model_path(STORE)), "--data", str(tmp_path)]) == 2
     (tmp_path / "rain.wav").write_bytes(synthetic.wav("rain"))
     missing = ["--model", str(tmp_path / "no.onnx"), "--data", str(tmp_path), "--providers", "cpu"]
     assert offline.main(missing) == 2

@@ -188,7 +188,7 @@ def test_int8_is_served_only_if_its_cost_is_known_and_small(trained: Path, copy:
     for points, served in ((0.5, "audiocnn-int8.onnx"), (0.75, "audiocnn.onnx")):
         quantize.record_accuracy(trained, measured | {"points_lost": points})
         assert certify(trained, copy)["serves"] == served
-        assert loading.served(copy).name == served
+        assert loading.served_model_path(copy).name == served
     quantize.record_accuracy(trained, measured)
     certify(trained, copy)
     assert archive.stage(copy, "auto", copy / "staged").path.name == "audiocnn-int8.onnx"
@@ -223,11 +223,11 @@ def test_the_cost_of_int8_is_measured_on_a_fold_that_the_run_never_saw(trained: 
 
 
 def test_int8_that_is_wrong_on_a_processor_is_replaced(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert loading.trusted(copy / "audiocnn-int8.onnx").path.name == "audiocnn-int8.onnx"
+    assert loading.load_engine(copy / "audiocnn-int8.onnx").path.name == "audiocnn-int8.onnx"
     assert not caplog.records
     spoil(copy / "audiocnn-int8.onnx")
     with caplog.at_level(logging.WARNING):
-        engine = loading.trusted(copy / "audiocnn-int8.onnx")
+        engine = loading.load_engine(copy / "audiocnn-int8.onnx")
     assert engine.path.name == "audiocnn.onnx"
     assert "answering with float32" in caplog.text
 

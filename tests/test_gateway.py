@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from audiocnn.client.client import Client
-from audiocnn.gateway.auth import RateLimit
+from audiocnn.gateway.auth import TokenBucket
 from audiocnn.gateway.errors import RateLimitedError
 from audiocnn.labels import ESC50
 from tests.conftest import ROOT, Server, free_ports, sound_file, tone, wait_until
@@ -405,7 +405,7 @@ def test_a_rate_is_kept_per_caller(server: Server, tmp_path: Path) -> None:
 
 def test_the_rate_comes_back_with_time() -> None:
     now = 0.0
-    rate = RateLimit(60, clock=lambda: now)
+    rate = TokenBucket(60, clock=lambda: now)
     for _ in range(10):
         rate.charge("a")
     with pytest.raises(RateLimitedError):

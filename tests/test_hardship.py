@@ -19,7 +19,7 @@ from audiocnn import audio
 from audiocnn.audio import synthetic
 from audiocnn.client.client import Client
 from audiocnn.errors import AudioError, ServerBusyError, ServerFailedError, UndecodableAudioError
-from audiocnn.model.loading import served
+from audiocnn.model.loading import served_model_path
 from benchmarks import background_load, chaos, http_fuzz, mutations, sandbox, soak
 from benchmarks.background_load import Account, Asked, Known, ask
 from benchmarks.chaos import Row
@@ -167,7 +167,7 @@ def test_an_intact_clip_with_another_answer_is_wrong() -> None:
 
 @pytest.fixture(scope="module")
 def a_victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    found = Victim(served(STORE), 0, tmp_path_factory.mktemp("victim") / "log")
+    found = Victim(served_model_path(STORE), 0, tmp_path_factory.mktemp("victim") / "log")
     yield found
     found.close()
 

@@ -35,7 +35,7 @@ from audiocnn.logs import JsonFormatter, TextFormatter
 from audiocnn.probe import probe_wav
 from audiocnn.results import LOWEST_DBFS
 from audiocnn.tracing import trace_headers, trace_id
-from audiocnn.worker_metrics import HISTOGRAMS, NAMES, Monitor
+from audiocnn.worker_metrics import HISTOGRAMS, NAMES, WorkerMetrics
 from tests.conftest import (
     ROOT,
     STORE,
@@ -99,9 +99,9 @@ class Recorder:
         self.counters[name, label] += amount  # type: ignore[assignment]
 
 
-def monitored(classifier: Classifier, clips: list[bytes]) -> tuple[Recorder, Monitor]:
+def monitored(classifier: Classifier, clips: list[bytes]) -> tuple[Recorder, WorkerMetrics]:
     recorder = Recorder()
-    monitor = Monitor(recorder, classifier.config.class_names)
+    monitor = WorkerMetrics(recorder, classifier.config.class_names)
     timings = Timings()
     monitor.count(clips, classifier.predict_batch(clips, timings=timings), timings)
     return recorder, monitor

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audiocnn.config import ModelConfig, feature_map_names
-from audiocnn.model.network import AudioCNN, WithEmbedding, WithMaps
+from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ def test_every_stage_halves_the_picture_and_doubles_the_channels(model: AudioCNN
 
 
 def test_evidence_adds_up_to_the_logits(model: AudioCNN) -> None:
-    outputs = WithMaps(model)(torch.randn(3, 1, 128, 251))
-    named = dict(zip(WithMaps(model).output_names, outputs, strict=True))
+    outputs = FeatureMapModel(model)(torch.randn(3, 1, 128, 251))
+    named = dict(zip(FeatureMapModel(model).output_names, outputs, strict=True))
     summed = named["evidence"].mean(dim=(2, 3)) + model.fc.bias
     torch.testing.assert_close(summed, named["logits"], atol=1e-5, rtol=1e-5)
 
 
 def test_maps_do_not_change_the_answer(model: AudioCNN) -> None:
     x = torch.randn(2, 1, 128, 251)
-    torch.testing.assert_close(WithMaps(model)(x)[0], model(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(FeatureMapModel(model)(x)[0], model(x), atol=1e-6, rtol=0)
 
 
 def test_logits_are_a_linear_function_of_the_embedding(model: AudioCNN) -> None:
@@ -53,7 +53,7 @@ def test_logits_are_a_linear_function_of_the_embedding(model: AudioCNN) -> None:
     assert embedding.shape == (2, 64)
     assert (embedding >= 0).all()
     torch.testing.assert_close(model.fc(embedding), logits)
-    maps = dict(zip(WithMaps(model).output_names, WithMaps(model)(x), strict=True))
+    maps = dict(zip(FeatureMapModel(model).output_names, FeatureMapModel(model)(x), strict=True))
     torch.testing.assert_close(maps["embedding"], embedding)
     torch.testing.assert_close(maps["layer4"].mean(dim=(1, 2)), embedding.mean(dim=1))
 

@@ -26,10 +26,10 @@ from audiocnn.client.client import Client
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioError
 from audiocnn.gateway import cards, drawing
-from audiocnn.gateway.auth import Guard
+from audiocnn.gateway.auth import AccessMiddleware
 from audiocnn.gateway.errors import _SERVER_CODES, GatewayError
 from audiocnn.gateway.page import mount
-from audiocnn.gateway.service import Gateway
+from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
 from audiocnn.gateway.words import all_words
 from tests.conftest import Server, free_ports, sound_file, tone, wait_until
@@ -51,7 +51,7 @@ WAIT_MS = 120_000
 
 def page_app(settings: Settings, samples_folder: Path) -> FastAPI:
     """The page with all that it needs, and nothing else."""
-    gateway = Gateway(settings)
+    gateway = PredictionService(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,7 +59,7 @@ def page_app(settings: Settings, samples_folder: Path) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan)
-    app.add_middleware(Guard, door=gateway.door, metrics=gateway.metrics)
+    app.add_middleware(AccessMiddleware, door=gateway.door, metrics=gateway.metrics)
 
     @app.websocket("/ws/predict")
     async def stream(socket: WebSocket) -> None:

@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from audiocnn.audio.decoder import decode
-from audiocnn.gateway.sound import SILENCE_DBFS, BadSoundError, NewestWindow, Smoothed
+from audiocnn.gateway.sound import SILENCE_DBFS, BadSoundError, ExponentialAverage, RingBuffer
 from tests.conftest import ROOT, SLOWEST, Server, tone
 from tests.gateways import KEY, RunningGateway, running_gateway
 from tests.test_client import script
@@ -388,7 +388,7 @@ def test_listen_says_what_is_wrong(gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize("input_rate", [8_000, 44_100, 48_000])
 def test_the_window_is_the_newest_and_does_not_grow(input_rate: int) -> None:
-    window = NewestWindow(input_rate=input_rate, sample_rate=RATE, window_seconds=1.0)
+    window = RingBuffer(input_rate=input_rate, sample_rate=RATE, window_seconds=1.0)
     assert window.wav() is None
     for hz in (3000.0, 440.0):
         for frame in np.array_split(tone(2.0, hz=hz, sample_rate=input_rate), 37):
@@ -402,7 +402,7 @@ def test_the_window_is_the_newest_and_does_not_grow(input_rate: int) -> None:
 
 @pytest.mark.parametrize("sizes", [[1], [128], [999], [1000], [1001], [2500], [1, 998, 5, 1000, 3, 2500, 7]])
 def test_the_window_is_the_end_of_all_that_came(sizes: list[int]) -> None:
-    window = NewestWindow(input_rate=1000, sample_rate=1000, window_seconds=1.0)
+    window = RingBuffer(input_rate=1000, sample_rate=1000, window_seconds=1.0)
     sound = np.random.default_rng(0).uniform(-1, 1, 6000).astype(np.float32)
     place = 0
     for size in sizes * 20:
@@ -413,7 +413,7 @@ def test_the_window_is_the_end_of_all_that_came(sizes: list[int]) -> None:
 
 def test_small_frames_are_cheap() -> None:
     """A browser's 128 samples at a time: a second of sound in a small part of a second."""
-    window = NewestWindow(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
+    window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
     frame = np.zeros(128, np.float32).tobytes()
     began = time.perf_counter()
     for _ in range(375):
@@ -422,7 +422,7 @@ def test_small_frames_are_cheap() -> None:
 
 
 def test_an_idle_stream_holds_nothing() -> None:
-    window = NewestWindow(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
+    window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
     assert window.take_level() == SILENCE_DBFS
     with pytest.raises(BadSoundError):
         window.push(b"123")
@@ -431,11 +431,11 @@ def test_an_idle_stream_holds_nothing() -> None:
 
 
 def test_smoothing_forgets_in_its_time() -> None:
-    smoothed = Smoothed(2.0)
+    smoothed = ExponentialAverage(2.0)
     dog = [{"class": "dog", "confidence": 1.0}, {"class": "cat", "confidence": 0.0}]
     cat = [{"class": "cat", "confidence": 1.0}, {"class": "dog", "confidence": 0.0}]
     assert smoothed.update(dog, 1.0) == [("dog", 1.0), ("cat", 0.0)]
     confidences = dict(smoothed.update(cat, 2.0))
     assert confidences["dog"] == pytest.approx(np.exp(-1))
     assert sum(confidences.values()) == pytest.approx(1.0)
-    assert dict(Smoothed(0.0).update(cat, 1.0))["cat"] == 1.0
+    assert dict(ExponentialAverage(0.0).update(cat, 1.0))["cat"] == 1.0

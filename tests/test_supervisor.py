@@ -25,8 +25,8 @@ from audiocnn.client.client import Client
 from audiocnn.torchserve.launch import Gateway
 from audiocnn.torchserve.logfiles import ends_of
 from audiocnn.torchserve.rollout import copy_as
-from audiocnn.torchserve.server import ServeError, TorchServe
-from audiocnn.torchserve.supervisor import Failures, Supervisor
+from audiocnn.torchserve.server import ServerStartError, TorchServe
+from audiocnn.torchserve.supervisor import RestartBackoff, Supervisor
 from tests.conftest import ROOT, STORE, Server, free_ports, running_server, server_settings, wait_until
 
 RAIN = synthetic.wav("rain")
@@ -52,9 +52,9 @@ class Program:
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
         if not wait_until(lambda: self._ready.exists() or stop.is_set() or not self.is_alive(), 10):
-            raise ServeError("the program is not ready")
+            raise ServerStartError("the program is not ready")
         if not self._ready.exists() and not stop.is_set():
-            raise ServeError("the program died\nthe end of its log")
+            raise ServerStartError("the program died\nthe end of its log")
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -84,13 +84,13 @@ def supervisor(child: Program, stopping: threading.Event, *, restart: bool = Tru
 
 
 def test_pauses_grow_and_end() -> None:
-    failures = Failures()
+    failures = RestartBackoff()
     assert [failures.pause() for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 8.0, None]
 
 
 def test_who_was_up_for_a_minute_has_not_failed_again() -> None:
     now = 0.0
-    failures = Failures(lambda: now)
+    failures = RestartBackoff(lambda: now)
     for ran, pause in ((59.0, 0.5), (59.0, 1.0), (61.0, 0.5)):
         failures.ready()
         now += ran
@@ -100,7 +100,7 @@ def test_who_was_up_for_a_minute_has_not_failed_again() -> None:
 def test_time_in_which_it_was_ill_is_no_peace() -> None:
     """TorchServe without a worker is found out after two minutes: longer than the minute of peace."""
     now = 0.0
-    failures = Failures(lambda: now)
+    failures = RestartBackoff(lambda: now)
     pauses = []
     for _ in range(6):
         failures.ready()
@@ -124,7 +124,7 @@ def test_what_is_ill_again_and_again_is_given_up(
         child, "failure_reason", lambda: stopping.set() if len(child.pids) > 8 else "no worker"
     )
     try:
-        with pytest.raises(ServeError, match="failed 6 times in a row, given up"):
+        with pytest.raises(ServerStartError, match="failed 6 times in a row, given up"):
             kept.watch()
     finally:
         child.stop()
@@ -155,7 +155,7 @@ def test_a_crash_loop_ends_with_the_end_of_the_log(
     kept = supervisor(child, stopping)
     kept.start()
     child._command[2] = "raise SystemExit(1)"
-    with pytest.raises(ServeError, match=r"failed 6 times in a row, given up(?s:.)*end of its log"):
+    with pytest.raises(ServerStartError, match=r"failed 6 times in a row, given up(?s:.)*end of its log"):
         kept.watch()
     assert len(child.pids) == 6
 
@@ -164,7 +164,7 @@ def test_without_restart_a_death_is_an_error(tmp_path: Path, stopping: threading
     child = Program(tmp_path, DIES)
     kept = supervisor(child, stopping, restart=False)
     kept.start()
-    with pytest.raises(ServeError, match=r"^the program ended by itself"):
+    with pytest.raises(ServerStartError, match=r"^the program ended by itself"):
         kept.watch()
     assert len(child.pids) == 1
 
@@ -230,7 +230,7 @@ def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
     gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=logs)
     told, part = logs / "model-config.json", logs / "model-config.part"
     archive.write_bytes(b"no archive")
-    with pytest.raises(ServeError, match="front end of the model"):
+    with pytest.raises(ServerStartError, match="front end of the model"):
         gateway.start()
     try:
         write_archive(archive, before := read_config(STORE / "audiocnn.mar"))

@@ -61,7 +61,7 @@ def start(address: str | None, workers: int | None, threads: int) -> int:
                 object_store_memory=OBJECT_STORE_BYTES,
             )
             return workers
-        _knock(address)
+        is_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"reached at {address}" if address else "started"
@@ -78,7 +78,7 @@ def _workers(address: str, workers: int | None, threads: int) -> int:
     return min(workers or there, there)
 
 
-def _knock(address: str) -> None:
+def is_reachable(address: str) -> None:
     """Raise `OSError` at once if nobody listens at HOST:PORT: Ray tries for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():

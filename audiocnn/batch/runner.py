@@ -32,9 +32,9 @@ from audiocnn.batch.state import (
     Outcome,
     ResumeError,
     Settings,
+    archive_previous,
     damaged,
     place,
-    set_aside,
 )
 from audiocnn.batch.writers import FORMATS, csv_columns
 from audiocnn.errors import ModelFileError
@@ -227,7 +227,7 @@ def run(args: SimpleNamespace) -> int:
     try:
         settings = settings_of(args)
         inputs.check(args.inputs)
-        if args.fresh and (aside := set_aside(args.out)):
+        if args.fresh and (aside := archive_previous(args.out)):
             say(f"earlier results are in {aside} now")
         with Manifest(args.out) as manifest:
             settings = prepare(args, manifest, settings)

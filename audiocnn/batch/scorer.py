@@ -26,7 +26,7 @@ from audiocnn.classifier import UNLIMITED, hop_of, softmax
 from audiocnn.config import Config
 from audiocnn.errors import AudioError
 from audiocnn.model.engine import MAX_BATCH, Engine
-from audiocnn.model.loading import trusted
+from audiocnn.model.loading import load_engine
 from audiocnn.results import SILENCE_PEAK
 
 FloatArray = npt.NDArray[np.float32]
@@ -112,8 +112,8 @@ class Scorer:
 
     @classmethod
     def load(cls, model: Path, *, threads: int, overlap: float | None, evidence: bool) -> Scorer:
-        """See `audiocnn.model.loading.trusted`."""
-        return cls(trusted(model, threads=threads), overlap=overlap, evidence=evidence)
+        """See `audiocnn.model.loading.load_engine`."""
+        return cls(load_engine(model, threads=threads), overlap=overlap, evidence=evidence)
 
     def score(self, paths: Sequence[str], begin: Begin = int) -> Iterator[Item]:
         """For every path, in this order: `(FileAnswer, WindowAnswer)` for each window of a file that has

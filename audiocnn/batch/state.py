@@ -105,7 +105,7 @@ def part(table: str, chunk: int, suffix: str) -> str:
     return f"{place(table, suffix)}/part-{chunk:07d}.{suffix}"
 
 
-def set_aside(folder: Path) -> Path | None:
+def archive_previous(folder: Path) -> Path | None:
     """Move earlier results out of the way; returns where they are now, None if there were none. Raises
     `ResumeError` as `Manifest` does."""
     if not folder.exists() or not any(folder.iterdir()):

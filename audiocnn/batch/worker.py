@@ -16,7 +16,7 @@ from typing import Any
 from audiocnn.batch import state
 from audiocnn.batch.scorer import FileAnswer, Item, Scorer
 from audiocnn.batch.state import Outcome, Settings
-from audiocnn.batch.writers import Labels, Part, Report
+from audiocnn.batch.writers import AudacityWriter, ChunkWriter, RowBuilder
 
 WORKER_DIED = "worker_died"
 _POSITION = "at"  # in an attempt's folder: the number of the file that is being heard
@@ -49,7 +49,7 @@ class Worker:
             job.model, threads=job.threads, overlap=wishes.overlap, evidence=wishes.evidence
         )
         engine = self._scorer.engine
-        self._report = Report(engine.config, engine.sha256[:12], wishes.top_k, wishes.min_confidence)
+        self._report = RowBuilder(engine.config, engine.sha256[:12], wishes.top_k, wishes.min_confidence)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """`{"chunk", "start", "length"}`, arrays of one -> the outcome, and how long it took.
@@ -64,12 +64,14 @@ class Worker:
         return {"chunk": [chunk], "outcome": [text], "seconds": [time.monotonic() - began]}
 
     def _score(self, chunk: int, paths: Sequence[str]) -> Outcome:
-        deadly = _deadly(self._job.out, chunk)
+        deadly = poison_files(self._job.out, chunk)
         attempt = self._job.out / state.ATTEMPTS / f"{chunk}-{uuid.uuid4().hex}"
         attempt.mkdir(parents=True)
         formats = self._job.settings.formats
-        labels = Labels(self._job.out, attempt, self._job.settings.root) if "audacity" in formats else None
-        part = Part(attempt, self._report, formats, labels)
+        labels = (
+            AudacityWriter(self._job.out, attempt, self._job.settings.root) if "audacity" in formats else None
+        )
+        part = ChunkWriter(attempt, self._report, formats, labels)
         outcome = Outcome()
         with (attempt / _POSITION).open("wb", buffering=0) as position:
             for item in self._answers(paths, deadly, position.fileno()):
@@ -101,7 +103,7 @@ class Worker:
         )
 
 
-def _deadly(out: Path, chunk: int) -> set[int]:
+def poison_files(out: Path, chunk: int) -> set[int]:
     """Numbers of files at which two attempts at this chunk have ended without a word: a decoder that
     crashes, or takes all memory, must not stop the job for ever."""
     ends: Counter[int] = Counter()

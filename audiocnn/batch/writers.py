@@ -59,7 +59,7 @@ SCHEMAS = {"files": FILES, "windows": WINDOWS}
 
 
 @dataclass(frozen=True)
-class Report:
+class RowBuilder:
     """What rows say, and about which model."""
 
     config: Config
@@ -138,7 +138,7 @@ class Writer(Protocol):
 class ParquetPart:
     """Zstandard, a row group for each `write`."""
 
-    def __init__(self, path: Path, table: str, report: Report) -> None:
+    def __init__(self, path: Path, table: str, report: RowBuilder) -> None:
         self._schema = SCHEMAS[table]
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
@@ -154,7 +154,7 @@ class ParquetPart:
 class CsvPart:
     """UTF-8 with a header line; predictions as columns, of the evidence only where its peak is."""
 
-    def __init__(self, path: Path, table: str, report: Report) -> None:
+    def __init__(self, path: Path, table: str, report: RowBuilder) -> None:
         self._report = report
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, csv_columns(table, report.top_k))
@@ -196,7 +196,7 @@ def _flat(row: Row) -> Row:
     return flat
 
 
-class Labels:
+class AudacityWriter:
     """A label track for every sound: a line with start, end and class for every window (or short file)."""
 
     def __init__(self, out: Path, attempt: Path, root: str) -> None:
@@ -246,10 +246,12 @@ def publish(temporary: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-class Part:
+class ChunkWriter:
     """The rows of one chunk, in an attempt's folder until `publish`."""
 
-    def __init__(self, attempt: Path, report: Report, formats: Sequence[str], labels: Labels | None) -> None:
+    def __init__(
+        self, attempt: Path, report: RowBuilder, formats: Sequence[str], labels: AudacityWriter | None
+    ) -> None:
         self._attempt, self._report, self._labels = attempt, report, labels
         kinds: dict[str, type[ParquetPart] | type[CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
         self._kinds = {name: kinds[name] for name in formats if name in kinds}

@@ -22,7 +22,7 @@ from audiocnn.client.client import (
     Trace,
     read_clip,
 )
-from audiocnn.client.retry import Exchange, read_reply, unreachable
+from audiocnn.client.retry import RequestState, read_reply, unreachable
 from audiocnn.errors import AudioError, ServerError, TokenRefusedError
 from audiocnn.options import option_headers
 from audiocnn.probe import probe_wav
@@ -70,7 +70,7 @@ class AsyncClient(Settings):
     async def ready(self, *, timeout_seconds: float = 10.0) -> bool:
         """As `Client.ready`."""
         endpoint = replace(self._endpoint, deadline_seconds=timeout_seconds)
-        exchange = Exchange(endpoint, {}, self._keys, None)
+        exchange = RequestState(endpoint, {}, self._keys, None)
         for _ in range(2):
             try:
                 await self._attempt("predictions", probe_wav(), exchange)
@@ -118,12 +118,12 @@ class AsyncClient(Settings):
             except AudioError as error:
                 raise exchange.sign(error) from None
             except ServerError as error:
-                wait = exchange.wait_after(error)
+                wait = exchange.backoff_seconds(error)
                 if isinstance(error, TokenRefusedError):
                     await self._renew(exchange.authorization)
             await asyncio.sleep(wait)
 
-    async def _attempt(self, verb: str, audio: bytes, exchange: Exchange) -> Answer:
+    async def _attempt(self, verb: str, audio: bytes, exchange: RequestState) -> Answer:
         timeout = exchange.timeout_seconds
         try:
             async with asyncio.timeout(timeout):

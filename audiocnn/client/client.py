@@ -27,7 +27,7 @@ from typing import Any, Self, TypeVar
 
 import requests
 
-from audiocnn.client.retry import Endpoint, Exchange, read_reply, unreachable
+from audiocnn.client.retry import Endpoint, RequestState, read_reply, unreachable
 from audiocnn.client.tokens import KeyFile
 from audiocnn.errors import AudioError, ServerError, TokenRefusedError
 from audiocnn.options import option_headers
@@ -91,8 +91,8 @@ class Settings:
     def _connect(self) -> None:
         raise NotImplementedError
 
-    def _exchange(self, headers: Mapping[str, str], request_id: str | None = None) -> Exchange:
-        return Exchange(self._endpoint, headers, self._keys, request_id, self._on_retry)
+    def _exchange(self, headers: Mapping[str, str], request_id: str | None = None) -> RequestState:
+        return RequestState(self._endpoint, headers, self._keys, request_id, self._on_retry)
 
 
 class Client(Settings):
@@ -149,7 +149,7 @@ class Client(Settings):
     def ready(self, *, timeout_seconds: float = 10.0) -> bool:
         """Whether a real prediction works now: one attempt with a short tone."""
         endpoint = replace(self._endpoint, deadline_seconds=timeout_seconds)
-        exchange = Exchange(endpoint, {}, self._keys, None)
+        exchange = RequestState(endpoint, {}, self._keys, None)
         for _ in range(2):
             try:
                 self._attempt("predictions", probe_wav(), exchange)
@@ -195,12 +195,12 @@ class Client(Settings):
             except AudioError as error:
                 raise exchange.sign(error) from None
             except ServerError as error:
-                wait = exchange.wait_after(error)
+                wait = exchange.backoff_seconds(error)
                 if isinstance(error, TokenRefusedError):
                     self._renew(exchange.authorization)
             time.sleep(wait)
 
-    def _attempt(self, verb: str, audio: bytes, exchange: Exchange) -> Answer:
+    def _attempt(self, verb: str, audio: bytes, exchange: RequestState) -> Answer:
         try:
             reply = self._session.post(
                 self._endpoint.address(verb),

@@ -68,7 +68,7 @@ class Endpoint:
         return urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-class Exchange:
+class RequestState:
     """One request until it is answered: its headers, and after each failure how long to wait."""
 
     def __init__(
@@ -112,7 +112,7 @@ class Exchange:
         """For the connection of the next attempt."""
         return min(self._endpoint.connect_seconds, self.timeout_seconds)
 
-    def wait_after(self, error: ServerError) -> float:
+    def backoff_seconds(self, error: ServerError) -> float:
         """Seconds to wait before the next attempt; raises the error if there is to be none."""
         self._attempts += 1
         self._failures += isinstance(error, ServerFailedError)

@@ -14,11 +14,11 @@ from starlette.websockets import WebSocket
 
 from audiocnn import __version__
 from audiocnn.gateway import page
-from audiocnn.gateway.auth import DOCS_ASSETS, Guard, error_response
+from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
 from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware
 from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
-from audiocnn.gateway.service import Gateway
+from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
 
 DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
@@ -29,7 +29,7 @@ Live streams: the WebSocket `/ws/predict`, see docs/gateway.md."""
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The ASGI application; settings come from the environment unless given."""
     settings = settings or Settings()
-    gateway = Gateway(settings)
+    gateway = PredictionService(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         static_url=DOCS_ASSETS,
     )
     app.state.metrics = gateway.metrics
-    app.add_middleware(Guard, door=gateway.door, metrics=gateway.metrics)
+    app.add_middleware(AccessMiddleware, door=gateway.door, metrics=gateway.metrics)
     app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
         CORSMiddleware,
         allow_origins=settings.origins,

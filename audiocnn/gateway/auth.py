@@ -49,7 +49,7 @@ QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds: logg
 _MAX_CALLERS = 10_000
 
 
-class RateLimit:
+class TokenBucket:
     """A token bucket per caller: `per_minute` requests, as many at once as fit into ten seconds."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,12 +86,12 @@ class RateLimit:
             self._buckets.popitem(last=False)
 
 
-class Door:
+class AccessControl:
     """The checks that every request and every stream passes."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.rate = RateLimit(settings.rate_limit_per_minute)
+        self.rate = TokenBucket(settings.rate_limit_per_minute)
 
     def check_origin(self, origin: str | None) -> None:
         """Browsers say which page asks; programs say nothing and pass."""
@@ -132,10 +132,10 @@ def error_response(error: Known, request_id: str) -> Response:
     return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 
-class Guard:
-    """ASGI middleware around all routes of HTTP; a stream asks the `Door` itself."""
+class AccessMiddleware:
+    """ASGI middleware around all routes of HTTP; a stream asks the `AccessControl` itself."""
 
-    def __init__(self, app: ASGIApp, door: Door, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, door: AccessControl, metrics: Metrics) -> None:
         self._app = app
         self._door = door
         self._metrics = metrics

@@ -18,7 +18,7 @@ ALL_CLASSES = 1_000_000  # as `top_k`: the answer names every class
 _FRESH_SECONDS = 5.0  # a rollout changes the model under us
 
 
-class Served:
+class ModelInfo:
     """Asks TorchServe with a short tone: its answer names the model and, with a large `top_k`, all classes.
 
     The front end is not in an answer; it is read from the checkpoint's config.json, and told only if

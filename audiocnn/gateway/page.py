@@ -29,11 +29,11 @@ from starlette.routing import Mount
 
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.gateway import cards
-from audiocnn.gateway.auth import Door, request_id_in
+from audiocnn.gateway.auth import AccessControl, request_id_in
 from audiocnn.gateway.errors import GatewayError, SoundGoneError, body_of
 from audiocnn.gateway.model_info import ALL_CLASSES
 from audiocnn.gateway.multipart import Budget
-from audiocnn.gateway.page_key import KeyDoor, admit
+from audiocnn.gateway.page_key import LoginMiddleware, admit
 from audiocnn.gateway.page_routes import PageRoutes
 from audiocnn.gateway.page_uploads import KEPT_SECONDS, Uploads
 from audiocnn.gateway.settings import Settings
@@ -248,7 +248,7 @@ def _live_html() -> str:
 
 
 def mount(
-    app: FastAPI, ask: Ask, door: Door, budget: Budget, settings: Settings, samples: Path = SAMPLES
+    app: FastAPI, ask: Ask, door: AccessControl, budget: Budget, settings: Settings, samples: Path = SAMPLES
 ) -> None:
     """Add the page to an application, at `/ui`; uploads and all else of it need a key if there are any."""
     _add_roots(app)
@@ -274,7 +274,7 @@ def mount(
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
     routes = PageRoutes(mounted.app, blocks, folder, has_proxy=bool(settings.trusted_proxies))
-    mounted.app = KeyDoor(Uploads(routes, door, settings, folder), door)
+    mounted.app = LoginMiddleware(Uploads(routes, door, settings, folder), door)
 
 
 @cache

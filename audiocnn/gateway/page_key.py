@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from audiocnn.gateway.auth import Door, error_response, key_in
+from audiocnn.gateway.auth import AccessControl, error_response, key_in
 from audiocnn.gateway.errors import GatewayError, UnauthorizedError
 from audiocnn.gateway.words import friendly
 
@@ -37,17 +37,17 @@ def key_of(headers: Headers) -> str | None:
         return None
 
 
-def admit(door: Door, request: Request) -> None:
+def admit(door: AccessControl, request: Request) -> None:
     """Count one clip of this caller; raises `GatewayError` without a key or above the rate."""
     key = key_of(request.headers)
     door.check_key(key)
     door.rate.charge(door.caller(key, request.client.host if request.client else None))
 
 
-class KeyDoor:
+class LoginMiddleware:
     """ASGI, around the page and all that it loads: lets pass who has a key, else shows a form."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, door: AccessControl) -> None:
         self._app = app
         self._door = door
 

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from audiocnn.gateway.auth import Door
+from audiocnn.gateway.auth import AccessControl
 from audiocnn.gateway.errors import BusyError, GatewayError, StorageFullError, status_of
 from audiocnn.gateway.multipart import form_limit, too_large
 from audiocnn.gateway.page_key import admit
@@ -58,7 +58,7 @@ class Body:
 class Uploads:
     """ASGI, around the page: each upload is counted, waits for room, and is bounded in bytes and time."""
 
-    def __init__(self, app: ASGIApp, door: Door, settings: Settings, folder: Path) -> None:
+    def __init__(self, app: ASGIApp, door: AccessControl, settings: Settings, folder: Path) -> None:
         self._app = app
         self._door = door
         self._settings = settings

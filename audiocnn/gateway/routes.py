@@ -1,4 +1,4 @@
-"""The addresses: bodies in, `Gateway` asked, replies out.
+"""The addresses: bodies in, `PredictionService` asked, replies out.
 
 Replies are TorchServe's, plus what a route adds; they are sent as bytes, not through response models.
 """
@@ -18,7 +18,7 @@ from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import pictures, schemas
 from audiocnn.gateway.errors import BadRequestError, BusyError, WrongMediaTypeError, body_of
 from audiocnn.gateway.multipart import Form, json_limit, read_json_bytes, receiving, too_large
-from audiocnn.gateway.service import Gateway
+from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
 from audiocnn.request_body import read_base64, read_json_object
 
@@ -52,7 +52,7 @@ def read_request(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]
     return audio, options
 
 
-def add_reading_routes(app: FastAPI, gateway: Gateway) -> None:
+def add_reading_routes(app: FastAPI, gateway: PredictionService) -> None:
     """`GET`: how the server is, and what it serves."""
     settings = gateway.settings
 
@@ -98,7 +98,7 @@ def add_reading_routes(app: FastAPI, gateway: Gateway) -> None:
         )
 
 
-def add_metrics_route(app: FastAPI, gateway: Gateway) -> None:
+def add_metrics_route(app: FastAPI, gateway: PredictionService) -> None:
     """`GET /metrics`, where it has no address of its own."""
 
     @app.get("/metrics", include_in_schema=False)
@@ -106,7 +106,7 @@ def add_metrics_route(app: FastAPI, gateway: Gateway) -> None:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def add_asking_routes(app: FastAPI, gateway: Gateway) -> None:
+def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
     """`POST`: clips in, answers out."""
     failures = schemas.errors(*schemas.ASKED)
 
@@ -200,7 +200,7 @@ def _with_scaled_maps(answer: dict[str, Any]) -> Response:
     return json_reply(answer)
 
 
-async def answer_files(gateway: Gateway, form: Form, request: Request) -> list[dict[str, Any]]:
+async def answer_files(gateway: PredictionService, form: Form, request: Request) -> list[dict[str, Any]]:
     """One answer or error for each file of a form, in their order."""
     if not form.files or any(name != "files" for name, _, _ in form.files):
         raise BadRequestError(

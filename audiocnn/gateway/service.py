@@ -12,10 +12,10 @@ from fastapi import Request
 
 from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
-from audiocnn.gateway.auth import Door
+from audiocnn.gateway.auth import AccessControl
 from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError
 from audiocnn.gateway.metrics import Metrics
-from audiocnn.gateway.model_info import Served
+from audiocnn.gateway.model_info import ModelInfo
 from audiocnn.gateway.multipart import Budget, Form, form_limit, read_form, receiving
 from audiocnn.gateway.settings import MIB, Settings
 from audiocnn.gateway.streaming import Streams
@@ -24,12 +24,12 @@ from audiocnn.options import option_headers
 _READY_SECONDS = 1.0  # so long one probe answers for all
 
 
-class Gateway:
+class PredictionService:
     """What the routes share."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.door = Door(settings)
+        self.door = AccessControl(settings)
         self.metrics = Metrics()
         self.budget = Budget(int(settings.max_buffered_mb * MIB))
         self._in_flight = 0
@@ -51,7 +51,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Open the connections to TorchServe, and close them."""
         async with self._client(self.settings.deadline_seconds) as self.client:
-            self.model = Served(self.client, self.settings.model_config_file)
+            self.model = ModelInfo(self.client, self.settings.model_config_file)
             # Late answers to a stream are worth nothing: ask once or twice, then take newer sound.
             async with self._client(5.0) as stream_client:
                 self.streams = Streams(self.settings, self.door, stream_client, self.model, self.metrics)

@@ -20,7 +20,7 @@ class BadSoundError(ValueError):
     """Bytes that are not little-endian float32 samples, or samples that are no numbers."""
 
 
-class NewestWindow:
+class RingBuffer:
     """The newest `window_seconds` of a stream at the model's rate: memory that does not grow.
 
     The buffer is made with the first sample: a connection that sends nothing costs nothing.
@@ -108,7 +108,7 @@ class NewestWindow:
         return file.getvalue()
 
 
-class Smoothed:
+class ExponentialAverage:
     """Exponential average of all confidences, with a time constant in seconds."""
 
     def __init__(self, seconds: float) -> None:

@@ -26,13 +26,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
-from audiocnn.gateway.auth import Door, request_id_in
+from audiocnn.gateway.auth import AccessControl, request_id_in
 from audiocnn.gateway.errors import GatewayError, body_of
 from audiocnn.gateway.metrics import Metrics
-from audiocnn.gateway.model_info import ALL_CLASSES, Served
+from audiocnn.gateway.model_info import ALL_CLASSES, ModelInfo
 from audiocnn.gateway.page_key import key_of
 from audiocnn.gateway.settings import Settings
-from audiocnn.gateway.sound import BadSoundError, NewestWindow, Smoothed
+from audiocnn.gateway.sound import BadSoundError, ExponentialAverage, RingBuffer
 from audiocnn.gateway.stream_protocol import (
     BAD_DATA,
     BAD_START,
@@ -66,7 +66,7 @@ class Streams:
     """All streams of a gateway: how many there are, and whose turn it is to ask TorchServe."""
 
     def __init__(
-        self, settings: Settings, door: Door, client: AsyncClient, model: Served, metrics: Metrics
+        self, settings: Settings, door: AccessControl, client: AsyncClient, model: ModelInfo, metrics: Metrics
     ) -> None:
         self.settings = settings
         self.door = door
@@ -198,13 +198,13 @@ class Stream:
         self._socket = socket
         self._start = start
         self._state = state
-        self._sound = NewestWindow(
+        self._sound = RingBuffer(
             input_rate=start.sample_rate,
             sample_rate=frontend.sample_rate,
             window_seconds=frontend.clip_seconds,
         )
         self._window_seconds = frontend.clip_seconds
-        self._smoothed = Smoothed(streams.settings.stream_smoothing_seconds)
+        self._smoothed = ExponentialAverage(streams.settings.stream_smoothing_seconds)
         self._due = asyncio.Event()
         self._is_ending = False
         self._hop = self._answered_hop = 0  # the last one that is due, and that was answered

@@ -27,7 +27,7 @@ from audiocnn.errors import ModelFileError
 from audiocnn.files import sha256
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
-from audiocnn.model.network import AudioCNN, WithEmbedding, WithMaps
+from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -198,7 +198,7 @@ class EagerGraph:
         config, log_mel, model = checkpoint.load(folder)
         self.metadata = pack_metadata(config, log_mel)
         self._model: AudioCNN = model.to(device)
-        self._served, self._with_maps = WithEmbedding(self._model), WithMaps(self._model)
+        self._served, self._with_maps = WithEmbedding(self._model), FeatureMapModel(self._model)
         self._device = device
 
     @torch.inference_mode()

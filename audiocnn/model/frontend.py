@@ -6,7 +6,7 @@ Formula, per frame of a Hann window `w` of `win_length` samples, centred (zeros 
     mel     = filter_bank @ power         triangles on the Slaney mel scale, peak 1
     log_mel = (ln(mel + log_eps) - mean[band]) / std[band]
 
-Before that, a window may be made louder (`LogMel.levelled`). Nothing depends on a neighbour in the batch,
+Before that, a window may be made louder (`LogMel.peak_normalised`). Nothing depends on a neighbour in the batch,
 and no quiet part is cut off for being beside a loud one (no `top_db`). The mel scale is that of Slaney's
 Auditory Toolbox (1998), the default of librosa; the tests compare with `torchaudio`. The arrays are
 stored in the checkpoint, not rebuilt by whoever loads it.
@@ -134,7 +134,7 @@ class LogMel(nn.Module):
             covered = self.bank[rows].any(dim=0).nonzero().flatten().tolist()
             self._groups.append((rows, slice(covered[0], covered[-1] + 1)))
 
-    def levelled(self, waveform: Tensor) -> Tensor:
+    def peak_normalised(self, waveform: Tensor) -> Tensor:
         """Each window with its peak at full scale, or as near to it as `max_gain_db` reaches: people
         stand nearer to a microphone or further away. Silence stays silence."""
         peak = waveform.abs().amax(dim=1, keepdim=True)
@@ -144,7 +144,7 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """See the class: the normalised log-mel."""
         if self.config.max_gain_db:
-            waveform = self.levelled(waveform)
+            waveform = self.peak_normalised(waveform)
         log_mel = torch.log(self.power_mel(waveform) + self.config.log_eps)
         return ((log_mel - self.mean) / self.std).unsqueeze(1)
 

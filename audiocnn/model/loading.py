@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
 
-def served(store: Path) -> Path:
+def served_model_path(store: Path) -> Path:
     """The file of a model store that is to answer, by its certificate; float32 ONNX if there is none."""
     try:
         name: str = json.loads((store / CERTIFICATE).read_text(encoding="utf-8"))["serves"]
@@ -49,12 +49,12 @@ def find_model() -> Path:
     """
     checkout = Path(__file__).resolve().parent.parent.parent
     for store in (STORE, checkout / STORE, _RELEASED):
-        if (path := served(store)).is_file():
+        if (path := served_model_path(store)).is_file():
             return path
     raise ModelFileError("there is no exported model here: run `make export`, or name one with --model")
 
 
-def trusted(path: Path, *, device: str = "cpu", threads: int | None = None) -> Engine:
+def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """The engine over `path`, or over its float32 twin, with a warning, where int8 cannot be trusted.
 
     On a GPU the twin is taken at once: ONNX Runtime's CUDA provider has no 8-bit convolutions. Raises

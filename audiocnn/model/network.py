@@ -130,7 +130,7 @@ class WithEmbedding(nn.Module):
         return self.model.head(x)
 
 
-class WithMaps(nn.Module):
+class FeatureMapModel(nn.Module):
     """The network with all that it can show: logits, embedding, evidence, and channel means of the maps."""
 
     def __init__(self, model: AudioCNN) -> None:

@@ -31,8 +31,8 @@ from audiocnn.torchserve import ports
 from audiocnn.torchserve.archives import ArchiveError, known_sha256
 from audiocnn.torchserve.logfiles import ends_of, open_log
 from audiocnn.torchserve.properties import ConfigError, ca_file, key_file, read_properties
-from audiocnn.torchserve.server import MALLOC, MODEL, ServeError, TorchServe
-from audiocnn.torchserve.supervisor import Child, Supervisor, say
+from audiocnn.torchserve.server import MALLOC, MODEL, ServerStartError, TorchServe
+from audiocnn.torchserve.supervisor import ManagedProcess, Supervisor, say
 from audiocnn.torchserve.watchdog import HealthMonitor
 
 _GATEWAY = "127.0.0.1:8000"
@@ -93,10 +93,12 @@ class Gateway:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             if self._process is None:
-                raise ServeError(f"cannot tell the gateway the front end of the model: {error}") from error
+                raise ServerStartError(
+                    f"cannot tell the gateway the front end of the model: {error}"
+                ) from error
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
-        """Wait until it answers; `ServeError` with the end of its log if it does not."""
+        """Wait until it answers; `ServerStartError` with the end of its log if it does not."""
         deadline = time.monotonic() + timeout_seconds
         with requests.Session() as session:
             session.trust_env = False  # no proxy between this machine and itself
@@ -107,7 +109,7 @@ class Gateway:
                         return
                 time.sleep(0.1)
         if not stop.is_set():
-            raise ServeError(f"the gateway did not start. {ends_of(self.log_file)}")
+            raise ServerStartError(f"the gateway did not start. {ends_of(self.log_file)}")
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
@@ -161,7 +163,7 @@ def run(
     grace_seconds: float,
     restart: bool,
 ) -> int:
-    """Serve until a signal; 0 after a clean stop. Raises `ServeError` if something cannot be kept up."""
+    """Serve until a signal; 0 after a clean stop. Raises `ServerStartError` if something cannot be kept up."""
     stopping, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -172,7 +174,7 @@ def run(
         signal.signal(number, on_signal)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else we run under `nohup`
         signal.signal(signal.SIGHUP, on_signal)
-    children: list[Child] = [server, *([gateway] if gateway else [])]
+    children: list[ManagedProcess] = [server, *([gateway] if gateway else [])]
     supervisor = Supervisor(children, stopping, timeout_seconds=timeout_seconds, restart=restart)
     try:
         supervisor.start()
@@ -245,7 +247,7 @@ def serve(
         )
         child = Gateway(gateway, server, log_folder=logs) if gateway else None
         code = run(server, child, timeout_seconds=timeout, grace_seconds=grace, restart=restart)
-    except (ConfigError, ArchiveError, ModelFileError, OSError) as error:
+    except (ConfigError, ServerStartError, ArchiveError, ModelFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     finally:

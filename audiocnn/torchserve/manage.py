@@ -115,13 +115,13 @@ def _fail(message: str) -> NoReturn:
 
 
 @contextmanager
-def _target(server: Server, store: Path | None, drain_seconds: float) -> Iterator[steps.Target]:
+def _target(server: Server, store: Path | None, drain_seconds: float) -> Iterator[steps.RolloutContext]:
     """For the steps of a rollout, the store locked; SIGTERM and a closed terminal undo it as Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP is, under `nohup`
             signal.signal(number, lambda *_: sys.exit(1))
     with closing(server.api()) as management, locked(server.store(store)):
-        target = steps.Target(
+        target = steps.RolloutContext(
             management=management,
             connect=server.client,
             store=server.store(store),
@@ -247,7 +247,7 @@ def rollout(
     server: Server = context.obj
     with _explained(server), _target(server, store, drain_seconds) as target:
         known = known_sha256(archive, target.store, sha256)
-        checks = steps.Checks(sha256=known, clips=_clips(clip or []), min_agreement=min_agreement)
+        checks = steps.AcceptanceCriteria(sha256=known, clips=_clips(clip or []), min_agreement=min_agreement)
         version = steps.rollout(target, archive, checks, keep_old=keep_old)
         _done(target, server, version)
 
@@ -293,7 +293,7 @@ def _clips(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _done(target: steps.Target, server: Server, version: str) -> None:
+def _done(target: steps.RolloutContext, server: Server, version: str) -> None:
     """What serves now, and what a restart would serve."""
     archive = target.management.version(version).archive
     _say(f"version {version} serves")

@@ -41,7 +41,7 @@ class RolloutError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class RolloutContext:
     """The server and how to talk to it and about it."""
 
     management: Management
@@ -52,7 +52,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checks:
+class AcceptanceCriteria:
     """What the new version must pass."""
 
     sha256: str | None = None  # of the archive
@@ -60,7 +60,7 @@ class Checks:
     min_agreement: float = 0.9
 
 
-def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) -> str:
+def rollout(target: RolloutContext, archive: Path, checks: AcceptanceCriteria, *, keep_old: bool) -> str:
     """Serve an archive instead of the default version; returns its version. Undone if it fails."""
     management, say = target.management, target.say
     version = manifest_version(archive, management.model)
@@ -77,7 +77,7 @@ def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) ->
         _install(target, copy, place, pending, digest)
         say(f"registering version {version} ({place.name}) with the settings of {old.name}")
         management.register(place.name, version, old)
-        _prove(target, version, old, checks)
+        _validate(target, version, old, checks)
         _switch(target, version)
     except BaseException as error:  # Ctrl-C as well
         say(f"failed: {error or type(error).__name__}")
@@ -86,7 +86,7 @@ def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) ->
             with suppress(OSError):
                 integrity.forget(place)
         raise
-    _remember(target, old.name, old.archive)
+    _save_previous(target, old.name, old.archive)
     clear_pending(target.store)
     if keep_old:
         say(f"version {old.name} stays registered, for `rollback`")
@@ -95,31 +95,31 @@ def rollout(target: Target, archive: Path, checks: Checks, *, keep_old: bool) ->
     return version
 
 
-def rollback(target: Target) -> str:
+def rollback(target: RolloutContext) -> str:
     """Serve the version from before the last rollout again; returns its name."""
-    record = _recall(target)
+    record = _load_previous(target)
     old = target.management.default()
     name, archive = record["version"], target.store / record["archive"]
     registered = {float(version.name) for version in target.management.versions()}
     if float(name) == float(old.name):
         raise RolloutError(f"version {name} is the default already")
     if float(name) in registered:
-        _prove(target, name, old, Checks())
+        _validate(target, name, old, AcceptanceCriteria())
         try:
             _switch(target, name)
         except BaseException:
             target.management.set_default(old.name)
             raise
-        _remember(target, old.name, old.archive)
+        _save_previous(target, old.name, old.archive)
         retire(target, old.name)
         return str(name)
     if not archive.is_file():
         raise RolloutError(f"{archive} is gone: use `rollout` with an archive of version {name}")
-    checks = Checks(sha256=known_sha256(archive, target.store))
+    checks = AcceptanceCriteria(sha256=known_sha256(archive, target.store))
     return rollout(target, archive, checks, keep_old=False)
 
 
-def retire(target: Target, name: str) -> None:
+def retire(target: RolloutContext, name: str) -> None:
     """Unregister a version once nothing is left in it; left alone if it does not become idle."""
     target.say(f"draining version {name}")
     if not target.management.wait_idle(name, timeout_seconds=target.drain_seconds):
@@ -131,7 +131,7 @@ def retire(target: Target, name: str) -> None:
     target.say(f"version {name} is unregistered")
 
 
-def scale(target: Target, workers: int) -> None:
+def scale(target: RolloutContext, workers: int) -> None:
     """So many workers for the default version.
 
     When TorchServe 0.12 stops a worker it now and then answers what that has in hand with a 500. So for
@@ -143,17 +143,17 @@ def scale(target: Target, workers: int) -> None:
         management.scale(current.name, workers)
         return
     try:
-        with _stand_in(target, current, workers):
+        with _standby(target, current, workers):
             management.scale(current.name, workers)
-    except (ApiDisabledError, OSError) as error:  # a server that registers nothing, a store that is not ours
-        say(f"no version can stand in ({error}): waiting for a moment without requests")
+    except (ApiDisabledError, OSError):  # a server that registers nothing, a store that is not ours
+        say("waiting for a moment without requests (enable_model_api=true needs no such moment)")
         if not management.wait_idle(current.name, timeout_seconds=10.0):
             say("there is none: a request that a stopped worker has in hand may get a 500 (clients retry it)")
         management.scale(current.name, workers)
 
 
 @contextmanager
-def _stand_in(target: Target, current: Version, workers: int) -> Iterator[None]:
+def _standby(target: RolloutContext, current: Version, workers: int) -> Iterator[None]:
     """The default version is idle within the block; a copy with another number answers."""
     management = target.management
     highest = max(float(version.name) for version in management.versions())
@@ -186,7 +186,7 @@ def copy_as(source: Path, copy: Path, version: str) -> None:
             new.writestr(item, data, compress_type=zipfile.ZIP_STORED)
 
 
-def _destination(target: Target, archive: Path, version: str) -> Path:
+def _destination(target: RolloutContext, archive: Path, version: str) -> Path:
     """Where the archive will be in the store: where it is, if it is there already."""
     if archive.parent.resolve() == target.store.resolve():
         return archive
@@ -196,7 +196,9 @@ def _destination(target: Target, archive: Path, version: str) -> Path:
     return place
 
 
-def _copy_verified(target: Target, archive: Path, place: Path, sha256: str | None) -> tuple[Path, str]:
+def _copy_verified(
+    target: RolloutContext, archive: Path, place: Path, sha256: str | None
+) -> tuple[Path, str]:
     """The archive beside its place, or where it is if that is its place, and its SHA-256, verified there."""
     if archive == place:
         return archive, _verify(target, archive, sha256)
@@ -211,7 +213,7 @@ def _copy_verified(target: Target, archive: Path, place: Path, sha256: str | Non
         raise
 
 
-def _verify(target: Target, archive: Path, sha256: str | None) -> str:
+def _verify(target: RolloutContext, archive: Path, sha256: str | None) -> str:
     digest = verify(archive, sha256)
     if sha256 is None:
         target.say(f"not verified: no checksum of {archive.name} is known; its SHA-256 is {digest}")
@@ -220,7 +222,7 @@ def _verify(target: Target, archive: Path, sha256: str | None) -> str:
     return digest
 
 
-def _install(target: Target, copy: Path, place: Path, pending: Pending, digest: str) -> None:
+def _install(target: RolloutContext, copy: Path, place: Path, pending: Pending, digest: str) -> None:
     """Put the archive in its place, what is begun and its checksum on record before."""
     try:
         pending.save(target.store)
@@ -232,7 +234,7 @@ def _install(target: Target, copy: Path, place: Path, pending: Pending, digest: 
         os.replace(copy, place)
 
 
-def _record(target: Target, place: Path, digest: str, old_archive: str) -> None:
+def _record(target: RolloutContext, place: Path, digest: str, old_archive: str) -> None:
     """What `audiocnn.torchserve.launch` will expect of the archive from now on.
 
     Once a store has a record, archives without a line are refused: with the first line the served one gets
@@ -245,7 +247,7 @@ def _record(target: Target, place: Path, digest: str, old_archive: str) -> None:
         integrity.record(place, digest)
 
 
-def _prove(target: Target, version: str, old: Version, checks: Checks) -> None:
+def _validate(target: RolloutContext, version: str, old: Version, checks: AcceptanceCriteria) -> None:
     """Real predictions by every worker, then the given clips by both versions."""
     count = 2 * _WARM_CONCURRENCY
     target.say(f"warming version {version} with {count} predictions")
@@ -258,7 +260,7 @@ def _prove(target: Target, version: str, old: Version, checks: Checks) -> None:
                 _compare(target, checks, new, before)
 
 
-def _compare(target: Target, checks: Checks, new: Client, old: Client) -> None:
+def _compare(target: RolloutContext, checks: AcceptanceCriteria, new: Client, old: Client) -> None:
     """`RolloutError` if the top classes agree on fewer clips than wanted."""
     ours = [_top(result) for _, result in new.predict_many(checks.clips)]
     theirs = [_top(result) for _, result in old.predict_many(checks.clips)]
@@ -282,7 +284,7 @@ def _top(result: Answer | Failure) -> str:
     return str(result["predictions"][0]["class"]) if result["predictions"] else "(none)"
 
 
-def _switch(target: Target, version: str) -> None:
+def _switch(target: RolloutContext, version: str) -> None:
     """Make a version the default, and see that it answers as such."""
     target.management.set_default(version)
     target.say(f"version {version} is the default")
@@ -290,13 +292,13 @@ def _switch(target: Target, version: str) -> None:
         client.predict(probe_wav())
 
 
-def recover(target: Target) -> None:
+def recover(target: RolloutContext) -> None:
     """Finish or undo what a killed command began: a new version stays if it was the default already."""
     if pending := read_pending(target.store):
         target.say(f"an earlier command was killed while version {pending.version} was registered")
         if float(target.management.default().name) == float(pending.version) and not pending.is_stand_in:
             target.say(f"version {pending.version} is the default and stays")
-            _remember(target, pending.old, pending.old_archive)
+            _save_previous(target, pending.old, pending.old_archive)
             clear_pending(target.store)
         else:  # its checksum stays: who can write the store could make us forget any
             _undo(target, pending)
@@ -304,7 +306,7 @@ def recover(target: Target) -> None:
         remove_copies(target.store)
 
 
-def _undo(target: Target, pending: Pending) -> None:
+def _undo(target: RolloutContext, pending: Pending) -> None:
     """The old version is the default, the other one and its archive are gone; says what remains."""
     try:
         _restore(target, pending)
@@ -317,7 +319,7 @@ def _undo(target: Target, pending: Pending) -> None:
         target.say(f"could not be undone, the next command tries again: {error}")
 
 
-def _restore(target: Target, pending: Pending) -> None:
+def _restore(target: RolloutContext, pending: Pending) -> None:
     management = target.management
     if not any(float(each.name) == float(pending.version) for each in management.versions()):
         return
@@ -328,7 +330,7 @@ def _restore(target: Target, pending: Pending) -> None:
     target.say(f"version {pending.old} is the default, {pending.version} is unregistered")
 
 
-def _remember(target: Target, version: str, archive: str) -> None:
+def _save_previous(target: RolloutContext, version: str, archive: str) -> None:
     """What `rollback` goes back to."""
     try:
         record = {"version": version, "archive": archive}
@@ -337,7 +339,7 @@ def _remember(target: Target, version: str, archive: str) -> None:
         target.say(f"`rollback` will not know version {version}: {error}")
 
 
-def _recall(target: Target) -> dict[str, Any]:
+def _load_previous(target: RolloutContext) -> dict[str, Any]:
     path = target.store / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

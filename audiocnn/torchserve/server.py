@@ -22,7 +22,7 @@ from audiocnn.private_folder import PrivateFolder, remove_abandoned
 from audiocnn.torchserve.archives import known_sha256, verify
 from audiocnn.torchserve.logfiles import ends_of, open_log
 from audiocnn.torchserve.management_api import Management, ManagementError
-from audiocnn.torchserve.properties import ConfigError, ca_file, key_file, response_timeout_seconds
+from audiocnn.torchserve.properties import ca_file, key_file, response_timeout_seconds
 from audiocnn.torchserve.store import remove_leftovers
 from audiocnn.torchserve.watchdog import HealthMonitor
 
@@ -43,7 +43,7 @@ _POLL_SECONDS = 30.0  # the time-out of the management API
 _STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
 
 
-class ServeError(ConfigError):
+class ServerStartError(RuntimeError):
     """The server cannot start, with what to do about it."""
 
 
@@ -74,7 +74,7 @@ class TorchServe:
         self._monitor: HealthMonitor | None = None
 
     def start(self) -> None:
-        """Start the processes; raises `ServeError` for what can be seen to be wrong beforehand.
+        """Start the processes; raises `ServerStartError` for what can be seen to be wrong beforehand.
 
         Another start goes on in the same log.
         """
@@ -101,14 +101,14 @@ class TorchServe:
     def _check(self) -> None:
         for archive in self.archives():
             if not archive.is_file():
-                raise ServeError(f"{archive} is missing: build it with `make archive`")
+                raise ServerStartError(f"{archive} is missing: build it with `make archive`")
             verify(archive, known_sha256(archive, archive.parent))
         environment = self._environment()
         if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
-            raise ServeError("there is no Java: `make setup` puts one into .venv/bin")
+            raise ServerStartError("there is no Java: `make setup` puts one into .venv/bin")
         for name, host, port in self._listeners():
             if not _is_free(host, port):
-                raise ServeError(
+                raise ServerStartError(
                     f"port {port} ({name}) is taken{_listener(port)}: stop what listens there, or give "
                     f"this server other ports with --set {name}=..."
                 )
@@ -180,7 +180,7 @@ class TorchServe:
         return self._monitor.unhealthy_seconds if self._monitor else 0.0
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
-        """Wait until a real prediction comes back; `ServeError` with the end of the log if none does.
+        """Wait until a real prediction comes back; `ServerStartError` with the end of the log if none does.
 
         `/ping` would not do: it says Healthy with no model loaded.
         """
@@ -196,7 +196,7 @@ class TorchServe:
         if stop and stop.is_set():
             return
         reason = "did not answer in time" if self.is_alive() else "stopped"
-        raise ServeError(f"TorchServe {reason}. {self._ends_of_logs()}")
+        raise ServerStartError(f"TorchServe {reason}. {self._ends_of_logs()}")
 
     def _ends_of_logs(self) -> str:
         """What Java printed last, and what the workers did."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from audiocnn.torchserve.server import ServeError
+from audiocnn.torchserve.server import ServerStartError
 
 _LOOK_SECONDS = 0.2
 _FIRST_PAUSE_SECONDS = 0.5
@@ -27,7 +27,7 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-class Child(Protocol):
+class ManagedProcess(Protocol):
     """What is supervised: one or more processes that live and die together."""
 
     name: str
@@ -40,7 +40,7 @@ class Child(Protocol):
         """Start it; raises `ValueError` or `OSError` if that is impossible."""
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
-        """Until it answers or `stop` is set; raises `ServeError` if it does not."""
+        """Until it answers or `stop` is set; raises `ServerStartError` if it does not."""
 
     def failure_reason(self) -> str:
         """Why it must be started again, the reason in the first line; empty if all is well."""
@@ -53,7 +53,7 @@ class Child(Protocol):
         """End it and all that is left of it."""
 
 
-class Failures:
+class RestartBackoff:
     """How often in a row something failed, and what follows from that."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -84,9 +84,14 @@ class Supervisor:
     """Watches its children, in the order in which they need one another, until `stopping` is set."""
 
     def __init__(
-        self, children: Sequence[Child], stopping: threading.Event, *, timeout_seconds: float, restart: bool
+        self,
+        children: Sequence[ManagedProcess],
+        stopping: threading.Event,
+        *,
+        timeout_seconds: float,
+        restart: bool,
     ) -> None:
-        self._children = [(child, Failures()) for child in children]
+        self._children = [(child, RestartBackoff()) for child in children]
         self._stopping = stopping
         self._timeout_seconds = timeout_seconds
         self._restart = restart
@@ -98,26 +103,26 @@ class Supervisor:
                 self._bring_up(child, failures)
 
     def watch(self) -> None:
-        """Returns when `stopping` is set; raises `ServeError` when something had to be given up."""
+        """Returns when `stopping` is set; raises `ServerStartError` when something had to be given up."""
         while not self._stopping.wait(_LOOK_SECONDS):
             for child, failures in self._children:
                 if reason := child.failure_reason():
                     self._revive(child, failures, reason)
 
-    def _bring_up(self, child: Child, failures: Failures) -> None:
+    def _bring_up(self, child: ManagedProcess, failures: RestartBackoff) -> None:
         child.start()
         say(f"starting {child.name}, log in {child.log_file} ...")
         child.wait_ready(self._timeout_seconds, self._stopping)
         failures.ready()
 
-    def _revive(self, child: Child, failures: Failures, reason: str) -> None:
+    def _revive(self, child: ManagedProcess, failures: RestartBackoff, reason: str) -> None:
         """Until it answers again, or `stopping` is set."""
         began = time.monotonic()
         while not self._stopping.is_set():
             pause = failures.pause(child.unhealthy_seconds) if self._restart else None
             if pause is None:
                 tries = f"{child.name} failed {failures.in_a_row} times in a row, given up.\n"
-                raise ServeError((tries if self._restart else "") + reason)
+                raise ServerStartError((tries if self._restart else "") + reason)
             say(reason.splitlines()[0])
             say(f"starting it again in {pause:g} s ({failures.in_a_row} of {_MOST_FAILURES})")
             child.stop()

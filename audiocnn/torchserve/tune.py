@@ -34,7 +34,7 @@ from rich.table import Table
 from audiocnn.audio import synthetic
 from audiocnn.torchserve.integrity import write_atomically
 from audiocnn.torchserve.properties import ConfigError, read_properties
-from audiocnn.torchserve.server import MODEL, ServeError, TorchServe, free_port
+from audiocnn.torchserve.server import MODEL, ServerStartError, TorchServe, free_port
 
 WARM_UP_SECONDS = 1.0
 CLIENTS = {"throughput": 16, "latency": 1}
@@ -114,7 +114,7 @@ def entry(properties: dict[str, str], setting: Setting) -> dict[str, dict[str, d
 
 
 def measure(address: str, clips: Sequence[bytes], *, clients: int, seconds: float) -> Measured:
-    """Ask as fast as `clients` at once can, for so long after a warm-up; `ServeError` for a wrong status."""
+    """Ask as fast as `clients` at once can, for so long after a warm-up; `ServerStartError` for a wrong status."""
     begin = time.monotonic() + WARM_UP_SECONDS
     latencies: list[float] = []
     lock = threading.Lock()
@@ -126,7 +126,7 @@ def measure(address: str, clips: Sequence[bytes], *, clients: int, seconds: floa
             connection.request("POST", f"/predictions/{MODEL}", clips[number % len(clips)])
             reply = connection.getresponse()
             if reply.status != 200:
-                raise ServeError(f"the server answered {reply.status}: {reply.read()[:200]!r}")
+                raise ServerStartError(f"the server answered {reply.status}: {reply.read()[:200]!r}")
             reply.read()
             own += [time.monotonic() - now] if now >= begin else []
             number += clients
@@ -137,7 +137,7 @@ def measure(address: str, clips: Sequence[bytes], *, clients: int, seconds: floa
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(ask, range(clients)))
     if len(latencies) < 2:
-        raise ServeError(f"fewer than 2 answers in {seconds} s: give it more --seconds")
+        raise ServerStartError(f"fewer than 2 answers in {seconds} s: give it more --seconds")
     p99 = statistics.quantiles(latencies, n=100)[98]
     return Measured(len(latencies) / seconds, 1000 * statistics.median(latencies), 1000 * p99)
 
@@ -219,6 +219,6 @@ def tune(
         print(f"best for {profile} on {cores} cores and {gpus} GPUs: {chosen}")
         if not dry_run:
             write(chosen, config, handler_config)
-    except (OSError, ConfigError) as error:
+    except (OSError, ConfigError, ServerStartError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
