@@ -6,8 +6,8 @@ Formula, per frame of a Hann window `w` of `win_length` samples, centred (zeros 
     mel     = filter_bank @ power         triangles on the Slaney mel scale, peak 1
     log_mel = (ln(mel + log_eps) - mean[band]) / std[band]
 
-Before that, a window may be made louder (`LogMel.peak_normalised`). Nothing depends on a neighbour in the batch,
-and no quiet part is cut off for being beside a loud one (no `top_db`). The mel scale is that of Slaney's
+Before that, a window may be made louder (`LogMel.peak_normalised`). Nothing depends on a neighbour in the
+batch, and nothing is cut off relative to the loudest part (no `top_db`). The mel scale is that of Slaney's
 Auditory Toolbox (1998), the default of librosa; the tests compare with `torchaudio`. The arrays are
 stored in the checkpoint, not rebuilt by whoever loads it.
 """

@@ -163,7 +163,7 @@ def run(
     grace_seconds: float,
     restart: bool,
 ) -> int:
-    """Serve until a signal; 0 after a clean stop. Raises `ServerStartError` if something cannot be kept up."""
+    """Serve until a signal; 0 after a clean stop. Raises `ServerStartError` if something cannot run."""
     stopping, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

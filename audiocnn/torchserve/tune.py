@@ -114,7 +114,7 @@ def entry(properties: dict[str, str], setting: Setting) -> dict[str, dict[str, d
 
 
 def measure(address: str, clips: Sequence[bytes], *, clients: int, seconds: float) -> Measured:
-    """Ask as fast as `clients` at once can, for so long after a warm-up; `ServerStartError` for a wrong status."""
+    """Ask as fast as `clients` threads can after a warm-up; `ServerStartError` for a wrong status."""
     begin = time.monotonic() + WARM_UP_SECONDS
     latencies: list[float] = []
     lock = threading.Lock()
