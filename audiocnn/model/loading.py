@@ -21,6 +21,7 @@ from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import INT8, Engine
 
 CERTIFICATE = "parity.json"
+REFERENCE = "reference.json"  # float32 logits, for a model that is shipped without its float32 file
 TOLERANCE = 0.15  # of the largest logit, between int8 and float32; sound files differ by 0.02 to 0.05
 
 FloatArray = npt.NDArray[np.float32]
@@ -38,7 +39,7 @@ def served_model_path(store: Path) -> Path:
 
 
 STORE = Path("model_store")
-_RELEASED = Path(__file__).resolve().parent.parent / "released"
+RELEASED = Path(__file__).resolve().parent.parent / "released"
 
 
 def find_model() -> Path:
@@ -48,22 +49,30 @@ def find_model() -> Path:
     Raises `ModelFileError` if there is none.
     """
     checkout = Path(__file__).resolve().parent.parent.parent
-    for store in (STORE, checkout / STORE, _RELEASED):
+    for store in (STORE, checkout / STORE, RELEASED):
         if (path := served_model_path(store)).is_file():
             return path
     raise ModelFileError("there is no exported model here: run `make export`, or name one with --model")
 
 
-def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) -> Engine:
-    """The engine over `path`, or over its float32 twin, with a warning, where int8 cannot be trusted.
+def float32_of(path: Path) -> Path:
+    """The float32 file that an int8 file was made from; the path itself for any other."""
+    return path.with_name(path.stem.removesuffix(INT8) + path.suffix)
 
-    On a GPU the twin is taken at once: ONNX Runtime's CUDA provider has no 8-bit convolutions. Raises
-    `ModelFileError` as `Engine` does.
+
+def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) -> Engine:
+    """The engine over `path`, or over its float32 file, with a warning, where int8 computes something else.
+
+    On a GPU the float32 file is used at once: ONNX Runtime's CUDA provider has no 8-bit convolutions. An
+    int8 file without it is compared with the logits in `reference.json` beside it. Raises `ModelFileError`
+    as `Engine` does, and if int8 is wrong here and there is nothing else.
     """
-    twin = path.with_name(path.stem.removesuffix(INT8) + path.suffix)
-    if twin == path or not twin.is_file():
+    float32 = float32_of(path)
+    if float32 == path:
         return Engine(path, device=device, threads=threads)
-    reference = Engine(twin, device=device, threads=threads)
+    if not float32.is_file():
+        return _checked(Engine(path, device=device, threads=threads), path.with_name(REFERENCE))
+    reference = Engine(float32, device=device, threads=threads)
     if device != "cpu":
         return reference
     engine = Engine(path, threads=threads)
@@ -73,18 +82,37 @@ def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) 
     logger.warning(
         "%s differs from %s by %.0f %% on this processor (at most %.0f %%): answering with float32, slower",
         path.name,
-        twin.name,
+        float32.name,
         100 * difference,
         100 * TOLERANCE,
     )
     return reference
 
 
+def _checked(engine: Engine, reference: Path) -> Engine:
+    if reference.is_file():
+        expected = np.array(json.loads(reference.read_text(encoding="utf-8"))["logits"], np.float32)
+        difference = _difference(synthetic_logits(engine), expected)
+        if difference > TOLERANCE:
+            raise ModelFileError(
+                f"{engine.path} differs from float32 by {difference:.0%} on this processor "
+                f"(at most {TOLERANCE:.0%}): use a float32 export, `make export`"
+            )
+    return engine
+
+
 def largest_difference(engine: Engine, reference: Engine) -> float:
     """Of the logits on the synthetic sounds, as a share of the largest logit."""
-    log_mels = _log_mels(reference)
-    ours, theirs = engine.run(log_mels)["logits"], reference.run(log_mels)["logits"]
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return _difference(synthetic_logits(engine), synthetic_logits(reference))
+
+
+def _difference(logits: FloatArray, expected: FloatArray) -> float:
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())
+
+
+def synthetic_logits(engine: Engine) -> FloatArray:
+    """Logits of the synthetic sounds, float32 `(5, num_classes)`."""
+    return engine.run(_log_mels(engine))["logits"]
 
 
 @torch.inference_mode()
