@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-import requests
+import httpx
 
 from audiocnn.classifier import Classifier
-from audiocnn.client.client import Answer, Client
-from audiocnn.client.retry import RequestState, read_reply, unreachable
+from audiocnn.client.base import Answer, Attempt
+from audiocnn.client.client import Client
 from audiocnn.errors import AudioError, ServerBusyError, ServerError
 from audiocnn.results import Result
 from benchmarks.gateway import FORM, as_form
@@ -128,17 +128,10 @@ def ask(client: Client, clip: Known, account: Account) -> None:
 class ThroughGateway(Client):
     """The client with all its patience, but asking the gateway's `/predict`, whose errors read alike."""
 
-    def _attempt(self, verb: str, audio: bytes, exchange: RequestState) -> Answer:
-        try:
-            reply = self._session.post(
-                f"{self._endpoint.url}/predict",
-                data=as_form(audio),
-                headers=FORM,
-                timeout=(exchange.connect_seconds, exchange.timeout_seconds),
-            )
-        except requests.RequestException as error:
-            raise unreachable(error) from error
-        return read_reply(reply.status_code, reply.headers, reply.content)
+    def _post(self, verb: str, audio: bytes, attempt: Attempt) -> httpx.Response:
+        timeout = httpx.Timeout(attempt.timeout_seconds, connect=attempt.connect_seconds)
+        url = f"{self._endpoint.url}/predict"
+        return self._http.post(url, content=as_form(audio), headers=FORM, timeout=timeout)
 
 
 class Pressure:

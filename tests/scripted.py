@@ -97,10 +97,17 @@ def script(*steps: Any, port: int = 0) -> Iterator[Script]:
             thread.join()
 
 
+def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Takes the options out of the arguments."""
+    return {name: arguments.pop(name) for name in tuple(arguments) if name not in ("request_id", "trace")}
+
+
 def ask_sync(url: str, *, verb: str = "predict", clip: Any = b"sound", **arguments: Any) -> Any:
     settings = {key: arguments.pop(key) for key in tuple(arguments) if key in SETTINGS}
     with Client(url, **settings) as client:
-        return getattr(client, verb)(clip, **arguments) if verb != "ready" else client.ready(**arguments)
+        if verb == "ready":
+            return client.ready(**arguments)
+        return getattr(client, verb)(clip, options_of(arguments), **arguments)
 
 
 def ask_async(url: str, *, verb: str = "predict", clip: Any = b"sound", **arguments: Any) -> Any:
@@ -110,7 +117,7 @@ def ask_async(url: str, *, verb: str = "predict", clip: Any = b"sound", **argume
         async with AsyncClient(url, **settings) as client:
             if verb == "ready":
                 return await client.ready(**arguments)
-            return await getattr(client, verb)(clip, **arguments)
+            return await getattr(client, verb)(clip, options_of(arguments), **arguments)
 
     return asyncio.run(run())
 
@@ -120,13 +127,13 @@ Ask = Callable[..., Any]
 both = pytest.mark.parametrize("ask", [ask_sync, ask_async], ids=["sync", "async"])
 
 
-def answers(kind: str, url: str, clips: Any, **options: Any) -> list[tuple[Any, Any]]:
+def answers(kind: str, url: str, clips: Any, *, concurrency: int = 8) -> list[tuple[Any, Any]]:
     if kind == "sync":
         with Client(url) as client:
-            return list(client.predict_many(clips, **options))
+            return list(client.predict_many(clips, concurrency=concurrency))
 
     async def run() -> list[tuple[Any, Any]]:
         async with AsyncClient(url) as client:
-            return [pair async for pair in client.predict_many(clips, **options)]
+            return [pair async for pair in client.predict_many(clips, concurrency=concurrency)]
 
     return asyncio.run(run())

@@ -115,7 +115,9 @@ def test_an_answer_is_torchserves(gateway: RunningGateway, server: Server) -> No
     )
     with Client(server.inference) as client:
         direct = client.predict(
-            RAIN, request_id="of-mine", top_k=2, evidence=True, class_="dog", windows=True
+            RAIN,
+            {"top_k": 2, "evidence": True, "class": "dog", "windows": True},
+            request_id="of-mine",
         )
     assert reply.json() == direct
     assert reply.headers["X-Request-Id"] == "of-mine"

@@ -1,43 +1,44 @@
-"""`audiocnn.client.Client` with `await`, on httpx: for one event loop of asyncio."""
+"""`audiocnn.Client` with `await`, for one event loop of asyncio."""
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import replace
-from typing import Self
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Self
 
 import httpx
 
-from audiocnn.client.client import (
-    POOL_SIZE,
+from audiocnn.client.base import (
     RENEWAL_SECONDS,
+    TRANSPORT_ERRORS,
     Answer,
+    Attempt,
+    BaseClient,
     C,
     Clip,
     Failure,
-    Settings,
+    Options,
+    Pause,
+    Steps,
     Trace,
     read_clip,
 )
-from audiocnn.client.retry import RequestState, read_reply, unreachable
-from audiocnn.errors import AudioError, ServerError, TokenRefusedError
-from audiocnn.options import option_headers
+from audiocnn.errors import AudioError, ServerError
 from audiocnn.probe import probe_wav
 
 
-class AsyncClient(Settings):
-    """Its methods are those of `Client`."""
+class AsyncClient(BaseClient):
+    """Its methods are those of `Client`.
 
-    def _connect(self) -> None:
+    >>> async with AsyncClient("http://127.0.0.1:8080") as client:
+    ...     await client.predict("dog.wav", {"top_k": 3})
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:8080", **settings: Any) -> None:
+        super().__init__(url, **settings)
         self._renewal = asyncio.Lock()
-        self._http = httpx.AsyncClient(
-            trust_env=not self._endpoint.is_local,
-            verify=ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=POOL_SIZE),
-        )
+        self._http = httpx.AsyncClient(**self._http_options())
 
     async def __aenter__(self) -> Self:
         return self
@@ -50,39 +51,37 @@ class AsyncClient(Settings):
         await self._http.aclose()
 
     async def predict(
-        self, clip: Clip, *, request_id: str | None = None, trace: Trace = None, **options: object
+        self, clip: Clip, options: Options = None, *, request_id: str | None = None, trace: Trace = None
     ) -> Answer:
         """As `Client.predict`."""
-        return await self._ask("predictions", clip, option_headers(options) | dict(trace or {}), request_id)
+        state = self._state(options, trace, request_id)
+        return await self._run(self._steps(state), "predictions", await asyncio.to_thread(read_clip, clip))
 
     async def explain(
-        self, clip: Clip, *, request_id: str | None = None, trace: Trace = None, **options: object
+        self, clip: Clip, options: Options = None, *, request_id: str | None = None, trace: Trace = None
     ) -> Answer:
         """As `Client.explain`."""
-        return await self._ask("explanations", clip, option_headers(options) | dict(trace or {}), request_id)
+        state = self._state(options, trace, request_id)
+        return await self._run(self._steps(state), "explanations", await asyncio.to_thread(read_clip, clip))
 
     def predict_many(
-        self, clips: Iterable[C], *, concurrency: int = 8, **options: object
+        self, clips: Iterable[C], options: Options = None, *, concurrency: int = 8
     ) -> AsyncIterator[tuple[C, Answer | Failure]]:
         """As `Client.predict_many`, for `async for`."""
-        return self._many(clips, concurrency, option_headers(options))
+        self._state(options, None, None)
+        return self._many(clips, options, concurrency)
 
     async def ready(self, *, timeout_seconds: float = 10.0) -> bool:
         """As `Client.ready`."""
-        endpoint = replace(self._endpoint, deadline_seconds=timeout_seconds)
-        exchange = RequestState(endpoint, {}, self._keys, None)
-        for _ in range(2):
-            try:
-                await self._attempt("predictions", probe_wav(), exchange)
-                return True
-            except TokenRefusedError:
-                await self._renew(exchange.authorization)
-            except (AudioError, ServerError):
-                break
-        return False
+        steps = self._probe_steps(self._probe_state(timeout_seconds))
+        try:
+            await self._run(steps, "predictions", probe_wav())
+        except (AudioError, ServerError):
+            return False
+        return True
 
     async def _many(
-        self, clips: Iterable[C], concurrency: int, headers: dict[str, str]
+        self, clips: Iterable[C], options: Options, concurrency: int
     ) -> AsyncIterator[tuple[C, Answer | Failure]]:
         slots = asyncio.Semaphore(concurrency)
         pending: deque[tuple[C, asyncio.Task[Answer | Failure]]] = deque()
@@ -90,7 +89,7 @@ class AsyncClient(Settings):
         async def ask(clip: Clip) -> Answer | Failure:
             async with slots:
                 try:
-                    return await self._ask("predictions", clip, headers)
+                    return await self.predict(clip, options)
                 except (AudioError, ServerError, OSError) as error:
                     return error
 
@@ -107,35 +106,31 @@ class AsyncClient(Settings):
             for _, task in pending:
                 task.cancel()
 
-    async def _ask(
-        self, verb: str, clip: Clip, headers: Mapping[str, str], request_id: str | None = None
-    ) -> Answer:
-        audio = await asyncio.to_thread(read_clip, clip)
-        exchange = self._exchange(headers, request_id)
-        while True:
-            try:
-                return await self._attempt(verb, audio, exchange)
-            except AudioError as error:
-                raise exchange.sign(error) from None
-            except ServerError as error:
-                wait = exchange.backoff_seconds(error)
-                if isinstance(error, TokenRefusedError):
-                    await self._renew(exchange.authorization)
-            await asyncio.sleep(wait)
-
-    async def _attempt(self, verb: str, audio: bytes, exchange: RequestState) -> Answer:
-        timeout = exchange.timeout_seconds
+    async def _run(self, steps: Steps, verb: str, audio: bytes) -> Answer:
+        """As `Client._run`."""
         try:
-            async with asyncio.timeout(timeout):
-                reply = await self._http.post(
-                    self._endpoint.address(verb),
-                    content=audio,
-                    headers=exchange.next_headers(),
-                    timeout=httpx.Timeout(timeout, connect=exchange.connect_seconds),
-                )
-        except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            raise unreachable(error) from error
-        return read_reply(reply.status_code, reply.headers, reply.content)
+            step = next(steps)
+            while True:
+                if not isinstance(step, Attempt):
+                    await (
+                        asyncio.sleep(step.seconds) if isinstance(step, Pause) else self._renew(step.refused)
+                    )
+                    step = next(steps)
+                    continue
+                try:
+                    reply = await self._post(verb, audio, step)
+                except TRANSPORT_ERRORS as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(reply)
+        except StopIteration as end:
+            return dict(end.value)
+
+    async def _post(self, verb: str, audio: bytes, attempt: Attempt) -> httpx.Response:
+        timeout = httpx.Timeout(attempt.timeout_seconds, connect=attempt.connect_seconds)
+        address = self._endpoint.address(verb)
+        async with asyncio.timeout(attempt.timeout_seconds):
+            return await self._http.post(address, content=audio, headers=attempt.headers, timeout=timeout)
 
     async def _renew(self, refused: str | None) -> None:
         """As `Client._renew`."""

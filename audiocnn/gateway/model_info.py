@@ -62,6 +62,6 @@ class ModelInfo:
     async def _ask(self) -> dict[str, Any]:
         async with self._asking:
             if time.monotonic() - self._asked_at > _FRESH_SECONDS:
-                self._answer = await self._client.predict(probe_wav(), top_k=ALL_CLASSES)
+                self._answer = await self._client.predict(probe_wav(), {"top_k": ALL_CLASSES})
                 self._asked_at = time.monotonic()
             return self._answer

@@ -19,7 +19,6 @@ from audiocnn.gateway.model_info import ModelInfo
 from audiocnn.gateway.multipart import Budget, Form, form_limit, read_form, receiving
 from audiocnn.gateway.settings import MIB, Settings
 from audiocnn.gateway.streaming import Streams
-from audiocnn.options import option_headers
 
 _READY_SECONDS = 1.0  # so long one probe answers for all
 
@@ -86,10 +85,9 @@ class PredictionService:
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """TorchServe's answer; raises `BadOptionError` for an option that does not exist."""
-        option_headers(options)  # first: one named request_id or self is no argument of the client's
         with self.slot():
             self.metrics.upload_bytes.inc(len(audio))
-            return await self.client.predict(audio, request_id=request_id, trace=trace, **options)
+            return await self.client.predict(audio, options, request_id=request_id, trace=trace)
 
     async def predict_counted(
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None

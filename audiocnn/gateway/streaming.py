@@ -289,7 +289,10 @@ class Stream:
         head = {"hop": hop, "start": round(max(0.0, end - self._window_seconds), 3), "end": round(end, 3)}
         try:
             answer = await self._streams.client.predict(
-                wav or b"", request_id=f"{state.request_id}-{hop}", trace=state.trace, top_k=ALL_CLASSES
+                wav or b"",
+                {"top_k": ALL_CLASSES},
+                request_id=f"{state.request_id}-{hop}",
+                trace=state.trace,
             )
         except (AudioError, ServerError) as error:
             state.skipped += 1

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import requests
+import httpx
 import typer
 
 from audiocnn.errors import ModelFileError
@@ -100,11 +100,10 @@ class Gateway:
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
         """Wait until it answers; `ServerStartError` with the end of its log if it does not."""
         deadline = time.monotonic() + timeout_seconds
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy between this machine and itself
+        with httpx.Client(trust_env=False) as client:  # no proxy between this machine and itself
             while time.monotonic() < deadline and self.is_alive() and not stop.is_set():
-                with contextlib.suppress(requests.RequestException):
-                    if session.get(f"{self.url}/health", timeout=5).ok:
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/health", timeout=5).is_success:
                         self._monitor = HealthMonitor(self._answers, timeout_seconds=_POLL_SECONDS)
                         return
                 time.sleep(0.1)

@@ -6,14 +6,15 @@ What TorchServe 0.12 loses is written where it is avoided: `wait_idle` comes bef
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
 import psutil
-import requests
 
 from audiocnn.client.tokens import KeyFile
 
@@ -85,14 +86,15 @@ class Management:
     ) -> None:
         self.model = model
         self._url = url.rstrip("/")
-        self._session = requests.Session()
-        self._session.verify = str(ca_file) if ca_file else True
-        self._session.trust_env = False  # this API stays on the machine or behind a tunnel: no proxy
+        self._http = httpx.Client(
+            verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
+            trust_env=False,  # this API stays on the machine or behind a tunnel: no proxy
+        )
         self._keys = KeyFile(key_file, "management") if key_file and key_file.is_file() else None
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._http.close()
 
     def versions(self) -> list[Version]:
         """All registered versions, oldest number first."""
@@ -208,7 +210,7 @@ class Management:
                 self._keys.reload(None)
             reply = self._send(verb, path, parameters, timeout_seconds)
         content = _json(reply)
-        if reply.ok:
+        if reply.is_success:
             return content
         message = content.get("message", "") if isinstance(content, dict) else reply.text[:200]
         cls = ApiDisabledError if reply.status_code == 405 else ManagementError
@@ -221,21 +223,21 @@ class Management:
         parameters: Mapping[str, Any],
         timeout_seconds: float,
         headers: Mapping[str, str] | None = None,
-    ) -> requests.Response:
+    ) -> httpx.Response:
         if headers is None and self._keys is not None and self._keys.authorization:
             headers = {"Authorization": self._keys.authorization}
         try:
-            return self._session.request(
+            return self._http.request(
                 verb, self._url + path, params=parameters, headers=headers, timeout=timeout_seconds
             )
-        except requests.RequestException as error:
+        except httpx.HTTPError as error:
             raise ManagementError(f"no answer from the management API at {self._url}: {error}") from error
 
 
-def _json(reply: requests.Response) -> Any:
+def _json(reply: httpx.Response) -> Any:
     try:
         return reply.json()
-    except requests.JSONDecodeError:
+    except ValueError:
         return None
 
 

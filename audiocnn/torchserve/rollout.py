@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from audiocnn import files
-from audiocnn.client.client import Answer, Client, Failure
+from audiocnn.client.base import Answer, Failure
+from audiocnn.client.client import Client
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.probe import probe_wav
 from audiocnn.torchserve import integrity
