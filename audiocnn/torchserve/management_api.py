@@ -230,8 +230,13 @@ class Management:
             return self._http.request(
                 verb, self._url + path, params=parameters, headers=headers, timeout=timeout_seconds
             )
+        except httpx.ConnectError as error:
+            raise ManagementError(
+                f"no answer from the management API at {self._url}: nothing listens"
+            ) from error
         except httpx.HTTPError as error:
-            raise ManagementError(f"no answer from the management API at {self._url}: {error}") from error
+            reason = "it took too long" if isinstance(error, httpx.TimeoutException) else str(error)
+            raise ManagementError(f"no answer from the management API at {self._url}: {reason}") from error
 
 
 def _json(reply: httpx.Response) -> Any:

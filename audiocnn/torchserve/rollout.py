@@ -346,4 +346,4 @@ def _load_previous(target: RolloutContext) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         return {"version": str(record["version"]), "archive": Path(record["archive"]).name}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RolloutError(f"no rollout is on record in {path}: {error}") from error
+        raise RolloutError(f"no rollout is on record in {path}") from error
