@@ -230,12 +230,9 @@ class Management:
             return self._http.request(
                 verb, self._url + path, params=parameters, headers=headers, timeout=timeout_seconds
             )
-        except httpx.ConnectError as error:
-            raise ManagementError(
-                f"no answer from the management API at {self._url}: nothing listens"
-            ) from error
         except httpx.HTTPError as error:
             reason = "it took too long" if isinstance(error, httpx.TimeoutException) else str(error)
+            reason = "nothing listens there" if "refused" in reason else reason
             raise ManagementError(f"no answer from the management API at {self._url}: {reason}") from error
 
 
