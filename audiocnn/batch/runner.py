@@ -38,6 +38,7 @@ from audiocnn.batch.state import (
 )
 from audiocnn.batch.writers import FORMATS, csv_columns
 from audiocnn.errors import ModelFileError
+from audiocnn.files import replacing
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.engine import Engine
 from audiocnn.model.loading import find_model
@@ -181,22 +182,19 @@ def finish(out: Path, settings: Settings, summary: dict[str, Any]) -> None:
     if "csv" in settings.formats:
         for table in ("files", "windows"):
             join_csv(out, table, settings.top_k)
-    temporary = out / "summary.json.part"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(out / "summary.json")
+    with replacing(out / "summary.json") as part:
+        part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 def join_csv(out: Path, table: str, top_k: int) -> None:
     """`DIR/TABLE.csv` from its parts, in the order of the chunks."""
-    temporary = out / f"{table}.csv.part"
     header = ",".join(csv_columns(table, top_k)) + "\r\n"
-    with temporary.open("w", newline="", encoding="utf-8") as whole:
+    with replacing(out / f"{table}.csv") as part, part.open("w", newline="", encoding="utf-8") as whole:
         whole.write(header)
         for path in sorted((out / place(table, "csv")).glob("part-*.csv")):
             with path.open(newline="", encoding="utf-8") as file:
                 file.readline()
                 shutil.copyfileobj(file, whole)
-    temporary.replace(out / f"{table}.csv")
 
 
 def print_summary(out: Path, summary: dict[str, Any]) -> None:

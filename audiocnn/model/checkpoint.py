@@ -5,7 +5,6 @@ No pickle is read or written: loading a checkpoint from a stranger runs no code.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
+from audiocnn.files import replacing
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
 
@@ -28,19 +28,16 @@ def save(folder: Path, config: Config, log_mel: LogMel, model: AudioCNN, *, half
     `half` stores the network's weights as float16 (half the file); the front end stays float32.
     Files are written to a temporary name and renamed, so a reader never sees a part of one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config = replace(config, fingerprint=log_mel.fingerprint())
     tensors = {f"frontend.{name}": value for name, value in log_mel.state_dict().items()}
     for name, value in model.state_dict().items():
         is_weight = half and value.is_floating_point()
         tensors[f"model.{name}"] = value.half() if is_weight else value
-    part = folder / (WEIGHTS + ".part")
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
-    part.chmod(0o644)  # safetensors writes for its owner only; a server may run as somebody else
-    os.replace(part, folder / WEIGHTS)
-    part = folder / (CONFIG + ".part")
-    part.write_text(config.to_json(), encoding="utf-8")
-    os.replace(part, folder / CONFIG)
+    with replacing(folder / WEIGHTS) as part:
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
+        part.chmod(0o644)  # safetensors writes for its owner only; a server may run as another user
+    with replacing(folder / CONFIG) as part:
+        part.write_text(config.to_json(), encoding="utf-8")
     return config
 
 

@@ -27,6 +27,7 @@ import httpx
 import typer
 
 from audiocnn.errors import ModelFileError
+from audiocnn.files import replacing
 from audiocnn.torchserve import ports
 from audiocnn.torchserve.archives import ArchiveError, known_sha256
 from audiocnn.torchserve.logfiles import ends_of, open_log
@@ -82,16 +83,13 @@ class Gateway:
 
     def _write_model_config(self) -> None:
         """Never half; for another start what it was told before will do, on a full disk for one."""
-        part = self._model_config.with_suffix(".part")
         try:
             with zipfile.ZipFile(self._server.archives()[0]) as file:
                 content = file.read("config.json")
             if not self._model_config.is_file() or self._model_config.read_bytes() != content:
-                part.write_bytes(content)
-                part.replace(self._model_config)
+                with replacing(self._model_config) as part:
+                    part.write_bytes(content)
         except (OSError, zipfile.BadZipFile, zlib.error, LookupError) as error:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
             if self._process is None:
                 raise ServerStartError(
                     f"cannot tell the gateway the front end of the model: {error}"
