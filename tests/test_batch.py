@@ -611,7 +611,7 @@ def test_bad_options_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     assert cli.main(["batch", str(tmp_path), "--out", str(tmp_path / "out"), *flags]) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
