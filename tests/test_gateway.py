@@ -632,7 +632,7 @@ def test_log_lines_name_the_request_and_cannot_be_forged(server: Server, tmp_pat
 
 def test_standard_error_stays_small_beside_a_log_file(tmp_path: Path) -> None:
     program = (
-        "import logging; from gateway import __main__ as main; main.start_logs(main.Settings())\n"
+        "import logging; from audiocnn.gateway import server; server.start_logs(server.Settings())\n"
         "for n in range(1000): logging.getLogger('gateway').error('failure %d', n)"
     )
     result = subprocess.run(

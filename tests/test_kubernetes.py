@@ -17,6 +17,7 @@ import pytest
 import requests
 import yaml
 
+from audiocnn import __version__
 from audiocnn.audio import synthetic
 from audiocnn.gateway.settings import Settings
 from tests.conftest import ROOT, Server, free_ports, parse
@@ -112,7 +113,7 @@ def test_the_gpu_overlay_takes_the_registry_of_the_base(tmp_path: Path, registry
     (deployment,) = (each for each in rendered("gpu", folder) if each["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     images = [container["image"] for container in pod["initContainers"] + pod["containers"]]
-    assert images == [f"{registry}/audiocnn-server:0.1.0-gpu", f"{registry}/audiocnn-gateway:0.1.0"]
+    assert images == [f"{registry}/audiocnn-server:{__version__}-gpu", f"{registry}/audiocnn-gateway:{__version__}"]
 
 
 def test_keda_replaces_the_autoscaler(base: dict[str, Manifest]) -> None:
@@ -280,9 +281,7 @@ def test_prometheus_needs_no_key_at_the_metrics_port(gateway: RunningGateway, me
 
 
 def test_the_image_is_the_one_that_is_built() -> None:
-    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version
     images = yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text())["images"]
     assert {Path(image["newName"]).name: image["newTag"] for image in images} == dict.fromkeys(
-        ("audiocnn-server", "audiocnn-gateway"), version[1]
+        ("audiocnn-server", "audiocnn-gateway"), __version__
     )

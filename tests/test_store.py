@@ -25,9 +25,9 @@ from tests.conftest import ROOT, STORE, running_server, server_settings, wait_un
 _WRITER = """
 import sys
 from pathlib import Path
-from audiocnn import checksums
+from audiocnn.torchserve import integrity
 for number in range(100):
-    checksums.record(Path(sys.argv[1]) / f"{sys.argv[2]}-{number}.mar", "0" * 64)
+    integrity.record(Path(sys.argv[1]) / f"{sys.argv[2]}-{number}.mar", "0" * 64)
 """
 
 

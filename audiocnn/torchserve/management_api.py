@@ -228,7 +228,7 @@ class Management:
             headers = {"Authorization": self._keys.authorization}
         try:
             return self._http.request(
-                verb, self._url + path, params=parameters, headers=headers, timeout=timeout_seconds
+                verb, self._url + path, params=parameters or None, headers=headers, timeout=timeout_seconds
             )
         except httpx.HTTPError as error:
             reason = "it took too long" if isinstance(error, httpx.TimeoutException) else str(error)

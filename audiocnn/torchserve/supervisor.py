@@ -130,7 +130,7 @@ class Supervisor:
                 return
             try:
                 self._bring_up(child, failures)
-            except (ValueError, OSError) as error:
+            except (ServerStartError, ValueError, OSError) as error:
                 reason = str(error)
                 continue
             if not self._stopping.is_set():
