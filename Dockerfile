@@ -34,7 +34,12 @@ RUN apt-get update -qq \
         java.base,java.desktop,java.instrument,java.logging,java.management,java.naming,java.scripting,java.sql,java.xml,jdk.crypto.ec,jdk.management,jdk.unsupported,jdk.zipfs \
     && python3 -m venv /opt/pip \
     && python3 -m venv --without-pip /opt/venv
-COPY pyproject.toml deploy/constraints.txt deploy/requirements.py ./
+COPY pyproject.toml deploy/constraints.txt ./
+# Prints the requirements of the extras that are named (base: those of the package itself). `pip install .`
+# would need all of our source first, and every change to it would rebuild the layer.
+ENV REQUIREMENTS="import sys, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+extras = project['optional-dependencies'] | {'base': project['dependencies']}; \
+print(*(line for name in sys.argv[1:] for line in extras[name] if not line.startswith('audiocnn-serve')), sep='\\n')"
 # pip reads these: a folder of wheels or a mirror instead of PyPI.
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
@@ -44,7 +49,7 @@ FROM build AS packages-gateway
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
-RUN python3 requirements.py pyproject.toml gateway > requirements.txt \
+RUN python3 -c "${REQUIREMENTS}" client gateway > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --requirement requirements.txt --constraint constraints.txt
 
@@ -55,7 +60,7 @@ ARG PIP_INDEX_URL
 # PyPI's torch brings several GB of CUDA; the version of this index has none.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # torch's tests and C++ headers are 200 MB that nothing here reads.
-RUN python3 requirements.py pyproject.toml cpu torchserve > requirements.txt \
+RUN python3 -c "${REQUIREMENTS}" base client formats torchserve > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --extra-index-url "${TORCH_INDEX}" --requirement requirements.txt --constraint constraints.txt \
     && cd /opt/venv/lib/python3.11/site-packages/torch \
@@ -67,7 +72,7 @@ ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN python3 requirements.py pyproject.toml cpu torchserve export > requirements.txt \
+RUN python3 -c "${REQUIREMENTS}" base client formats torchserve export > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --extra-index-url "${TORCH_INDEX}" --requirement requirements.txt --constraint constraints.txt
 COPY Makefile config.properties ./
@@ -86,7 +91,6 @@ RUN touch /opt/venv/.serving \
 # --- The gateway: no torch ---------------------------------------------------------------------------
 FROM build AS gateway-source
 COPY audiocnn /served/audiocnn
-COPY gateway /served/gateway
 ARG CHECKPOINT=checkpoints/esc50
 COPY ${CHECKPOINT}/config.json /served/model-config.json
 RUN python3 -m compileall -q /served
@@ -124,7 +128,7 @@ FROM build AS packages-gpu
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
-RUN python3 requirements.py pyproject.toml gpu torchserve > requirements.txt \
+RUN python3 -c "${REQUIREMENTS}" base gpu client formats torchserve | grep -v "^onnxruntime>" > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --requirement requirements.txt --constraint constraints.txt \
     && cd /opt/venv/lib/python3.11/site-packages/torch \

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,10 +27,11 @@ import requests
 import yaml
 
 from audiocnn.audio import synthetic
-from deploy.constraints import FILE, ROOT, wanted
 from deploy.oci import Container, ImageError, Store, inside_network
 
 BASE = "localhost/audiocnn-base"
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "deploy" / "constraints.txt"
 TARGETS = {"gateway": "localhost/audiocnn-gateway", "cpu": "localhost/audiocnn-server"}
 PACKAGES = "python3,python3-venv,ca-certificates"
 MIRROR = "http://deb.debian.org/debian"
@@ -71,6 +73,15 @@ def make_base(store: Store, mirror: str) -> None:
         shutil.rmtree(root / leftover)
         (root / leftover / "partial").mkdir(parents=True)
     store.buildah("commit", "--quiet", "--rm", name, BASE)
+
+
+def wanted() -> list[str]:
+    """The direct requirements of both images and of the export in between."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = ("client", "formats", "torchserve", "gateway", "export")
+    lines = [*project["dependencies"], *(line for name in names for line in extras[name])]
+    return [line for line in lines if not line.startswith(project["name"])]
 
 
 def make_wheels(folder: Path) -> None:

@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from audiocnn.torchserve.server import MALLOC
-from deploy import constraints, image_test
-from deploy.requirements import flatten
+from deploy import image_test
 from tests.conftest import ROOT, parse
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -23,18 +23,16 @@ def test_the_allocator_is_set_as_by_handler_serve() -> None:
     assert all(f"{name}={value}" in DOCKERFILE for name, value in MALLOC.items())
 
 
-def test_extras_are_flattened() -> None:
-    extras = {"a": ["x==1"], "b": ["us[a]", "y==2"], "c": ["us[a,b]"]}
-    assert list(flatten(extras, ["c"], "us")) == ["x==1", "x==1", "y==2"]
-    with pytest.raises(KeyError):
-        list(flatten(extras, ["d"], "us"))
-
-
 def test_the_constraints_are_those_of_pyproject() -> None:
     """Else `make constraints`."""
-    pins = set(constraints.FILE.read_text().splitlines()[1:])
-    direct = {re.sub(r"\[.*\]", "", line.partition(";")[0]).strip().lower() for line in constraints.wanted()}
-    assert direct <= pins, "run: make constraints"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    direct = {re.split(r"[\[>=;]", line)[0].strip().lower() for line in lines} - {"audiocnn-serve"}
+    pins = {line.split("==")[0] for line in (ROOT / "deploy" / "constraints.txt").read_text().splitlines()}
+    assert {name.replace("_", "-") for name in direct} <= pins, "run: make constraints"
 
 
 def test_what_is_copied_is_let_in() -> None:

@@ -113,7 +113,10 @@ def test_the_gpu_overlay_takes_the_registry_of_the_base(tmp_path: Path, registry
     (deployment,) = (each for each in rendered("gpu", folder) if each["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     images = [container["image"] for container in pod["initContainers"] + pod["containers"]]
-    assert images == [f"{registry}/audiocnn-server:{__version__}-gpu", f"{registry}/audiocnn-gateway:{__version__}"]
+    assert images == [
+        f"{registry}/audiocnn-server:{__version__}-gpu",
+        f"{registry}/audiocnn-gateway:{__version__}",
+    ]
 
 
 def test_keda_replaces_the_autoscaler(base: dict[str, Manifest]) -> None:
