@@ -3,7 +3,7 @@
 The rule, shared by training, evaluation, serving and batch: a clip that is shorter than one window of
 `clip_seconds` is repeated until it fills one (zeros behind it would halve the accuracy on 1 s excerpts, see
 docs/decisions/010-short-clips-are-repeated.md); a longer one is cut with 50 % overlap. What is left after
-the last whole window is dropped if it is shorter than 0.25 s, else a last window is aligned to the clip's end.
+the last whole window is dropped if it is shorter than 0.25 s, else a last window is aligned to the end.
 """
 
 from __future__ import annotations
