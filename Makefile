@@ -60,11 +60,11 @@ ports:
 
 .PHONY: test
 test: $(STAMP) archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)
-	$(PY) -m pytest
+	$(PY) -m pytest tests/unit tests/integration
 
 .PHONY: test-slow
-test-slow: $(STAMP) archive ## run the tests that take minutes
-	$(PY) -m pytest -m slow
+test-slow: $(STAMP) archive ## run the tests that take minutes: browser, Ray, images, chaos
+	$(PY) -m pytest tests/system
 
 BUILD ?= docker build
 RELEASE := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' audiocnn/__init__.py)

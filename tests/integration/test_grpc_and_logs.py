@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from audiocnn.audio import synthetic
-from tests.conftest import Server, running_server, server_settings
+from tests.helpers.servers import Server, running_server, server_settings
 
 _SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/"
 

@@ -1,0 +1,79 @@
+"""A real gateway in a process of its own, for the tests that talk to one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_ports
+from tests.helpers.waiting import wait_until
+
+KEY = "a-key-of-at-least-thirty-two-characters"
+
+# Warnings are errors, but Gradio's own: it leaves event loops behind, and calls what pandas will drop.
+WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
+WARNINGS += ["-W", "ignore:'future.no_silent", "-W", "ignore:The copy keyword"]
+
+
+@dataclass
+class RunningGateway:
+    """Where it listens, and its process."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def stream(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws/predict"
+
+    def post(self, path: str, **options: object) -> httpx.Response:
+        return httpx.post(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+
+    def get(self, path: str, **options: object) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+
+    def is_up(self) -> bool:
+        try:
+            return self.process.poll() is not None or self.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterator[RunningGateway]:
+    """`audiocnn gateway` with these settings, up, and stopped afterwards."""
+    (port,) = free_ports(1)
+    values = {"torchserve_url": torchserve, "gateway_port": port} | settings
+    log = folder / "gateway.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *WARNINGS, "-m", "audiocnn", "gateway"],
+            cwd=ROOT,
+            env=os.environ | {name.upper(): str(value) for name, value in values.items()},
+            stdout=file,
+            stderr=file,
+        )
+    running = RunningGateway(process, port, log)
+    try:
+        if not wait_until(running.is_up, 120) or process.poll() is not None:
+            pytest.fail("the gateway did not start:\n" + log.read_text())
+        yield running
+    finally:
+        process.terminate()
+        process.wait(timeout=120)
+        printed = log.read_text()
+        assert "Traceback" not in printed, printed

@@ -1,0 +1,110 @@
+"""The clients against a real TorchServe: predictions, killed workers, restarts, tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from audiocnn.audio import synthetic
+from audiocnn.errors import (
+    AudioError,
+    RequestRefusedError,
+    TokenRefusedError,
+)
+from audiocnn.probe import probe_wav
+from tests.helpers.labelled_clips import classes, numbered_clips
+from tests.helpers.scripted_server import Ask, answers, ask_async, ask_sync, both
+from tests.helpers.servers import Server, running_server, server_settings
+from tests.helpers.tokens import torchserve_with_tokens
+from tests.helpers.waiting import wait_until
+
+
+@both
+def test_predictions(ask: Ask, server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "rain.wav"
+    path.write_bytes(synthetic.wav("rain"))
+    for clip in (path, str(path), path.read_bytes()):
+        answer = ask(server.inference, clip=clip, top_k=3)
+        assert answer["predictions"][0]["class"] == "rain"
+        assert len(answer["predictions"]) == 3
+    assert ask(server.inference, clip=path, evidence=True)["evidence"]
+    assert ask(server.inference, verb="ready") is True
+    assert ask(server.inference, verb="explain", clip=path)["predictions"]
+
+
+@both
+@pytest.mark.parametrize(
+    ("clip", "options", "code"),
+    [
+        (b"", {}, "empty_audio"),
+        (b"no sound at all", {}, "unsupported_format"),
+        (probe_wav(), {"top_k": 0}, "bad_option"),
+        (bytes(50_000_000), {}, "audio_too_long"),
+    ],
+)
+def test_errors_by_code(ask: Ask, server: Server, clip: bytes, options: dict[str, Any], code: str) -> None:
+    with pytest.raises(AudioError) as caught:
+        ask(server.inference, clip=clip, **options)
+    assert caught.value.code == code
+    assert caught.value.request_id
+
+
+@both
+def test_a_version_that_does_not_exist(ask: Ask, server: Server) -> None:
+    with pytest.raises(RequestRefusedError, match=r"9\.0"):
+        ask(server.inference, clip=probe_wav(), version="9.0")
+
+
+def workers(server: Server) -> list[dict[str, Any]]:
+    (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=120).json()
+    return model["workers"]
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of its own, whose workers are killed."""
+    with running_server(tmp_path_factory.mktemp("fragile"), server_settings()) as running:
+        yield running
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_killed_workers_lose_nothing(kind: str, fragile: Server) -> None:
+    clips = numbered_clips(400)  # seconds of work, of which the workers live 0.3
+    expected = classes(answers(kind, fragile.inference, clips[:5])) * 80
+    assert len(set(expected)) > 1
+    assert wait_until(lambda: all(worker["status"] == "READY" for worker in workers(fragile)), 60)
+    pids = [worker["pid"] for worker in workers(fragile)]
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(answers, kind, fragile.inference, clips, concurrency=8)
+        time.sleep(0.3)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert not results.done()
+        assert classes(results.result()) == expected
+
+
+def test_torchserves_token_is_read_and_renewed(tmp_path: Path) -> None:
+    keys = tmp_path / "key_file.json"
+    with torchserve_with_tokens(tmp_path) as settings:
+        url, management = settings["inference_address"], settings["management_address"]
+        assert wait_until(keys.is_file, 60)
+        for ask in (ask_sync, ask_async):
+            answer = ask(url, clip=synthetic.wav("rain"), key_file=keys, deadline_seconds=120)
+            assert answer["predictions"][0]["class"] == "rain"
+            with pytest.raises(TokenRefusedError, match="Token Authorization failed"):
+                ask(url, clip=probe_wav())
+            content = json.loads(keys.read_text())
+            content["inference"]["key"] = "expired"
+            keys.write_text(json.dumps(content))
+            assert ask(url, verb="ready", key_file=keys) is False
+            assert ask(url, clip=probe_wav(), key_file=keys, management=management)["predictions"]
+            assert json.loads(keys.read_text())["inference"]["key"] != "expired"

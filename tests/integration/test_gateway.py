@@ -1,0 +1,603 @@
+"""The gateway's REST side: a real gateway in front of a real TorchServe."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from audiocnn.client.client import Client
+from audiocnn.labels import ESC50
+from tests.helpers.gateways import KEY, RunningGateway, running_gateway
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_ports
+from tests.helpers.pyav_sounds import encoded
+from tests.helpers.scripted_server import BUSY, script
+from tests.helpers.servers import Server
+from tests.helpers.sounds import sound_file, tone
+from tests.helpers.waiting import wait_until
+
+RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
+
+SIREN = (ROOT / "samples" / "siren.wav").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """As it comes."""
+    with running_gateway(tmp_path_factory.mktemp("gateway"), server.inference) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """With keys, one foreign origin, and small limits."""
+    settings = {
+        "api_keys": f"{'x' * 32}, {KEY}",
+        "allowed_origins": "https://sounds.example, http://localhost:3000",
+        "max_upload_mb": 1,
+        "max_files": 3,
+        "header_seconds": 1,
+        "max_connections_per_address": 2000,
+        "upload_seconds": 2,
+    }
+    with running_gateway(tmp_path_factory.mktemp("strict"), server.inference, **settings) as running:
+        yield running
+
+
+def code(reply: httpx.Response) -> str:
+    """The error's code; checks what every error has."""
+    body = reply.json()
+    assert set(body) == {"error", "request_id"}
+    assert set(body["error"]) == {"code", "message"}
+    assert body["error"]["message"]
+    assert body["request_id"] == reply.headers["X-Request-Id"]
+    return str(body["error"]["code"])
+
+
+# --- what it is ---
+
+
+def test_health_readiness_and_labels(gateway: RunningGateway) -> None:
+    assert gateway.get("/health").json() == {"status": "ok"}
+    assert gateway.get("/ready").json() == {"status": "ready"}
+    labels = gateway.get("/labels").json()["labels"]
+    assert [row["name"] for row in labels] == [label.name for label in ESC50]
+    assert labels[0] == {"name": "dog", "emoji": "🐕", "group": "Animals"}
+
+
+def test_config_names_the_model_its_front_end_and_the_limits(gateway: RunningGateway) -> None:
+    config = gateway.get("/config").json()
+    answer = gateway.post("/predict", files={"file": RAIN}).json()
+    assert config["model"] == answer["model"]
+    assert config["num_classes"] == 50
+    assert config["frontend"]["sample_rate"] == 44_100
+    assert config["limits"]["max_upload_mb"] == 40
+    assert config["stream"]["window_seconds"] == 5
+
+
+def test_documentation_is_there(gateway: RunningGateway) -> None:
+    page = gateway.get("/docs")
+    assert page.status_code == 200
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sources
+    assert all(gateway.get(source).status_code == 200 for source in sources)  # none from another server
+    paths = gateway.get("/openapi.json").json()["paths"]
+    expected = {"/health", "/ready", "/labels", "/config"}
+    assert set(paths) == expected | {"/predict", "/spectrogram", "/inference", "/predict_batch"}
+
+
+# --- predict ---
+
+
+def test_an_answer_is_torchserves(gateway: RunningGateway, server: Server) -> None:
+    reply = gateway.post(
+        "/predict",
+        files={"file": ("clip.wav", RAIN)},
+        data={"top_k": "2", "evidence": "true", "class": "dog", "windows": "true"},
+        headers={"X-Request-Id": "of-mine"},
+    )
+    with Client(server.inference) as client:
+        direct = client.predict(
+            RAIN,
+            {"top_k": 2, "evidence": True, "class": "dog", "windows": True},
+            request_id="of-mine",
+        )
+    assert reply.json() == direct
+    assert reply.headers["X-Request-Id"] == "of-mine"
+
+
+def test_an_option_that_is_a_space_is_the_callers_fault(gateway: RunningGateway) -> None:
+    began = time.monotonic()
+    reply = gateway.post("/predict", files={"file": RAIN}, data={"top_k": " "})
+    assert (reply.status_code, code(reply)) == (400, "bad_option")
+    assert time.monotonic() - began < 20  # it was asked again for 30 s, and then called unreachable
+
+
+@pytest.mark.parametrize("name", ["request_id", "trace", "clip", "self"])
+def test_an_option_named_like_an_argument_of_ours(gateway: RunningGateway, name: str) -> None:
+    audio = base64.b64encode(RAIN).decode()
+    replies = [
+        gateway.post("/predict", files={"file": RAIN}, data={name: "x"}),
+        gateway.post("/predict_batch", files={"files": RAIN}, data={name: "x"}),
+        gateway.post("/inference", json={"data": audio, name: "x"}),
+    ]
+    assert [(reply.status_code, code(reply)) for reply in replies] == [(400, "bad_option")] * 3
+    assert all(name in reply.json()["error"]["message"] for reply in replies)
+
+
+def test_reduced_payload_is_predictions_and_nothing_else(gateway: RunningGateway) -> None:
+    reply = gateway.post(
+        "/predict", files={"file": RAIN}, data={"reduce_payload": "true", "feature_maps": "json"}
+    )
+    assert set(reply.json()) == {"predictions", "request_id"}
+
+
+@pytest.mark.parametrize(
+    ("audio", "options", "status", "expected"),
+    [
+        (b"", {}, 400, "empty_audio"),
+        (b"no sound", {}, 415, "unsupported_format"),
+        (b"RIFF\0\0\0\0WAVE", {}, 400, "undecodable_audio"),
+        (sound_file(tone(0.1), subtype="FLOAT").replace(b"data", b"data"), {"top_k": "0"}, 400, "bad_option"),
+        (RAIN, {"topk": "1"}, 400, "bad_option"),
+        (RAIN, {"classes": "grün"}, 400, "bad_option"),
+        (sound_file(np.zeros((100, 9))), {}, 413, "too_many_channels"),
+        (sound_file(np.zeros(100), sample_rate=500), {}, 413, "sample_rate_out_of_range"),
+    ],
+)
+def test_errors_come_through_with_their_codes(
+    gateway: RunningGateway, audio: bytes, options: dict[str, str], status: int, expected: str
+) -> None:
+    reply = gateway.post("/predict", files={"file": audio}, data=options)
+    assert (reply.status_code, code(reply)) == (status, expected)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("webm", "libopus")])
+def test_recordings_of_phones_and_browsers(gateway: RunningGateway, container: str, codec: str) -> None:
+    sound = encoded(tone(2.0, sample_rate=48_000), container, codec)
+    reply = gateway.post("/predict", files={"file": sound})
+    assert reply.json()["duration"] == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("request_options", "status", "expected"),
+    [
+        ({"content": RAIN}, 415, "wrong_media_type"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 415, "wrong_media_type"),
+        (
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
+            400,
+            "bad_request",
+        ),
+        ({"files": {"sound": RAIN}}, 400, "bad_request"),
+        ({"files": [("file", RAIN), ("file", RAIN)]}, 400, "bad_request"),
+        ({"data": {"file": "clip.wav"}, "files": {}}, 415, "wrong_media_type"),
+        ({"files": {"file": RAIN}, "data": {"top_k": "9" * 70_000}}, 400, "bad_request"),
+        ({"files": {"file": RAIN}, "data": {f"o{n}": "1" for n in range(50)}}, 400, "bad_request"),
+    ],
+)
+def test_a_body_of_another_kind(
+    gateway: RunningGateway, request_options: dict[str, Any], status: int, expected: str
+) -> None:
+    reply = gateway.post("/predict", **request_options)
+    assert (reply.status_code, code(reply)) == (status, expected)
+
+
+def test_addresses_and_methods_that_do_not_exist(gateway: RunningGateway) -> None:
+    assert code(gateway.get("/nothing")) == "not_found"
+    reply = gateway.get("/predict")
+    assert (reply.status_code, code(reply), reply.headers["Allow"]) == (405, "method_not_allowed", "POST")
+
+
+# --- spectrogram, inference, batch ---
+
+
+def test_the_spectrogram_has_axes(gateway: RunningGateway) -> None:
+    high = gateway.post("/spectrogram", files={"file": sound_file(tone(5.0, hz=3000.0))}).json()
+    shown = high["input_spectrogram"]
+    values = np.array(shown["values"])
+    assert list(values.shape) == shown["shape"] == [len(shown["hz"]), len(shown["seconds"])]
+    assert shown["hz"][int(values.mean(axis=1).argmax())] == pytest.approx(3000, rel=0.05)
+    assert 4.9 < shown["seconds"][-1] <= 5.0
+
+
+def test_the_spectrogram_as_a_picture(gateway: RunningGateway) -> None:
+    sound = sound_file(tone(5.0, hz=300.0))
+    reply = gateway.post("/spectrogram?format=png", files={"file": sound})
+    assert reply.headers["Content-Type"] == "image/png"
+    picture = Image.open(io.BytesIO(reply.content))
+    assert picture.size == (251, 128)
+    assert np.asarray(picture).mean(axis=1).argmax() > 96  # a low tone is near the bottom
+    assert picture.text["seconds"].startswith("0 to ")
+    bad = gateway.post("/spectrogram?format=gif", files={"file": sound})
+    assert (bad.status_code, code(bad)) == (400, "bad_option")
+    by_field = gateway.post("/spectrogram", files={"file": sound}, data={"format": "png"})
+    assert by_field.content == reply.content
+
+
+@pytest.mark.parametrize("key", ["audio_data", "data"])
+@pytest.mark.parametrize("prefix", ["", "data:audio/wav;base64,"])
+def test_inference_gives_what_the_seeds_front_ends_read(
+    gateway: RunningGateway, key: str, prefix: str
+) -> None:
+    audio = prefix + base64.b64encode(RAIN).decode()
+    reply = gateway.post("/inference", json={key: audio}).json()
+    assert [set(row) for row in reply["predictions"]] == [{"class", "confidence"}] * 3
+    assert reply["predictions"][0]["class"] == "rain"
+    main = [name for name in reply["visualization"] if "." not in name]
+    assert main == ["conv1", "layer1", "layer2", "layer3", "layer4"]
+    assert any(name.startswith("layer1.") for name in reply["visualization"])
+    for item in reply["visualization"].values():
+        values = np.array(item["values"])
+        assert list(values.shape) == item["shape"]
+        assert np.abs(values).max() == 1
+    assert reply["input_spectrogram"]["shape"] == [128, 251]
+    assert np.array(reply["input_spectrogram"]["values"]).shape == (128, 251)
+    assert reply["waveform"]["sample_rate"] == 44_100
+    assert reply["waveform"]["duration"] == 5.0
+    assert len(reply["waveform"]["values"]) <= 8000
+
+
+def test_inference_takes_options(gateway: RunningGateway) -> None:
+    audio = base64.b64encode(RAIN).decode()
+    reply = gateway.post("/inference", json={"data": audio, "top_k": 1, "reduce_payload": True}).json()
+    assert set(reply) == {"predictions", "request_id"}
+    pictures = {"feature_maps": "png", "layers": ["conv1"], "spectrogram": False}
+    reply = gateway.post("/inference", json={"data": audio, **pictures}).json()
+    assert list(reply["visualization"]) == ["conv1"]
+    assert "png" in reply["visualization"]["conv1"]
+    assert "input_spectrogram" not in reply
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"{", "bad_option"),
+        (b"[]", "bad_option"),
+        (b"{}", "empty_audio"),
+        (b'{"data": 3}', "bad_base64"),
+        (b'{"data": "%%%"}', "bad_base64"),
+        (b'{"data": "AAAA", "top_k": {}}', "bad_option"),
+        (b'{"data": "AAAA", "topk": 3}', "bad_option"),
+        (b"[" * 100_000, "bad_option"),
+    ],
+)
+def test_inference_says_what_is_wrong(gateway: RunningGateway, body: bytes, expected: str) -> None:
+    reply = gateway.post("/inference", content=body, headers={"Content-Type": "application/json"})
+    assert (reply.status_code, code(reply)) == (400, expected)
+
+
+def test_a_batch_answers_each_file(gateway: RunningGateway) -> None:
+    files = [("files", (f"{n}.wav", clip)) for n, clip in enumerate([RAIN, b"no sound", SIREN, b""])]
+    reply = gateway.post("/predict_batch", files=files, data={"top_k": "1"})
+    assert reply.status_code == 200
+    results = reply.json()["results"]
+    assert [row["file"] for row in results] == ["0.wav", "1.wav", "2.wav", "3.wav"]
+    assert [row["predictions"][0]["class"] for row in results[::2]] == ["rain", "siren"]
+    assert [row["error"]["code"] for row in results[1::2]] == ["unsupported_format", "empty_audio"]
+
+
+def test_a_bad_option_of_a_batch_is_one_error(gateway: RunningGateway) -> None:
+    reply = gateway.post("/predict_batch", files=[("files", RAIN)] * 2, data={"top_k": "0"})
+    assert (reply.status_code, code(reply)) == (400, "bad_option")
+
+
+# --- who may ask ---
+
+
+@pytest.mark.parametrize("path", ["/predict", "/spectrogram", "/inference", "/predict_batch"])
+def test_without_a_key(strict: RunningGateway, path: str) -> None:
+    for headers in ({}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": "ü"}, {"Authorization": f"Basic {KEY}"}):
+        raw = {name: value.encode() for name, value in headers.items()}
+        reply = strict.post(path, files={"file": RAIN}, headers=raw)
+        assert (reply.status_code, code(reply)) == (401, "unauthorized")
+    assert strict.get("/labels").status_code == 401
+    assert strict.get("/health").status_code == strict.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}, {"authorization": f"bearer {'x' * 32}"}],
+)
+def test_with_a_key(strict: RunningGateway, headers: dict[str, str]) -> None:
+    assert strict.post("/predict", files={"file": RAIN}, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_KEYS", "short"),
+        ("API_KEYS", f"{KEY},{'y' * 31}"),
+        ("MAX_UPLOAD_MB", "0"),
+        ("GATEWAY_PORT", "high"),
+        ("TORCHSERVE_URL", "localhost:8080"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "audiocnn", "gateway"],
+        cwd=ROOT,
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1
+    assert f"error: {name}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert name != "API_KEYS" or value not in result.stderr
+
+
+def test_a_port_that_is_taken(gateway: RunningGateway) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "audiocnn", "gateway"],
+        cwd=ROOT,
+        env=os.environ | {"GATEWAY_PORT": str(gateway.port)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1
+    assert "address already in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_pages_of_foreign_origins(strict: RunningGateway) -> None:
+    headers = {"X-API-Key": KEY}
+    for origin in ("https://evil.example", "null", f"http://127.0.0.1:{strict.port}"):
+        reply = strict.post("/predict", files={"file": RAIN}, headers=headers | {"Origin": origin})
+        assert (reply.status_code, code(reply)) == (403, "forbidden_origin")
+        assert "Access-Control-Allow-Origin" not in reply.headers
+    allowed = headers | {"Origin": "https://sounds.example"}
+    reply = strict.post("/predict", files={"file": RAIN}, headers=allowed)
+    assert reply.status_code == 200
+    assert reply.headers["Access-Control-Allow-Origin"] == "https://sounds.example"
+    refused = strict.post("/predict", headers={"Origin": "https://sounds.example"})
+    assert refused.status_code == 401
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://sounds.example"
+
+
+def test_preflight_of_an_allowed_page(strict: RunningGateway) -> None:
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    reply = httpx.options(
+        strict.url + "/predict", headers=ask | {"Origin": "http://localhost:3000"}, trust_env=False
+    )
+    assert reply.status_code == 200
+    assert "X-API-Key" in reply.headers["Access-Control-Allow-Headers"]
+
+
+def test_the_gateways_own_page_may_ask(gateway: RunningGateway) -> None:
+    headers = {"Origin": f"http://localhost:{gateway.port}"}
+    assert gateway.post("/predict", files={"file": RAIN}, headers=headers).status_code == 200
+
+
+def test_a_rate_is_kept_per_caller(server: Server, tmp_path: Path) -> None:
+    keys = ["a" * 32, "b" * 32]
+    with running_gateway(
+        tmp_path, server.inference, rate_limit_per_minute=30, api_keys=",".join(keys)
+    ) as gateway:
+        mine = [gateway.get("/labels", headers={"X-API-Key": keys[0]}) for _ in range(8)]
+        assert [reply.status_code for reply in mine] == [200] * 5 + [429] * 3  # ten seconds' worth at once
+        assert code(mine[-1]) == "rate_limited"
+        assert 1 <= int(mine[-1].headers["Retry-After"]) <= 3
+        assert gateway.get("/labels", headers={"X-API-Key": keys[1]}).status_code == 200
+        files = [("files", RAIN)] * 10
+        batch = {"X-API-Key": keys[1]}
+        assert gateway.post("/predict_batch", files=files, headers=batch).status_code == 200
+        assert gateway.get("/labels", headers=batch).status_code == 429  # a batch counts as its files
+        assert gateway.get("/health").status_code == 200
+
+
+# --- limits ---
+
+
+def padded(size: int) -> bytes:
+    """A WAV file of exactly so many bytes."""
+    sound = sound_file(tone(2.0))
+    return sound + bytes(size - len(sound))
+
+
+def test_one_byte_over_the_limit(strict: RunningGateway) -> None:
+    headers = {"X-API-Key": KEY}
+    limit = 1 << 20
+    assert strict.post("/predict", files={"file": padded(limit)}, headers=headers).status_code == 200
+    reply = strict.post("/predict", files={"file": padded(limit + 1)}, headers=headers)
+    assert (reply.status_code, code(reply)) == (413, "upload_too_large")
+    for size, status in ((limit, 200), (limit + 1, 413), (3 * limit, 413)):
+        body = {"data": base64.b64encode(padded(size)).decode(), "reduce_payload": True}
+        assert strict.post("/inference", json=body, headers=headers).status_code == status
+
+
+def test_an_endless_body_is_stopped(strict: RunningGateway) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        for _ in range(48):
+            yield bytes(1 << 16)
+
+    headers = {"X-API-Key": KEY, "Content-Type": "multipart/form-data; boundary=b"}
+    reply = strict.post("/predict", content=body(), headers=headers)
+    assert (reply.status_code, code(reply)) == (413, "upload_too_large")
+
+
+def test_a_polite_caller_is_refused_before_it_sends(strict: RunningGateway) -> None:
+    """`Expect: 100-continue` with a length that is too large: not a byte of the body is asked for."""
+    with socket.create_connection(("127.0.0.1", strict.port)) as connection:
+        connection.settimeout(10)
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n"
+            b"Expect: 100-continue\r\nX-API-Key: "
+            + KEY.encode()
+            + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+        )
+        reply = b"".join(iter(lambda: connection.recv(10_000), b""))
+    assert reply.startswith(b"HTTP/1.1 413")
+
+
+def test_too_many_files(strict: RunningGateway) -> None:
+    files = [("files", b"x")] * 4
+    reply = strict.post("/predict_batch", files=files, headers={"X-API-Key": KEY})
+    assert (reply.status_code, code(reply)) == (400, "bad_request")
+
+
+def test_an_upload_is_in_memory_only(gateway: RunningGateway) -> None:
+    size = 20 << 20
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        head = (
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"Content-Length: %d\r\n\r\n" % (size + 10_000)
+        )
+        connection.sendall(head + b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n')
+        before = open_files(gateway.process.pid)
+        connection.sendall(bytes(size))
+        time.sleep(0.3)
+        assert open_files(gateway.process.pid) == before
+    assert wait_until(lambda: gateway.get("/health").status_code == 200, 5)
+
+
+def open_files(pid: int) -> set[str]:
+    """Regular files that a process has open."""
+    targets = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    return {target for target in targets if Path(target).is_file()}
+
+
+def test_all_uploads_together_are_bounded(server: Server, tmp_path: Path) -> None:
+    with running_gateway(tmp_path, server.inference, max_upload_mb=4, max_buffered_mb=6) as gateway:
+        form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        head = (
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", gateway.port)) as slow:
+            slow.sendall(head + b"Content-Length: 4100000\r\n\r\n" + form + bytes(4_000_000))
+            time.sleep(0.5)
+            reply = gateway.post("/predict", files={"file": padded(4_000_000)})
+            assert (reply.status_code, code(reply)) == (503, "busy")
+            assert reply.headers["Retry-After"] == "1"
+            assert gateway.post("/predict", files={"file": RAIN}).status_code == 200
+        assert wait_until(
+            lambda: gateway.post("/predict", files={"file": padded(4_000_000)}).status_code == 200, 5
+        )
+
+
+# --- slow callers ---
+
+
+def test_slow_callers_are_let_go(strict: RunningGateway) -> None:
+    """A request line that never ends is closed, a body that never ends gets an answer."""
+    with (
+        socket.create_connection(("127.0.0.1", strict.port)) as silent,
+        socket.create_connection(("127.0.0.1", strict.port)) as headers,
+        socket.create_connection(("127.0.0.1", strict.port)) as body,
+    ):
+        headers.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        body.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\nX-API-Key: "
+            + KEY.encode()
+            + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n--b"
+        )
+        for each in (silent, headers, body):
+            each.settimeout(10)
+        assert silent.recv(100) == b""
+        assert headers.recv(100) == b""
+        reply = b"".join(iter(lambda: body.recv(10_000), b""))  # until it is closed
+        assert reply.startswith(b"HTTP/1.1 408")
+        assert b"upload_timeout" in reply
+
+
+# --- TorchServe in trouble ---
+
+
+def test_busy_comes_through(tmp_path: Path) -> None:
+    with (
+        script(*[BUSY] * 50) as torchserve,
+        running_gateway(tmp_path, torchserve.url, deadline_seconds=1) as gateway,
+    ):
+        reply = gateway.post("/predict", files={"file": RAIN})
+        assert (reply.status_code, code(reply)) == (503, "busy")
+        assert int(reply.headers["Retry-After"]) >= 1
+
+
+def test_without_torchserve(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with running_gateway(tmp_path, f"http://127.0.0.1:{port}", deadline_seconds=1) as gateway:
+        reply = gateway.post("/predict", files={"file": RAIN})
+        assert (reply.status_code, code(reply)) == (503, "server_unreachable")
+        assert "Retry-After" in reply.headers
+        reply = gateway.get("/ready")
+        assert (reply.status_code, code(reply)) == (503, "not_ready")
+        assert gateway.get("/health").status_code == 200
+
+
+def test_a_model_that_does_not_exist(server: Server, tmp_path: Path) -> None:
+    with running_gateway(tmp_path, server.inference, torchserve_model="nothing") as gateway:
+        reply = gateway.post("/predict", files={"file": RAIN})
+        assert (reply.status_code, code(reply)) == (502, "request_refused")
+
+
+def test_only_so_many_wait_at_once(server: Server, tmp_path: Path) -> None:
+    with running_gateway(tmp_path, server.inference, max_in_flight=2) as gateway:
+        with ThreadPoolExecutor(24) as pool:
+            replies = list(pool.map(lambda _: gateway.post("/predict", files={"file": RAIN}), range(24)))
+        statuses = {reply.status_code for reply in replies}
+        assert statuses == {200, 503}
+        assert {code(reply) for reply in replies if reply.status_code == 503} == {"busy"}
+
+
+def test_a_stop_answers_what_is_under_way(server: Server, tmp_path: Path) -> None:
+    long = sound_file(tone(120.0))
+    with running_gateway(tmp_path, server.inference) as gateway:
+        replies: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: replies.append(gateway.post("/predict", files={"file": long}))
+        )
+        asking.start()
+        time.sleep(0.25)
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(timeout=120) == 0
+        asking.join()
+        assert replies[0].status_code == 200
+
+
+def test_log_lines_name_the_request_and_cannot_be_forged(server: Server, tmp_path: Path) -> None:
+    with running_gateway(tmp_path, server.inference) as gateway:
+        gateway.get("/nothing%0aforged", headers={"X-Request-Id": "of-mine"})
+
+        def lines() -> list[str]:
+            return gateway.log.read_text().splitlines()
+
+        # It is written when the reply is on its way already.
+        assert wait_until(
+            lambda: any("GET /nothing%0aforged 404" in line and "of-mine" in line for line in lines()), 5
+        )
+        assert not any(line.startswith("forged") for line in lines())
+
+
+# --- the document ---
+
+
+def test_the_document_describes_the_replies(gateway: RunningGateway) -> None:
+    schema = gateway.get("/openapi.json").json()
+    form = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) >= {"file", "top_k", "feature_maps", "reduce_payload"}
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            assert operation["description"]
+            assert "422" not in operation["responses"]
+    assert "Traceback" not in json.dumps(schema)

@@ -1,0 +1,689 @@
+"""Attacks on the gateway by a caller without a key: each one runs against a real gateway on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from audiocnn.gateway.words import friendly
+from tests.helpers.gateways import KEY, RunningGateway, running_gateway
+from tests.helpers.paths import ROOT
+from tests.helpers.scripted_server import OK, script
+from tests.helpers.waiting import wait_until
+
+NOBODY = "http://127.0.0.1:1"  # what is refused here needs no TorchServe
+API = "/ui/gradio_api"
+ANALYSE = 5  # Gradio's number of the event that reads an uploaded sound
+RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
+OURS = str(ROOT / "audiocnn" / "gateway" / "settings.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gateway")
+
+
+@pytest.fixture(scope="module")
+def gateway(folder: Path) -> Iterator[RunningGateway]:
+    """Without keys, impatient."""
+    settings = {"tmpdir": folder, "header_seconds": 1, "upload_seconds": 2, "deadline_seconds": 1}
+    with running_gateway(folder, NOBODY, **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """With a key, impatient."""
+    settings = {"api_keys": KEY, "header_seconds": 1, "upload_seconds": 2, "stream_start_seconds": 2}
+    with running_gateway(tmp_path_factory.mktemp("locked"), NOBODY, **settings) as running:
+        yield running
+
+
+def raw(gateway: RunningGateway, *parts: bytes, seconds: float = 20) -> bytes:
+    """What comes back for these bytes until the gateway closes; `TimeoutError` if it does not."""
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.settimeout(seconds)
+        with contextlib.suppress(ConnectionError):  # closed before all parts were sent: the reply says why
+            for part in parts:
+                connection.sendall(part)
+        return to_the_end(connection)
+
+
+def to_the_end(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while data := connection.recv(1 << 16):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def is_alive(gateway: RunningGateway) -> bool:
+    """`/health` answers soon: nothing holds the event loop."""
+    reply = httpx.get(gateway.url + "/health", timeout=5, trust_env=False)
+    return reply.status_code == 200
+
+
+# --- files through the page ---
+
+
+def file_data(path: str) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def join(gateway: RunningGateway, data: list[Any], session: str = "s1", **more: Any) -> httpx.Response:
+    body = {"data": data, "fn_index": ANALYSE, "trigger_id": 6, "session_hash": session} | more
+    return gateway.post(f"{API}/queue/join", json=body)
+
+
+def upload(gateway: RunningGateway, name: str = "rain.wav", content: bytes = RAIN) -> str:
+    return str(gateway.post(f"{API}/upload", files={"files": (name, content)}).json()[0])
+
+
+def copies(folder: Path) -> set[str]:
+    """Names of all files in the folder of uploads."""
+    return {path.name for path in folder.glob("audiocnn-ui-*/**/*") if path.is_file()}
+
+
+FOREIGN = ["/etc/passwd", "/proc/self/environ", OURS, "config.properties", "samples/rain.wav", "", "\0", "/"]
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+def test_an_event_names_no_file_but_an_upload(gateway: RunningGateway, folder: Path, path: str) -> None:
+    name = Path(path).name.replace("\0", "") or "nothing"
+    nested = [
+        [file_data(path)],
+        [[file_data(path)]],
+        [{"a": file_data(path)}],
+        [path],
+        [file_data(path), "dog"],
+    ]
+    for data in nested:
+        assert join(gateway, data).status_code in (400, 404), data
+    assert join(gateway, [], event_data=file_data(path)).status_code in (200, 400)
+    time.sleep(0.5)  # an event that was taken would copy it now
+    assert name not in copies(folder)
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "directory", "link to a folder", "outside"])
+def test_what_is_no_plain_file_is_no_upload(gateway: RunningGateway, folder: Path, kind: str) -> None:
+    uploads = Path(upload(gateway)).parent.parent
+    place = uploads / kind.replace(" ", "-")
+    place.mkdir()
+    path = place / "x.wav"
+    if kind == "symlink":
+        path.symlink_to("/etc/passwd")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link to a folder":
+        place.rmdir()
+        place.symlink_to("/etc")
+        path = place / "passwd"
+    else:
+        path = place / ".." / ".." / ".." / ".." / "etc" / "passwd"
+    assert join(gateway, [file_data(str(path))]).status_code in (400, 404)
+    assert gateway.get(f"{API}/file={path}").status_code == 404
+    assert is_alive(gateway)
+    with contextlib.suppress(OSError):
+        path.rmdir() if kind == "directory" else path.unlink()
+
+
+def test_a_device_without_an_end_does_not_hang_the_gateway(gateway: RunningGateway) -> None:
+    for path in ("/dev/zero", "/dev/stdin", "/proc/kmsg"):
+        assert join(gateway, [file_data(path)]).status_code in (400, 404)
+        assert is_alive(gateway)
+
+
+def test_an_upload_is_played_and_analysed(gateway: RunningGateway) -> None:
+    path = upload(gateway)
+    reply = gateway.get(f"{API}/file={path}")
+    assert reply.content == RAIN
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    assert gateway.get(f"{API}/file={path}", headers={"Range": "bytes=0-3"}).content == RAIN[:4]
+    assert join(gateway, [file_data(path)]).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.svg", "page.xml", "page.txt", "page", "page.js"])
+def test_an_upload_is_no_page_of_ours(gateway: RunningGateway, name: str) -> None:
+    """Whoever is sent a link to an upload runs no script in our origin."""
+    reply = gateway.get(f"{API}/file={upload(gateway, name, b'<script>alert(1)</script>')}")
+    assert reply.status_code == 200
+    assert reply.headers["Content-Type"] == "application/octet-stream"
+    assert reply.headers["Content-Disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{API}/file=http://127.0.0.1:1/x.png",
+        f"{API}/file=https://127.0.0.1:1/x.png",
+        f"{API}/file=HTTP://127.0.0.1:1/x.png",
+        f"{API}/file=ftp://127.0.0.1/x.png",
+        f"{API}/file=data:text/html,x",
+        f"{API}/file=file:///etc/passwd",
+        f"{API}/file%3Dhttp://127.0.0.1:1/x.png",
+        f"{API}/file=%68ttp%3A%2F%2F127.0.0.1:1/x.png",
+        f"{API}/file=%2568ttp://127.0.0.1:1/x.png",
+        f"{API}/file=//127.0.0.1:1/x.png",
+        f"{API}/file=/etc/passwd",
+        f"{API}/file=/proc/self/environ",
+        f"{API}/file={OURS}",
+        f"{API}/file=samples/../config.properties",
+        f"{API}/file=",
+        f"{API}/file=%00",
+        f"{API}/file/http://127.0.0.1:1/x.png",
+        f"{API}/file//etc/passwd",
+        f"{API}/file/{OURS}",
+        f"{API}/proxy=http://127.0.0.1:1/",
+        f"{API}/deep_link?session_hash=s1",
+        "/ui/config?deep_link=x",
+        "/ui/config/",
+        f"{API}/config",
+        f"{API}/info",
+        f"{API}/info/",
+        f"{API}/openapi.json",
+        f"{API}/queue/status",
+        f"{API}/heartbeat/s1",
+        f"{API}/startup-events",
+        f"{API}/user",
+        f"{API}/token",
+        f"{API}/login_check",
+        f"{API}/dev/reload",
+        f"{API}/vibe-code",
+        f"{API}/runs",
+        f"{API}/run-history/buckets",
+        f"{API}/stream/s1/1/1/playlist-file",
+        f"{API}/custom_component/audio/client/component/index.js",
+        f"{API}/call/analyse/1",
+        f"{API}/mcp/schema",
+        f"{API}/theme.css",
+        "/ui/monitoring",
+        "/ui/monitoring/summary",
+        "/ui/pwa_icon",
+        "/ui/manifest.json",
+        "/ui/robots.txt",
+        "/ui/gradio_api/../config",
+        "/ui//config",
+        "/ui/assets/../config",
+        "/ui/assets/..%2f..%2f..%2fconfig",
+        "/ui/static/%2e%2e/%2e%2e/%2e%2e/routes.py",
+        "/ui/svelte/svelte.js",
+    ],
+)
+def test_routes_that_the_page_does_not_use(gateway: RunningGateway, path: str) -> None:
+    reply = raw(gateway, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 404"), reply[:400]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "run/x",
+        "api/x",
+        "call/x",
+        "call/v2/x",
+        "component_server",
+        "reset",
+        "cancel",
+        "process_recording",
+        "vibe-edit",
+        "vibe-code",
+        "undo-vibe-edit",
+        "vibe-starter-queries",
+        "stream/x",
+        "stream/x/close",
+        "run-history/connect",
+        "profiling/clear",
+        "mcp/",
+        "queue/data",
+        "file=/etc/passwd",
+    ],
+)
+def test_calls_that_the_page_does_not_make(gateway: RunningGateway, path: str) -> None:
+    reply = gateway.post(f"{API}/{path}", json={"data": [], "session_hash": "s1", "fn_index": 0})
+    assert reply.status_code == 404
+    assert gateway.post("/ui/login", data={"username": "a", "password": "b"}).status_code == 404
+
+
+def test_a_deep_link_in_the_pages_address_is_not_read(gateway: RunningGateway) -> None:
+    page = gateway.get("/ui/", params={"deep_link": "x"})
+    assert page.status_code == 200
+    assert '"deep_link_state":"none"' in page.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"[" * 200_000,
+        b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"data": [], "fn_index": "5", "session_hash": "s"}',
+        b'{"data": [], "fn_index": 5}',
+        b'{"data": [NaN], "fn_index": 5, "session_hash": "s"}',
+        b'{"data": [], "fn_index": 5, "session_hash": "' + b"x" * 1000 + b'"}',
+        b'{"data": [null, null, null], "fn_index": 5, "session_hash": "s"}',
+    ],
+)
+def test_events_that_the_page_does_not_send(gateway: RunningGateway, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    reply = gateway.post(f"{API}/queue/join", content=body, headers=headers)
+    assert reply.status_code == 400
+    assert is_alive(gateway)
+
+
+def test_answers_that_no_page_fetches_are_not_kept(gateway: RunningGateway) -> None:
+    """Each is half a megabyte, and whoever makes up names of sessions fetches none."""
+    path = upload(gateway)
+    for number in range(4):
+        assert join(gateway, [file_data(path)], session="greedy").status_code == 200, number
+    assert join(gateway, [file_data(path)], session="greedy").status_code == 503
+    statuses = {join(gateway, [None], session=f"made{n}up").status_code for n in range(80)}
+    assert statuses == {200, 503}
+    assert is_alive(gateway)
+
+
+# --- which name is asked for ---
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """With names of its own."""
+    settings = {"allowed_hosts": "audio.example, Gateway", "allowed_origins": "https://sounds.example:8443"}
+    with running_gateway(tmp_path_factory.mktemp("named"), NOBODY, **settings) as running:
+        yield running
+
+
+PATHS = ["/health", "/ready", "/labels", "/", "/ui/", "/docs", "/openapi.json", "/metrics", "/nothing"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_foreign_name_reads_nothing(gateway: RunningGateway, path: str) -> None:
+    """What a page does whose name was pointed at us after it was loaded (DNS rebinding)."""
+    for host in (
+        "rebound.example",
+        f"rebound.example:{gateway.port}",
+        "localhost.evil.example",
+        "127.0.0.1.nip.io",
+    ):
+        reply = gateway.get(path, headers={"Host": host})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (421, "misdirected_request")
+        assert reply.json()["request_id"] == reply.headers["X-Request-Id"]
+    assert gateway.post("/predict", files={"file": RAIN}, headers={"Host": "x"}).status_code == 421
+    assert gateway.post(f"{API}/queue/join", json={}, headers={"Host": "x"}).status_code == 421
+
+
+def test_a_foreign_name_has_no_preflight_and_no_stream(gateway: RunningGateway) -> None:
+    own = {"Origin": f"http://localhost:{gateway.port}", "Access-Control-Request-Method": "POST"}
+    reply = httpx.options(gateway.url + "/predict", headers=own | {"Host": "x.example"}, trust_env=False)
+    assert reply.status_code == 421
+    with pytest.raises(InvalidStatus) as caught:
+        asyncio.run(open_stream(f"ws://127.0.0.1:{gateway.port}/ws/predict", Host="rebound.example"))
+    assert caught.value.response.status_code == 421
+
+
+async def open_stream(url: str, **headers: str) -> None:
+    async with connect(url, proxy=None, additional_headers=headers):
+        pass
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000", "[::1]", "10.1.2.3:80"]
+)
+def test_addresses_and_localhost_are_asked_for(gateway: RunningGateway, host: str) -> None:
+    assert gateway.get("/health", headers={"Host": host}).status_code == 200
+
+
+def test_names_that_were_allowed(named: RunningGateway) -> None:
+    for host in ("audio.example", "AUDIO.example:443", "gateway:8000", "sounds.example", "localhost"):
+        assert named.get("/health", headers={"Host": host}).status_code == 200
+    for host in ("example", "x.audio.example", "audio.example.evil", ""):
+        assert named.get("/health", headers={"Host": host}).status_code == 421
+
+
+def test_one_of_two_names_is_foreign(gateway: RunningGateway) -> None:
+    reply = raw(
+        gateway, b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+    )
+    assert reply.startswith((b"HTTP/1.1 421", b"HTTP/1.1 400"))
+
+
+# --- who asks ---
+
+
+def statuses(gateway: RunningGateway, count: int = 8, **headers: str) -> list[int]:
+    """Of requests that each say they come from another address."""
+    return [
+        gateway.get("/config", headers={"X-Forwarded-For": f"192.0.2.{n}"} | headers).status_code
+        for n in range(count)
+    ]
+
+
+def test_nobody_chooses_the_address_that_is_counted(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, NOBODY, rate_limit_per_minute=6, deadline_seconds=0.1) as gateway:
+        assert statuses(gateway)[1:] == [429] * 7
+
+
+def test_a_proxy_that_was_named_tells_callers_apart(tmp_path: Path) -> None:
+    settings = {
+        "rate_limit_per_minute": 6,
+        "deadline_seconds": 0.1,
+        "trusted_proxies": "10.0.0.0/8, 127.0.0.1",
+    }
+    with running_gateway(tmp_path, NOBODY, **settings) as gateway:
+        assert 429 not in statuses(gateway)
+        # What the caller wrote in front of the proxy's own entry does not count.
+        forged = [
+            gateway.get("/config", headers={"X-Forwarded-For": f"192.0.2.{n}, 203.0.113.9"}).status_code
+            for n in range(4)
+        ]
+        assert forged[1:] == [429] * 3
+
+
+# --- connections that nobody closes ---
+
+
+REQUESTS = [
+    ("GET", "/health"),
+    ("HEAD", "/health"),
+    ("OPTIONS", "/predict"),
+    ("DELETE", "/predict"),
+    ("GET", "/nothing"),
+    ("GET", "/labels"),
+    ("GET", "/ui/theme.css"),
+    ("GET", "/ui/"),
+    ("PUT", "/ui/gradio_api/upload"),
+    ("PATCH", "/metrics"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), REQUESTS)
+@pytest.mark.parametrize("length", ["Content-Length: 10", "Transfer-Encoding: chunked"])
+def test_a_body_that_nobody_reads(locked: RunningGateway, method: str, path: str, length: str) -> None:
+    """One byte of it after the reply, then silence."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n{length}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", locked.port)) as connection:
+        connection.settimeout(20)
+        connection.sendall(head.encode())
+        received = connection.recv(1 << 16)
+        assert received.startswith(b"HTTP/1.1 ")
+        with contextlib.suppress(OSError):
+            connection.sendall(b"1")
+        received += to_the_end(connection)
+    assert b"connection: close" in received.lower()
+
+
+def test_a_preflight_with_a_body_that_stops(locked: RunningGateway) -> None:
+    head = f"OPTIONS /predict HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost:{locked.port}\r\n"
+    head += "Access-Control-Request-Method: POST\r\nContent-Length: 9\r\n\r\n1"
+    assert b"connection: close" in raw(locked, head.encode()).lower()
+
+
+FORMS = [
+    ("/ui/", "application/x-www-form-urlencoded", "Accept: text/html\r\n"),
+    ("/ui/", "application/x-www-form-urlencoded", ""),
+    (f"{API}/upload", "multipart/form-data; boundary=b", f"X-API-Key: {KEY}\r\n"),
+    (f"{API}/queue/join", "application/json", f"X-API-Key: {KEY}\r\n"),
+    ("/predict", "multipart/form-data; boundary=b", f"X-API-Key: {KEY}\r\n"),
+    ("/inference", "application/json", f"X-API-Key: {KEY}\r\n"),
+]
+
+
+@pytest.mark.parametrize(("path", "kind", "more"), FORMS)
+def test_a_form_that_stops(locked: RunningGateway, path: str, kind: str, more: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{more}"
+    head += f"Content-Type: {kind}\r\nContent-Length: 100\r\n\r\n-"
+    assert raw(locked, head.encode()).startswith((b"HTTP/1.1 408", b"HTTP/1.1 401"))
+
+
+def test_a_connection_that_does_nothing_more(locked: RunningGateway) -> None:
+    assert raw(locked, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").count(b"HTTP/1.1 200") == 1
+    assert (
+        raw(locked, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n").count(b"HTTP/1.1 200") == 1
+    )
+
+
+def test_a_whole_body_that_nobody_needs_keeps_the_connection(locked: RunningGateway) -> None:
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc"
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert raw(locked, one, last).count(b"HTTP/1.1 200") == 2
+
+
+def num_connections(gateway: RunningGateway) -> int:
+    return sum(
+        each.laddr.port == gateway.port and each.status != psutil.CONN_LISTEN
+        for each in psutil.Process(gateway.process.pid).net_connections("tcp")
+    )
+
+
+def test_replies_that_nobody_reads(locked: RunningGateway) -> None:
+    """Megabytes asked for and left lying: neither they nor their connection are held."""
+    asset = b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", locked.port))
+        connection.sendall(asset * 20)
+        assert wait_until(lambda: num_connections(locked) > 0, 5)
+        assert wait_until(lambda: num_connections(locked) == 0, 30)
+
+
+@pytest.mark.parametrize("tail", [b"", b"\r\n" * 2])
+def test_a_head_of_any_size(locked: RunningGateway, tail: bytes) -> None:
+    process = psutil.Process(locked.process.pid)
+    before = process.memory_info().rss
+    with socket.create_connection(("127.0.0.1", locked.port)) as connection:
+        connection.settimeout(20)
+        with contextlib.suppress(OSError):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Large: ")
+            connection.sendall(b"x" * (64 << 20) + tail)
+        assert b"HTTP/1.1 200" not in to_the_end(connection)
+    assert is_alive(locked)
+    assert process.memory_info().rss - before < 20 << 20
+
+
+def test_a_million_headers_behind_a_body(gateway: RunningGateway) -> None:
+    """Trailers of a chunked body are headers too."""
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n0\r\n"
+    process = psutil.Process(gateway.process.pid)
+    before = process.memory_info().rss
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.settimeout(20)
+        with contextlib.suppress(OSError):
+            connection.sendall(head)
+            for _ in range(100):
+                connection.sendall(b"x: y\r\n" * 10_000)
+        to_the_end(connection)
+    assert process.memory_info().rss - before < 20 << 20
+
+
+def test_a_cookie_made_to_be_slow(locked: RunningGateway) -> None:
+    """Python's own parser of cookies took the square of the length."""
+    began = time.monotonic()
+    for _ in range(5):
+        reply = locked.get(
+            "/ui/", headers={"Cookie": 'audiocnn_key="' + "\\" * 50_000 + '"', "Accept": "text/html"}
+        )
+        assert reply.status_code in (401, 431)
+    assert time.monotonic() - began < 10
+
+
+def test_so_many_connections_of_one_address(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, NOBODY, max_connections_per_address=5, header_seconds=60) as gateway:
+        assert wait_until(lambda: num_connections(gateway) == 0, 20)
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+            assert wait_until(lambda: num_connections(gateway) == 5, 10)
+            reply = raw(gateway, b"")
+            assert reply.startswith(b"HTTP/1.1 503")
+            assert b'"busy"' in reply
+        assert wait_until(lambda: is_served(gateway), 10)
+        asyncio.run(streams_count_too(gateway))
+        assert wait_until(lambda: is_served(gateway), 10)
+
+
+def is_served(gateway: RunningGateway) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return gateway.get("/health").status_code == 200
+    return False
+
+
+async def streams_count_too(gateway: RunningGateway) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(5):
+            await stack.enter_async_context(connect(gateway.stream, proxy=None))
+        with pytest.raises(InvalidStatus) as caught:
+            async with connect(gateway.stream, proxy=None):
+                pass
+        assert caught.value.response.status_code == 503
+
+
+# --- streams ---
+
+
+async def refusal(gateway: RunningGateway, *frames: str | bytes, **headers: str) -> int | None:
+    """The close code."""
+    async with connect(gateway.stream, proxy=None, additional_headers=headers) as stream:
+        with contextlib.suppress(ConnectionClosed):
+            for frame in frames:
+                await stream.send(frame)
+            async with asyncio.timeout(20):
+                async for _ in stream:
+                    pass
+        return stream.close_code
+
+
+def test_streams_without_a_key_take_no_place(tmp_path: Path) -> None:
+    async def scene(gateway: RunningGateway) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(6):
+                await stack.enter_async_context(connect(gateway.stream, proxy=None))
+            key = {"X-API-Key": KEY}
+            async with connect(gateway.stream, proxy=None, additional_headers=key) as mine:
+                await mine.send('{"sample_rate": 44100}')
+                assert json.loads(await asyncio.wait_for(mine.recv(), 20))["type"] == "ready"
+            # Of those who have shown no key yet, as many wait as there are places.
+            assert await refusal(gateway) == 1013
+        assert await refusal(gateway, **{"X-API-Key": "x" * 40}) == 4401  # not a frame is waited for
+
+    settings = {"api_keys": KEY, "max_streams": 6, "stream_start_seconds": 30}
+    with running_gateway(tmp_path, NOBODY, **settings) as gateway:
+        asyncio.run(scene(gateway))
+
+
+def test_a_first_frame_is_small(locked: RunningGateway) -> None:
+    """A megabyte from everybody who has shown no key would be a gigabyte."""
+    assert asyncio.run(refusal(locked, b"x" * 100_000)) == 1009
+    assert asyncio.run(refusal(locked, "x" * 5000)) == 4400
+
+
+# --- between the gateway and TorchServe ---
+
+
+SMUGGLED = [
+    b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    b"Content-Length: 5, 5\r\n\r\nabcde",
+    b"Content-Length: +5\r\n\r\nabcde",
+    b"Content-Length: 5 5\r\n\r\nabcde",
+    b"Content-Length: -1\r\n\r\n",
+    b"Content-Length: 99999999999999999999999\r\n\r\n",
+    b"Content-Length : 5\r\n\r\nabcde",
+    b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n5;\r\nabcdeX\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n-1\r\nabc\r\n0\r\n\r\n",
+    b"X-Top-K: 1\r\n folded: 2\r\nContent-Length: 0\r\n\r\n",
+    b"X-A: b\rX-Top-K: 1\r\n\r\n",
+    b"X-A: b\x00c\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("rest", SMUGGLED)
+def test_a_request_that_two_servers_read_differently(gateway: RunningGateway, rest: bytes) -> None:
+    """It is refused, and what is behind it on the connection is no request."""
+    head = b"POST /labels HTTP/1.1\r\nHost: localhost\r\n"
+    reply = raw(gateway, head + rest, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert reply.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431")), reply[:200]
+    assert reply.count(b"HTTP/1.1 ") == 1
+
+
+def test_torchserve_sees_one_request_of_ours_for_each(tmp_path: Path) -> None:
+    """Whatever a caller names options, files and ids: nothing of it becomes a header or a request."""
+    evil = "1\r\nX-Evil: 1\r\n\r\nDELETE /models/audiocnn HTTP/1.1\r\n"
+    with script(*[OK] * 100) as torchserve, running_gateway(tmp_path, torchserve.url) as gateway:
+        file = {"file": (f'a"; name="x{evil}.wav', RAIN)}
+        for data in (
+            {"top_k": evil},
+            {evil: "1"},
+            {"classes": "a\nb"},
+            {"class": "a\x85b"},
+            {"layers": "a\u2028b"},
+        ):
+            reply = gateway.post("/predict", files={"file": RAIN}, data=data)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_option"), data
+        assert torchserve.seen == []
+        assert gateway.post("/predict", files=file).status_code in (200, 400)
+        ids = [b"a\tb", b"\xff\xfe", b"x" * 5000, b"../../models?url=x", b"a b"]
+        for value in ids:
+            headers = {b"X-Request-Id": value, b"Traceparent": value, b"Tracestate": value}
+            assert gateway.post("/predict", files={"file": RAIN}, headers=headers).status_code == 200
+        hop = {"X-Top-K": "1", "Expect": "", "TE": "trailers", "X-Forwarded-For": "1.1.1.1", "Cookie": "a=b"}
+        assert gateway.post("/predict", files={"file": RAIN}, headers=hop).status_code == 200
+        ours = {
+            "host",
+            "accept",
+            "accept-encoding",
+            "connection",
+            "user-agent",
+            "content-type",
+            "content-length",
+        }
+        for seen in torchserve.seen:
+            assert seen["path"] == "/predictions/audiocnn"
+            assert set(seen) <= ours | {"x-request-id", "path"}, seen
+
+
+def test_a_compressed_bomb_is_not_unpacked(gateway: RunningGateway) -> None:
+    bomb = zlib.compress(bytes(1 << 30), wbits=31)
+    process = psutil.Process(gateway.process.pid)
+    before = process.memory_info().rss
+    for path, kind in (("/predict", "multipart/form-data; boundary=b"), ("/inference", "application/json")):
+        headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+        assert gateway.post(path, content=bomb, headers=headers).status_code == 400
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    assert gateway.post(f"{API}/queue/join", content=bomb, headers=headers).status_code in (400, 413)
+    assert is_alive(gateway)
+    assert process.memory_info().rss - before < 50 << 20
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """Writes of more than 100 kB fail: an error that says so, and it goes on."""
+    with running_gateway(tmp_path, NOBODY, tmpdir=tmp_path, log_file="/dev/full") as gateway:
+        _, hard = resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (100_000, hard))
+        reply = gateway.post(f"{API}/upload", files={"files": ("rain.wav", RAIN)})
+        assert (reply.status_code, reply.text) == (503, ". ".join(friendly("storage_full")))
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        assert gateway.get(f"{API}/file={upload(gateway)}").content == RAIN

@@ -1,0 +1,132 @@
+"""What dies is started again; what dies again and again is given up; nothing is left behind."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import zipfile
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from audiocnn.client.client import Client
+from audiocnn.torchserve.launch import Gateway
+from audiocnn.torchserve.server import ServerStartError, TorchServe
+from tests.helpers.paths import ROOT, STORE
+from tests.helpers.ports import free_ports
+from tests.helpers.processes import RAIN, InHand, are_gone, java_of, read_until, session_of
+from tests.helpers.servers import running_server, server_settings
+from tests.helpers.waiting import wait_until
+
+
+def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
+    """Whatever has become of the archive or of the disk since."""
+    archive, logs = tmp_path / "audiocnn.mar", tmp_path / "logs"
+    (port,) = free_ports(1)
+    server = TorchServe(server_settings() | {"model_store": str(tmp_path)}, log_folder=logs)
+    gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=logs)
+    told, part = logs / "model-config.json", logs / "model-config.part"
+    archive.write_bytes(b"no archive")
+    with pytest.raises(ServerStartError, match="front end of the model"):
+        gateway.start()
+    try:
+        write_archive(archive, before := read_config(STORE / "audiocnn.mar"))
+        gateway.start()
+        written = told.stat()
+        gateway.stop()
+        gateway.start()
+        assert told.stat().st_mtime_ns == written.st_mtime_ns  # nothing new, nothing written
+        gateway.stop()
+        write_archive(archive, after := before + b"\n")
+        part.symlink_to("/dev/full")
+        gateway.start()
+        assert told.read_bytes() == before
+        gateway.stop()
+        gateway.start()  # there is space again
+        assert told.read_bytes() == after
+        gateway.stop()
+        archive.write_bytes(b"no archive")
+        gateway.start()
+        gateway.wait_ready(600, threading.Event())
+    finally:
+        gateway.stop()
+    assert told.read_bytes() == after
+
+
+def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEYS", "too-short")
+    server = TorchServe(server_settings(), log_folder=tmp_path)
+    write_archive(tmp_path / "audiocnn.mar", read_config(STORE / "audiocnn.mar"))
+    server.properties["model_store"] = str(tmp_path)
+    for _ in range(2):
+        gateway = Gateway(f"127.0.0.1:{free_ports(1)[0]}", server, log_folder=tmp_path)
+        gateway.start()
+        assert wait_until(lambda gateway=gateway: not gateway.is_alive(), 60)
+        assert gateway.failure_reason().startswith(f"the gateway ended by itself, see {gateway.log_file}\n")
+        assert "error: API_KEYS" in gateway.failure_reason()
+    for name in ("gateway.log", "gateway.log.1"):
+        assert (tmp_path / name).read_text().count("error: API_KEYS") == 1
+
+
+def test_the_next_run_keeps_the_log_of_torchserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that is started again has the same folder, if it is a volume, and a new launcher."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "torchserve.log").write_text("java.lang.OutOfMemoryError\n")
+    server = TorchServe(server_settings(), log_folder=tmp_path)
+    try:
+        server.start()
+        assert (tmp_path / "torchserve.log.1").read_text() == "java.lang.OutOfMemoryError\n"
+        assert "OutOfMemory" not in server.log_file.read_text()
+    finally:
+        server.stop()
+
+
+def test_a_second_signal_waits_for_nothing_in_the_gateway(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
+    gateway, hurry = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path), threading.Event()
+    gateway.start()
+    try:
+        gateway.wait_ready(600, threading.Event())
+        hurry.set()
+        with closing(InHand(port)):
+            gateway.stop(hurry)
+        assert gateway._process is not None
+        assert gateway._process.returncode == -signal.SIGKILL
+    finally:
+        gateway.stop()
+
+
+def read_config(archive: Path) -> bytes:
+    with zipfile.ZipFile(archive) as file:
+        return file.read("config.json")
+
+
+def write_archive(archive: Path, config: bytes) -> None:
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("config.json", config)
+
+
+def test_java_is_killed_and_comes_back_and_its_workers_do_not_stay(tmp_path: Path) -> None:
+    settings = server_settings(minWorkers=1)
+    with running_server(tmp_path, settings) as server, Client(server.inference) as client:
+        before = session_of(server)
+        worker = next(p for p in before if "model_service_worker" in " ".join(p.cmdline()))
+        worker.suspend()  # it hangs: it would not see by itself that Java is gone
+        began = time.monotonic()
+        java_of(server).kill()
+        assert "ended by itself" in read_until(server, "TorchServe ended")
+        assert client.predict(RAIN)["predictions"][0]["class"] == "rain"  # it asked until it was answered
+        assert time.monotonic() - began < 60
+        read_until(server, "answers again")
+        assert are_gone(before)
+        log = (tmp_path / "torchserve.log").read_text()
+        assert (
+            log.count("non-default JVM parameters") == 2
+        )  # the second start did not erase the first one's log
+        server.process.terminate()
+        assert server.process.wait(timeout=120) == 0

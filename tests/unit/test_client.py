@@ -1,0 +1,309 @@
+"""The client: against a server that misbehaves by script, and against a real TorchServe."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiocnn.client.async_client import AsyncClient
+from audiocnn.client.client import Client
+from audiocnn.errors import (
+    AudioError,
+    AudioTooLongError,
+    BadOptionError,
+    RequestRefusedError,
+    ServerBusyError,
+    ServerError,
+    ServerFailedError,
+    ServerUnreachableError,
+    TokenRefusedError,
+    UnsupportedFormatError,
+)
+from audiocnn.options import HEADERS
+from tests.helpers.ports import free_ports
+from tests.helpers.scripted_server import (
+    BUSY,
+    DIED,
+    OK,
+    RESET,
+    SILENT,
+    TOKEN,
+    Ask,
+    answers,
+    both,
+    script,
+    torchserve_error,
+)
+
+# --- what is asked again ---
+
+
+@both
+@pytest.mark.parametrize(
+    "step",
+    [
+        BUSY,
+        DIED,
+        torchserve_error(500, "InternalServerException", "Worker died."),
+        torchserve_error(503, "InternalServerException", "Prediction failed"),
+        (502, {}, "<html>bad gateway</html>"),
+        (200, {}, '{"predictions": [{"cla'),
+        (200, {}, "[]"),
+        RESET,
+    ],
+    ids=["busy", "507", "500", "503", "502", "half a JSON", "a list", "reset"],
+)
+def test_a_passing_failure_is_asked_again(ask: Ask, step: Any) -> None:
+    with script(step, step) as server:
+        assert ask(server.url)["predictions"][0]["class"] == "dog"
+    ids = {seen["x-request-id"] for seen in server.seen}
+    assert len(server.seen) == 3
+    assert len(ids) == 1
+
+
+@both
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ((400, {}, '{"error": {"code": "empty_audio", "message": "No bytes."}}'), AudioError),
+        ((415, {}, '{"error": {"code": "unsupported_format", "message": "?"}}'), UnsupportedFormatError),
+        ((413, {}, ""), AudioTooLongError),
+        (torchserve_error(404, "ModelNotFoundException", "Model not found: audiocnn"), RequestRefusedError),
+        (torchserve_error(405, "MethodNotAllowedException", "not allowed"), RequestRefusedError),
+        ((302, {"Location": "/elsewhere"}, ""), RequestRefusedError),
+        (TOKEN, TokenRefusedError),
+        ((401, {}, ""), TokenRefusedError),
+    ],
+    ids=["400", "415", "413", "404", "405", "302", "token", "401"],
+)
+def test_what_will_not_pass_is_raised_at_once(ask: Ask, step: Any, expected: type[Exception]) -> None:
+    with script(step) as server, pytest.raises(expected) as caught:
+        ask(server.url, request_id="mine-1")
+    assert len(server.seen) == 1
+    assert server.seen[0]["x-request-id"] == "mine-1"
+    assert caught.value.request_id == "mine-1"
+    assert "mine-1" in "".join(caught.value.__notes__)
+
+
+@both
+def test_a_code_from_a_newer_server_is_kept(ask: Ask) -> None:
+    step = (422, {}, '{"error": {"code": "new_code", "message": "New."}}')
+    with script(step) as server, pytest.raises(AudioError, match="New") as caught:
+        ask(server.url)
+    assert (caught.value.code, caught.value.status) == ("new_code", 422)
+    assert AudioError.code == "bad_audio"
+
+
+@both
+def test_a_clip_that_kills_workers_is_given_up(ask: Ask) -> None:
+    with script(*[DIED] * 10) as server, pytest.raises(ServerFailedError, match="Worker died") as caught:
+        ask(server.url, max_server_failures=2)
+    assert len(server.seen) == 3
+    assert caught.value.status == 507
+
+
+@both
+def test_a_handler_that_raises_is_no_busy_server(ask: Ask) -> None:
+    step = torchserve_error(503, "InternalServerException", "Prediction failed")
+    with script(*[step] * 10) as server, pytest.raises(ServerFailedError, match="Prediction failed"):
+        ask(server.url, max_server_failures=1)
+    assert len(server.seen) == 2
+
+
+@both
+def test_a_busy_server_is_asked_until_the_deadline(ask: Ask) -> None:
+    began = time.monotonic()
+    with script(*[BUSY] * 100) as server, pytest.raises(ServerBusyError, match="queue is full"):
+        ask(server.url, deadline_seconds=1.5)
+    assert time.monotonic() - began < 2.5
+    assert len(server.seen) > 3
+    pauses = [b - a for a, b in itertools.pairwise(server.times)]
+    assert pauses[0] < 0.3  # 0.05 to 0.1 s, and what a busy machine adds
+
+
+@both
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_honoured(ask: Ask, form: str) -> None:
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    status, _, body = BUSY
+    with script((status, {"Retry-After": "1" if form == "seconds" else when}, body)) as server:
+        ask(server.url)
+    assert server.times[1] - server.times[0] >= 1.0
+
+
+@both
+def test_no_waiting_for_what_comes_after_the_deadline(ask: Ask) -> None:
+    began = time.monotonic()
+    with script((503, {"Retry-After": "60"}, "")) as server, pytest.raises(ServerBusyError):
+        ask(server.url, deadline_seconds=10)
+    assert time.monotonic() - began < 5
+
+
+@both
+def test_a_silent_server_is_asked_again(ask: Ask) -> None:
+    with script(SILENT) as server:
+        assert ask(server.url, attempt_seconds=0.5)["predictions"]
+    assert len(server.seen) == 2
+
+
+@both
+def test_nobody_there(ask: Ask) -> None:
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    began = time.monotonic()
+    with pytest.raises(ServerUnreachableError):
+        ask(url, deadline_seconds=1)
+    assert time.monotonic() - began < 2
+    assert ask(url, verb="ready") is False
+
+
+@both
+def test_a_server_that_starts_late_is_waited_for(ask: Ask) -> None:
+    (port,) = free_ports(1)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, f"http://127.0.0.1:{port}", deadline_seconds=30)
+        time.sleep(0.5)
+        assert not answer.done()
+        with script(port=port):
+            assert answer.result()["predictions"]
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="is no address"):
+        Client("localhost:8080")
+
+
+# --- options and addresses ---
+
+
+@both
+def test_options_become_headers(ask: Ask) -> None:
+    with script() as server:
+        ask(
+            server.url,
+            verb="explain",
+            version="2.0",
+            top_k=3,
+            classes=["dog", "cat"],
+            evidence=True,
+            class_="dog",
+            layers=None,
+        )
+    (seen,) = server.seen
+    assert seen["path"] == "/explanations/audiocnn/2.0"
+    assert seen["content-type"] == "application/octet-stream"
+    sent = {key: value for key, value in seen.items() if key in HEADERS}
+    assert sent == {"x-top-k": "3", "x-classes": "dog,cat", "x-evidence": "True", "x-class": "dog"}
+
+
+@both
+def test_spaces_around_an_option_do_no_harm(ask: Ask) -> None:
+    """HTTP libraries refuse such a header; the clip was asked for again and again until the deadline."""
+    with script() as server:
+        ask(server.url, top_k=" 3 ", classes="  ")
+    (seen,) = server.seen
+    assert (seen["x-top-k"], seen["x-classes"]) == ("3", "")
+
+
+@both
+@pytest.mark.parametrize("options", [{"topk": 3}, {"classes": "gr\u00fcn"}, {"class_": "a\r\nX-Evil: 1"}])
+def test_an_option_that_cannot_be_sent_is_named(ask: Ask, options: dict[str, Any]) -> None:
+    with script() as server, pytest.raises(BadOptionError, match=next(iter(options)).rstrip("_")):
+        ask(server.url, **options)
+    assert server.seen == []
+
+
+# --- many ---
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_many_come_in_order_with_their_errors(kind: str, tmp_path: Path) -> None:
+    def by_size(headers: Any) -> Any:
+        size = int(headers["Content-Length"])
+        time.sleep(0.02 * (size % 3))  # the order of the replies is not that of the requests
+        return (400, {}, '{"error": {"code": "empty_audio", "message": ""}}') if size == 7 else OK
+
+    clips = [b"x" * size for size in range(1, 30)] + [tmp_path / "missing.wav"]
+    with script(*[by_size] * 40) as server:
+        pairs = answers(kind, server.url, clips, concurrency=4)
+    assert [clip for clip, _ in pairs] == clips
+    for clip, result in pairs:
+        if clip == b"x" * 7:
+            assert isinstance(result, AudioError)
+        elif isinstance(clip, Path):
+            assert isinstance(result, FileNotFoundError)
+        else:
+            assert result["predictions"][0]["class"] == "dog"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_many_reads_no_further_than_it_must(kind: str) -> None:
+    taken = itertools.count()
+    clips = (b"x" for _ in taken)
+
+    async def run(url: str) -> None:
+        async with AsyncClient(url) as client:
+            stream = client.predict_many(clips, concurrency=2)
+            async for _ in stream:
+                break
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    with script() as server:
+        if kind == "async":
+            asyncio.run(run(server.url))
+        else:
+            with Client(server.url) as client:
+                stream = client.predict_many(clips, concurrency=2)
+                next(stream)
+                stream.close()  # type: ignore[attr-defined]
+    assert next(taken) <= 6
+
+
+# --- tokens ---
+
+
+def write_keys(path: Path, inference: str) -> None:
+    path.write_text(json.dumps({"inference": {"key": inference}, "API": {"key": "api"}}))
+
+
+@both
+def test_a_new_key_in_the_file_is_used(ask: Ask, tmp_path: Path) -> None:
+    keys = tmp_path / "key_file.json"
+    write_keys(keys, "old")
+
+    def renewed_meanwhile(headers: Any) -> Any:
+        assert headers["Authorization"] == "Bearer old"
+        write_keys(keys, "new")
+        return TOKEN
+
+    with script(renewed_meanwhile) as server:
+        assert ask(server.url, key_file=keys)["predictions"]
+    assert server.seen[-1]["authorization"] == "Bearer new"
+
+
+@both
+def test_a_key_that_stays_refused_is_an_error(ask: Ask, tmp_path: Path) -> None:
+    with script(*[TOKEN] * 10) as server, pytest.raises(TokenRefusedError):
+        ask(server.url, key_file=tmp_path / "missing.json", management=server.url)
+    assert len(server.seen) == 3
+    assert not any("authorization" in seen for seen in server.seen)
+
+
+def test_the_error_tree_is_one() -> None:
+    for cls in (
+        ServerBusyError,
+        ServerFailedError,
+        ServerUnreachableError,
+        TokenRefusedError,
+        RequestRefusedError,
+    ):
+        assert issubclass(cls, ServerError)
+    assert not issubclass(ServerError, AudioError)

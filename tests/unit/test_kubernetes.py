@@ -1,0 +1,147 @@
+"""deploy/kubernetes: valid, and every probe, port, metric and setting that it names exists."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import kubernetes_validate
+import promql_parser
+import pytest
+import yaml
+
+from audiocnn import __version__
+from tests.helpers.kubernetes import FOLDER, Manifest, ports_of, queries, rendered
+from tests.helpers.paths import ROOT
+
+KUBERNETES = "1.37"
+OVERLAYS = ("base", "gpu", "keda", "monitoring")
+CUSTOM = {"ScaledObject", "PodMonitor"}  # kinds that the cluster learns from KEDA and Prometheus' operator
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Manifest]:
+    return {manifest["kind"]: manifest for manifest in rendered("base")}
+
+
+@pytest.fixture(scope="module")
+def pod(base: dict[str, Manifest]) -> Manifest:
+    spec: Manifest = base["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.fixture(scope="module")
+def containers(pod: Manifest) -> dict[str, Manifest]:
+    return {container["name"]: container for container in pod["initContainers"] + pod["containers"]}
+
+
+# --- valid ---
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_manifests_are_valid(overlay: str) -> None:
+    manifests = rendered(overlay)
+    assert manifests
+    for manifest in manifests:
+        assert manifest["kind"] == "Namespace" or manifest["metadata"]["namespace"] in (
+            "audiocnn",
+            "monitoring",
+        )
+        if manifest["kind"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_a_misspelt_field_would_be_found(base: dict[str, Manifest]) -> None:
+    broken = base["Service"] | {"spec": {"port": []}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+def test_every_file_is_used() -> None:
+    for path in FOLDER.glob("*/kustomization.yaml"):
+        kustomization = yaml.safe_load(path.read_text())
+        patches = {patch["path"] for patch in kustomization.get("patches", []) if "path" in patch}
+        files = {file.name for file in path.parent.glob("*.yaml")} - {path.name, "adapter-values.yaml"}
+        assert files == (set(kustomization["resources"]) - {"../base"}) | patches
+
+
+@pytest.mark.parametrize("registry", ["localhost:5000", "ghcr.io/somebody"])
+def test_the_gpu_overlay_takes_the_registry_of_the_base(tmp_path: Path, registry: str) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    kustomization = folder / "base" / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text().replace("registry.example.com", registry))
+    (deployment,) = (each for each in rendered("gpu", folder) if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    images = [container["image"] for container in pod["initContainers"] + pod["containers"]]
+    assert images == [
+        f"{registry}/audiocnn-server:{__version__}-gpu",
+        f"{registry}/audiocnn-gateway:{__version__}",
+    ]
+
+
+def test_keda_replaces_the_autoscaler(base: dict[str, Manifest]) -> None:
+    kinds = {manifest["kind"]: manifest for manifest in rendered("keda")}
+    assert set(kinds) == set(base) - {"HorizontalPodAutoscaler"} | {"ScaledObject"}
+    spec = kinds["ScaledObject"]["spec"]
+    assert spec["scaleTargetRef"]["name"] == base["Deployment"]["metadata"]["name"]
+    assert spec["minReplicaCount"] == 0
+
+
+# --- confined ---
+
+
+def test_every_container_is_confined(pod: Manifest, containers: dict[str, Manifest]) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    for container in containers.values():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert "memory" in container["resources"]["limits"]
+        assert not container["image"].endswith(":latest")
+
+
+def test_the_user_is_the_images(pod: Manifest) -> None:
+    user = pod["securityContext"]["runAsUser"]
+    assert f"USER {user}:{pod['securityContext']['runAsGroup']}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_disruption_budget_and_the_service_are_for_the_pods(base: dict[str, Manifest]) -> None:
+    labels = base["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    budget = base["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+    for selector in (budget, base["Service"]["spec"]["selector"]):
+        assert selector
+        assert selector.items() <= labels.items()
+
+
+def test_queries_are_promql() -> None:
+    for query in queries():
+        promql_parser.parse(query.replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod"))
+
+
+def test_the_autoscaler_asks_for_what_the_adapter_offers(base: dict[str, Manifest]) -> None:
+    adapter = yaml.safe_load((FOLDER / "monitoring" / "adapter-values.yaml").read_text())
+    (metric,) = base["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert [rule["name"]["as"] for rule in adapter["rules"]["custom"]] == [metric["pods"]["metric"]["name"]]
+
+
+def test_the_pod_monitor_names_ports_and_jobs_that_exist(containers: dict[str, Manifest]) -> None:
+    monitor = yaml.safe_load((FOLDER / "monitoring" / "pod-monitor.yaml").read_text())
+    names = {name for container in containers.values() for name in ports_of(container)}
+    endpoints = monitor["spec"]["podMetricsEndpoints"]
+    assert {endpoint["port"] for endpoint in endpoints} == names - {"http"}
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    jobs = {job["job_name"] for job in prometheus["scrape_configs"]}
+    assert {endpoint["relabelings"][0]["replacement"] for endpoint in endpoints} == jobs
+
+
+def test_the_image_is_the_one_that_is_built() -> None:
+    images = yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text())["images"]
+    assert {Path(image["newName"]).name: image["newTag"] for image in images} == dict.fromkeys(
+        ("audiocnn-server", "audiocnn-gateway"), __version__
+    )

@@ -1,0 +1,71 @@
+"""Live streams: real WebSockets to a real gateway in front of a real TorchServe."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from audiocnn.audio.decoder import decode
+from audiocnn.gateway.sound import SILENCE_DBFS, BadSoundError, ExponentialAverage, RingBuffer
+from tests.helpers.sounds import tone
+
+RATE = 44_100
+
+# --- the sound of a stream, by itself ---
+
+
+@pytest.mark.parametrize("input_rate", [8_000, 44_100, 48_000])
+def test_the_window_is_the_newest_and_does_not_grow(input_rate: int) -> None:
+    window = RingBuffer(input_rate=input_rate, sample_rate=RATE, window_seconds=1.0)
+    assert window.wav() is None
+    for hz in (3000.0, 440.0):
+        for frame in np.array_split(tone(2.0, hz=hz, sample_rate=input_rate), 37):
+            window.push(frame.tobytes())
+            assert len(window.wav() or b"") <= 44 + 2 * RATE
+    heard = decode(window.wav() or b"", sample_rate=RATE).waveform
+    assert len(heard) == RATE
+    assert np.abs(np.fft.rfft(heard)).argmax() == 440
+    assert window.seconds == pytest.approx(4.0, abs=0.001)
+
+
+@pytest.mark.parametrize("sizes", [[1], [128], [999], [1000], [1001], [2500], [1, 998, 5, 1000, 3, 2500, 7]])
+def test_the_window_is_the_end_of_all_that_came(sizes: list[int]) -> None:
+    window = RingBuffer(input_rate=1000, sample_rate=1000, window_seconds=1.0)
+    sound = np.random.default_rng(0).uniform(-1, 1, 6000).astype(np.float32)
+    place = 0
+    for size in sizes * 20:
+        window.push(sound[place : place + size].tobytes())
+        place = min(place + size, len(sound))
+        np.testing.assert_array_equal(window.newest(), sound[max(0, place - 1000) : place])
+
+
+def test_small_frames_are_cheap() -> None:
+    """A browser's 128 samples at a time: a second of sound in a small part of a second."""
+    window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
+    frame = np.zeros(128, np.float32).tobytes()
+    began = time.perf_counter()
+    for _ in range(375):
+        window.push(frame)
+    assert time.perf_counter() - began < 0.1
+
+
+def test_an_idle_stream_holds_nothing() -> None:
+    window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
+    assert window.take_level() == SILENCE_DBFS
+    with pytest.raises(BadSoundError):
+        window.push(b"123")
+    window.push(b"")
+    assert window.wav() is None
+
+
+def test_smoothing_forgets_in_its_time() -> None:
+    smoothed = ExponentialAverage(2.0)
+    dog = [{"class": "dog", "confidence": 1.0}, {"class": "cat", "confidence": 0.0}]
+    cat = [{"class": "cat", "confidence": 1.0}, {"class": "dog", "confidence": 0.0}]
+    assert smoothed.update(dog, 1.0) == [("dog", 1.0), ("cat", 0.0)]
+    confidences = dict(smoothed.update(cat, 2.0))
+    assert confidences["dog"] == pytest.approx(np.exp(-1))
+    assert sum(confidences.values()) == pytest.approx(1.0)
+    assert dict(ExponentialAverage(0.0).update(cat, 1.0))["cat"] == 1.0
