@@ -1,4 +1,4 @@
-"""Training on small synthetic sounds: it learns, resumes bit-equal, and its augmentations keep their word."""
+"""`training.train` in processes: learns, resumes, names bad data."""
 
 from __future__ import annotations
 

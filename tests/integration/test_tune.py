@@ -1,4 +1,4 @@
-"""Tuning: what is tried, what is chosen, what is written; and once for real."""
+"""A measurement of the tuning command at a real TorchServe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway's REST side: a real gateway in front of a real TorchServe."""
+"""The gateway in front of a real TorchServe: slow tests."""
 
 from __future__ import annotations
 

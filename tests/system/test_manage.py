@@ -1,4 +1,4 @@
-"""`audiocnn manage` against a real TorchServe: versions and workers change, no request is lost."""
+"""`audiocnn manage` under load: rollouts, scaling and interruptions against a real TorchServe."""
 
 from __future__ import annotations
 

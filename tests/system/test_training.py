@@ -1,4 +1,4 @@
-"""Training on small synthetic sounds: it learns, resumes bit-equal, and its augmentations keep their word."""
+"""Training in several processes, releases and datasets of users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tuning: what is tried, what is chosen, what is written; and once for real."""
+"""The tuning command, complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch job as it is run, with Ray: to its end, killed, interrupted, on a cluster that loses a node."""
+"""The CPUs that the batch job takes."""
 
 from __future__ import annotations
 

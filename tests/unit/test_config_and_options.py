@@ -1,4 +1,4 @@
-"""What holds the project together: labels, config, datasets, options, imports."""
+"""Labels, configuration, datasets, options and error codes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import AudioError, BadOptionError, DatasetError, ModelFileError
 from audiocnn.labels import ESC50, URBANSOUND8K, describe
 from audiocnn.options import HEADERS, OPTION_NAMES, Options
-from tests.helpers.imports import OURS, imports_of
-from tests.helpers.paths import ROOT
 
 CONFIG = Config(class_names=("dog", "cat", "rain"))
 
@@ -163,7 +161,7 @@ def test_every_option_has_a_header() -> None:
     assert len(HEADERS) == len(OPTION_NAMES)
 
 
-# --- errors and imports ---
+# --- errors ---
 
 
 def test_every_error_code_is_in_the_table() -> None:
@@ -180,31 +178,3 @@ def test_every_error_code_is_in_the_table() -> None:
         "unsupported_format": 415,
         "busy": 503,
     }
-
-
-LIGHT = {
-    "async_client",
-    "client",
-    "config",
-    "errors",
-    "labels",
-    "logs",
-    "protocol",
-}  # all that clients import
-
-
-@pytest.mark.parametrize("package", ["audiocnn", "training", "export", "handler", "batch"])
-def test_packages_import_only_the_core_and_themselves(package: str) -> None:
-    for path in (ROOT / package).glob("**/*.py"):
-        foreign = {name for name in imports_of(path) if name.split(".")[0] in OURS}
-        allowed = {"audiocnn", package}
-        assert {name.split(".")[0] for name in foreign} <= allowed, path
-
-
-def test_the_light_modules_need_neither_torch_nor_numpy() -> None:
-    for path in (ROOT / "audiocnn").glob("*.py"):
-        if path.stem in LIGHT:
-            roots = {name.split(".")[0] for name in imports_of(path)}
-            assert not roots & {"torch", "numpy", "soundfile", "onnxruntime"}, path
-            ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("audiocnn.")}
-            assert ours <= LIGHT, path

@@ -1,4 +1,4 @@
-"""The gateway's REST side: a real gateway in front of a real TorchServe."""
+"""The rate limit and the log of the gateway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from audiocnn.gateway.auth import TokenBucket
 from audiocnn.gateway.errors import RateLimitedError
-from tests.helpers.imports import OURS, imports_of
 from tests.helpers.paths import ROOT
 
 
@@ -49,13 +48,3 @@ def test_standard_error_stays_small_beside_a_log_file(tmp_path: Path) -> None:
     printed, written = result.stderr.splitlines(), (tmp_path / "log").read_text().splitlines()
     assert (len(printed), len(written)) == (100, 1000)
     assert "failure 0" in printed[0]
-
-
-def test_the_gateway_imports_only_the_light_part_of_the_core() -> None:
-    light = {"async_client", "client", "config", "errors", "labels", "logs", "private_folder", "protocol"}
-    for path in (ROOT / "gateway").glob("**/*.py"):
-        foreign = {name for name in imports_of(path) if name.split(".")[0] in OURS}
-        modules = {name.split(".")[1] for name in foreign if name.split(".")[0] == "audiocnn"}
-        assert modules <= light, path
-        assert {name.split(".")[0] for name in foreign} <= {"audiocnn", "gateway"}, path
-        assert not {name.split(".")[0] for name in imports_of(path)} & {"torch", "soundfile", "onnxruntime"}

@@ -1,4 +1,4 @@
-"""`audiocnn manage` against a real TorchServe: versions and workers change, no request is lost."""
+"""`audiocnn manage`: what it imports, and the checksum of an archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on a real TorchServe by callers without any credentials: docs/security.md has the table."""
+"""The time limit of a batch against the time limit of TorchServe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on small synthetic sounds: it learns, resumes bit-equal, and its augmentations keep their word."""
+"""Training: data, metrics, schedules and losses."""
 
 from __future__ import annotations
 

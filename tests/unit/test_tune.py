@@ -1,4 +1,4 @@
-"""Tuning: what is tried, what is chosen, what is written; and once for real."""
+"""Tuning: which settings are tried, chosen and written."""
 
 from __future__ import annotations
 
