@@ -29,7 +29,12 @@ from audiocnn.torchserve.management_api import ApiDisabledError, Management, Man
 from audiocnn.torchserve.properties import ConfigError, ca_file, locate, read_properties
 from audiocnn.torchserve.store import StoreLockedError, locked, read_pending
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Example: audiocnn manage status",
+)
 out = Console(soft_wrap=True, highlight=False)
 err = Console(soft_wrap=True, highlight=False, stderr=True)
 
