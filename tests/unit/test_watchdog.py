@@ -85,6 +85,9 @@ def monitor_of(api: Api, timeout_seconds: float = 1.0) -> Iterator[HealthMonitor
             yield monitor
         finally:
             monitor.stop()
+            for thread in threading.enumerate():
+                if thread.name == "health monitor":
+                    thread.join(30)  # its request is over before the connection is closed
 
 
 def test_time_in_which_nobody_looked_proves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
