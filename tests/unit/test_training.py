@@ -112,7 +112,10 @@ def distilled_run(recipe: Recipe = EVERYTHING, teacher: torch.Tensor | None = No
     log_mel = LogMel(SHORT)
     fit_normalisation(log_mel, waveforms)
     data = (waveforms, torch.arange(8) % 3)
-    return Run(recipe, config, log_mel, data, Place(), teacher=teacher, recorded=recorded)
+    run = Run(recipe, config, log_mel, data, Place(), teacher=teacher, recorded=recorded)
+    # bfloat16 convolutions over maps that are one cell wide read uninitialised memory (torch 2.13, oneDNN).
+    run.use_bf16 = False
+    return run
 
 
 def test_a_distilled_run_resumes_bit_equal_and_refuses_other_labels(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def test_a_good_look_ends_it(api: Api) -> None:
 def test_a_rollout_that_switches_while_it_asks_does_not_end_the_monitor(api: Api) -> None:
     """The old version is the default in one reply, and gone in the next."""
     api.registered = "2.0"
-    with pytest.raises(ManagementError, match="changed at this moment"):
-        api.connect().default()
+    with closing(api.connect()) as management, pytest.raises(ManagementError, match="changed at this moment"):
+        management.default()
     with monitor_of(api) as monitor:
         seen = api.looks
         assert wait_until(lambda: api.looks > seen + 1, 20)  # it asked again
