@@ -82,7 +82,7 @@ COPY handler handler
 COPY checkpoints checkpoints
 ARG CHECKPOINT=checkpoints/esc50
 ARG VERSION
-RUN touch /opt/venv/.serving \
+RUN mkdir deploy && cp constraints.txt deploy/ && touch /opt/venv/.serving \
     && make archive VENV=/opt/venv CHECKPOINT="${CHECKPOINT}" VERSION="${VERSION}" \
     && install --directory /served/model_store \
     && cp model_store/audiocnn.mar /served/model_store/ && cp audiocnn.mar.sha256 config.properties /served/ \
