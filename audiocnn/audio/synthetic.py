@@ -78,15 +78,20 @@ def rain() -> FloatArray:
 
 
 def clock_tick() -> FloatArray:
-    """A wall clock: two clicks a second, tick and tock, over a faint hiss."""
+    """A wall clock in a room: four clicks a second, tick and tock, over a faint hiss.
+
+    A click is three resonances that decay within 12 ms, and a room's noise that decays within 50 ms.
+    """
     rng = np.random.default_rng(3)
     signal = rng.standard_normal(len(_time())) * 3e-3
-    age = np.arange(3000) / SAMPLE_RATE
-    for number, start in enumerate(np.arange(0.2, 4.9, 0.5)):
-        pitch = 1500 if number % 2 else 2000
-        click = np.exp(-age / 0.01) * (np.sin(2 * np.pi * pitch * age) + 0.7 * rng.standard_normal(len(age)))
-        first = int(start * SAMPLE_RATE)
-        signal[first : first + len(click)] += click
+    age = np.arange(round(0.2 * SAMPLE_RATE)) / SAMPLE_RATE
+    for number, start in enumerate(np.arange(0.1, 4.75, 0.25)):
+        ratio, level = (0.75, 0.8) if number % 2 else (1.0, 1.0)
+        resonances = ((1.0, 3_300.0), (0.7, 6_200.0), (0.4, 10_540.0))
+        click = sum(weight * np.sin(2 * np.pi * hz * ratio * age) for weight, hz in resonances)
+        click = np.exp(-age / 0.012) * click + 0.1 * np.exp(-age / 0.05) * rng.standard_normal(len(age))
+        first = round(start * SAMPLE_RATE)
+        signal[first : first + len(click)] += level * click
     return _finish(signal, peak=0.5)
 
 
