@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 import time
 import zipfile
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,20 @@ from tests.helpers.servers import running_server, server_settings
 from tests.helpers.waiting import wait_until
 
 
-def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
+def no_space(path: Path) -> AbstractContextManager[Path]:
+    """As `audiocnn.files.replacing` on a full disk."""
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_a_gateway_starts_again_with_what_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever has become of the archive or of the disk since."""
     archive, logs = tmp_path / "audiocnn.mar", tmp_path / "logs"
     (port,) = free_ports(1)
     server = TorchServe(server_settings() | {"model_store": str(tmp_path)}, log_folder=logs)
     gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=logs)
-    told, part = logs / "model-config.json", logs / "model-config.part"
+    told = logs / "model-config.json"
     archive.write_bytes(b"no archive")
     with pytest.raises(ServerStartError, match="front end of the model"):
         gateway.start()
@@ -40,8 +48,9 @@ def test_a_gateway_starts_again_with_what_it_was_told(tmp_path: Path) -> None:
         assert told.stat().st_mtime_ns == written.st_mtime_ns  # nothing new, nothing written
         gateway.stop()
         write_archive(archive, after := before + b"\n")
-        part.symlink_to("/dev/full")
-        gateway.start()
+        with monkeypatch.context() as disk:
+            disk.setattr("audiocnn.torchserve.launch.replacing", no_space)
+            gateway.start()
         assert told.read_bytes() == before
         gateway.stop()
         gateway.start()  # there is space again
