@@ -166,4 +166,4 @@ def role(process: psutil.Process) -> str:
             parent is not None and parent.cmdline() == line
         )  # a fork of a worker: audiocnn.audio.isolation
         return "" if is_decoder else "worker"
-    return "gateway" if line[1:3] == ["-m", "audiocnn", "gateway"] else ""
+    return "gateway" if line[1:4] == ["-m", "audiocnn", "gateway"] else ""
