@@ -70,30 +70,30 @@ def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: 
 STEP = """
 import sys, torch
 from audiocnn.config import Config, ModelConfig
-from audiocnn.frontend import LogMel
+from audiocnn.model.frontend import LogMel
 from training.data import fit_normalisation
-from training.loop import Run
 from training.recipe import Recipe
-from training.train import join
+from training.train import init_distributed
+from training.trainer import Trainer
 
 torch.set_num_threads(1)
-place = join()
+context = init_distributed()
 config = Config(class_names=("a", "b", "c"), model=ModelConfig(width=8))
 generator = torch.Generator().manual_seed(1)
 data = (torch.randn(8, config.frontend.window_samples, generator=generator) * 0.1, torch.arange(8) % 3)
 recipe = Recipe(batch_size=8, shift=0, freq_mask=0, time_mask=0)
 log_mel = LogMel(config.frontend)
 fit_normalisation(log_mel, data[0])
-run = Run(recipe, config, log_mel, data, place)
+run = Trainer(recipe, config, log_mel, data, context)
 run.use_bf16 = False
 run.network.eval()
 for name, parameter in run.model.named_parameters():
     if name.endswith("bn2.weight"):  # blocks start as their shortcut: no gradient would pass them
         torch.nn.init.constant_(parameter, 0.1)
-own = slice(place.rank, None, place.world)
+own = slice(context.rank, None, context.world_size)
 probs = torch.nn.functional.one_hot(run.target[own], 3).float()
 run.loss(*run.augmenter(run.waveforms[own], probs, may_mix=False)).backward()
-if place.rank == 0:
+if context.rank == 0:
     torch.save({name: p.grad for name, p in run.model.named_parameters()}, sys.argv[1])
 """
 
