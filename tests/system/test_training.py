@@ -37,21 +37,30 @@ def test_a_tree_in_the_layout_of_urbansound8k_trains(tmp_path: Path) -> None:
     assert evaluate.main(arguments) == 0
 
 
-def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: Path, tmp_path: Path) -> None:
-    assert train(tones, tmp_path / "twin", *RECIPE).returncode == 0
+def test_a_release_is_measured_on_folds_that_it_or_a_fold_model_has_not_seen(
+    tones: Path, tmp_path: Path
+) -> None:
+    assert train(tones, tmp_path / "fold-model", *RECIPE).returncode == 0
     everything = train(tones, tmp_path / "all", *RECIPE, "--train-folds", "1,2", "--epochs", "2")
     assert everything.returncode == 0, everything.stderr
     fitted = {"temperature": 0.8, "unknown_threshold": 0.1, "folds": [1, 2], "accuracy_mean": 0.9}
     (tmp_path / "pool.json").write_text(json.dumps(fitted | {"accuracy_std": 0.01, "ece_scaled": 0.02}))
-    arguments = ["--run", str(tmp_path / "all"), "--data", str(tones), "--pool", str(tmp_path / "pool.json")]
+    arguments = [
+        "--run",
+        str(tmp_path / "all"),
+        "--data",
+        str(tones),
+        "--calibration",
+        str(tmp_path / "pool.json"),
+    ]
     out = tmp_path / "out"
 
     assert release.main([*arguments, "--folds", "2", "--out", str(out)]) == 2  # it has seen them
     assert not out.exists()
 
-    arguments += ["--twin", f"{tmp_path / 'twin'}=2", "--out", str(out)]
+    arguments += ["--fold-model", f"{tmp_path / 'fold-model'}=2", "--out", str(out)]
     assert release.main([*arguments, "--scratch", f"{tmp_path / 'all'}=2"]) == 2
-    assert release.main([*arguments, "--scratch", f"{tmp_path / 'twin'}=2"]) == 0
+    assert release.main([*arguments, "--scratch", f"{tmp_path / 'fold-model'}=2"]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["temperature"], config["unknown_threshold"]) == (0.8, 0.1)
     assert config["provenance"]["train_folds"] == [1, 2]
@@ -62,7 +71,7 @@ def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: 
     assert not (out / "NOTICE").exists()  # no teacher asks for it
     card = (out / "MODEL_CARD.md").read_text()
     assert "accuracy 90.00%, standard deviation 1.00%" in card
-    assert "a twin of it" in card
+    assert "measured on a cross-validation run" in card
 
 
 # --- several processes ---
