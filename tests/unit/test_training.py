@@ -22,7 +22,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
 from training import evaluate, train
 from training.data import fit_normalisation, load_waveforms, validation_split
-from training.recipe import RECIPES, Augmenter, Recipe
+from training.recipe import RECIPES, Augmenter, Recipe, current_fields
 from training.trainer import DistributedContext, Trainer
 
 
@@ -196,6 +196,7 @@ def test_old_names_of_recipes_and_options_are_accepted() -> None:
     recipe, frontend, _ = train.settings(args)
     assert recipe == replace(RECIPES["baseline"], background_noise=0.5, random_crop=0.25)
     assert frontend.sample_rate == 22_050
+    assert current_fields({"epochs": 6, "nothing": 0.1}) == {"epochs": 6, "background_noise": 0.1}
 
 
 def test_the_help_has_the_values_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
