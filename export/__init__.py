@@ -1,1 +1,1 @@
-"""Checkpoint -> TorchScript, ONNX and the TorchServe archive. Build time only: no server imports it."""
+"""Checkpoint to TorchScript, ONNX and the TorchServe archive, at build time: no server imports it."""

@@ -1,7 +1,7 @@
-"""Exported files -> `model_store/audiocnn.mar`, ready for TorchServe: `python -m export.archive`.
+"""Build the TorchServe archive `model_store/audiocnn.mar` from the exported files.
 
-The archive holds all that a worker needs: the handler, the core package `audiocnn/`, the graphs with
-weights, configuration and front end inside, and the class names.
+It holds all that a worker needs: the handler, the core of the package `audiocnn`, the graphs (with weights,
+configuration and front end inside) and the class names.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from audiocnn import files
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import Engine
-from audiocnn.model.loading import CERTIFICATE
+from audiocnn.model.loading import PARITY_REPORT
 from audiocnn.torchserve import integrity
+from export import common
 from export.common import NAME
-from export.parity import read_certificate
+from export.parity import read_report
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
-# What a worker does not need: the commands, and what is in front of it.
+# Parts of `audiocnn` that a worker does not import.
 _NOT_SERVED = ("__pycache__", "batch", "client", "gateway", "torchserve", "released", "cli.py", "classify.py")
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """
@@ -45,51 +47,63 @@ print("archive answers:", result.predictions[0])
 
 
 def stage(store: Path, engine_name: str, folder: Path) -> Engine:
-    """Copy what goes into the archive, as it will lie there; returns the engine over the staged files.
+    """Copy the contents of the archive into `folder`; returns the engine over the copied model.
 
-    Raises `ModelFileError` if a file is missing, or the store's certificate is missing, stale or failed.
+    Raises `ModelFileError` if a file is missing, or the parity report is missing, outdated or failed.
     """
-    served = read_certificate(store)["serves"] if engine_name == "auto" else NAME + SUFFIXES[engine_name]
+    served = read_report(store)["serves"] if engine_name == "auto" else NAME + SUFFIXES[engine_name]
     suffix = Path(served).suffix
     shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns(*_NOT_SERVED))
-    # Beside int8 lies float32, for processors on which int8 cannot be trusted, for GPUs and for pictures.
-    for name in dict.fromkeys((served, NAME + suffix, f"{NAME}-maps{suffix}", CERTIFICATE)):
+    # Beside int8 goes float32: for processors where int8 is wrong, for GPUs and for feature maps.
+    for name in dict.fromkeys((served, NAME + suffix, f"{NAME}-maps{suffix}", PARITY_REPORT)):
         if not (store / name).is_file():
             raise ModelFileError(f"{store / name} is missing: run `make -B export`")
         shutil.copy(store / name, folder / name)
     engine = Engine(folder / served)
-    (folder / "config.json").write_text(engine.config.to_json(), encoding="utf-8")
-    settings = (ROOT / "handler" / "model-config.yaml").read_text(encoding="utf-8")
-    assert _MODEL_LINE in settings
-    chosen = settings.replace(_MODEL_LINE, f"model: {served}")
-    (folder / "model-config.yaml").write_text(chosen, encoding="utf-8")
-    names = {str(number): name for number, name in enumerate(engine.config.class_names)}
-    (folder / "index_to_name.json").write_text(json.dumps(names, indent=1), encoding="utf-8")
+    _write_settings(engine, served, folder)
     return engine
 
 
+def _write_settings(engine: Engine, served: str, folder: Path) -> None:
+    """Write `config.json`, `model-config.yaml` and `index_to_name.json`."""
+    settings = (ROOT / "handler" / "model-config.yaml").read_text(encoding="utf-8")
+    assert _MODEL_LINE in settings
+    names = {str(number): name for number, name in enumerate(engine.config.class_names)}
+    texts = {
+        "config.json": engine.config.to_json(),
+        "model-config.yaml": settings.replace(_MODEL_LINE, f"model: {served}"),
+        "index_to_name.json": json.dumps(names, indent=1),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 def build(store: Path, engine_name: str, version: str | None) -> Path:
-    """Stage, archive, unpack elsewhere and predict with it; only then does the file get its name."""
+    """Stage, archive, and predict with the unpacked archive; only then does the file get its name."""
     with tempfile.TemporaryDirectory() as temporary:
         staged, built = Path(temporary, "mar"), Path(temporary, "built")
         built.mkdir()
         engine = stage(store, engine_name, staged)
-        archiver = Path(sys.executable).with_name("torch-model-archiver")
-        command = [str(archiver), "--model-name", NAME, "--version", version or engine.config.version]
-        command += ["--handler", str(ROOT / "handler" / "audio_handler.py"), "--extra-files", str(staged)]
-        command += ["--export-path", str(built)]
-        subprocess.run(command, check=True)
+        _archive(staged, built, version or engine.config.version)
         smoke_test(built / f"{NAME}.mar", Path(temporary, "unpacked"))
-        part = store / f"{NAME}.mar.part"
+        part = store / f"{NAME}.mar.part"  # not *.mar: TorchServe would load it
         shutil.copy(built / f"{NAME}.mar", part)
-        # Recorded first: who is killed in between has an old archive, and `make` builds it again.
+        # Recorded first: after a kill in between the checksum does not match, and `make` builds again.
         integrity.record(store / f"{NAME}.mar", files.sha256(part))
         os.replace(part, store / f"{NAME}.mar")
     return store / f"{NAME}.mar"
 
 
+def _archive(staged: Path, out: Path, version: str) -> None:
+    archiver = Path(sys.executable).with_name("torch-model-archiver")
+    command = [str(archiver), "--model-name", NAME, "--version", version, "--export-path", str(out)]
+    command += ["--handler", str(ROOT / "handler" / "audio_handler.py"), "--extra-files", str(staged)]
+    if code := subprocess.run(command, check=False).returncode:
+        raise ModelFileError(f"torch-model-archiver failed with exit code {code}, see above")
+
+
 def smoke_test(archive: Path, folder: Path) -> None:
-    """Load the handler from the unpacked archive in a process of its own, and predict with it."""
+    """Predict with the handler of the unpacked archive, in a process without this checkout."""
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -98,30 +112,28 @@ def smoke_test(archive: Path, folder: Path) -> None:
         raise ModelFileError("the archive does not load in a clean process, see above: not written")
 
 
-def _version(text: str) -> str:
-    """TorchServe compares versions as numbers."""
+def parse_version(text: str) -> str:
+    """A number, since TorchServe compares versions as numbers; for argparse."""
     float(text)
     return text
 
 
-def main() -> int:
-    """Build the archive."""
-    parser = argparse.ArgumentParser(prog="python -m export.archive", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = common.new_parser("export.archive", __doc__, "--store model_store --version 1.1")
+    common.add_folders(parser, "store")
+    engine_help = "engine of the worker (auto: the file that the parity report names)"
+    parser.add_argument("--engine", choices=["auto", *SUFFIXES], default="auto", help=engine_help)
     parser.add_argument(
-        "--engine", choices=["auto", *SUFFIXES], default="auto", help="(auto: what the certificate says)"
+        "--version", type=parse_version, metavar="NUMBER", help="TorchServe's version (the checkpoint's)"
     )
-    parser.add_argument(
-        "--version", type=_version, help="a number: what TorchServe calls it (the checkpoint's own)"
-    )
-    args = parser.parse_args()
-    try:
-        archive = build(args.store, args.engine, args.version)
-    except (ModelFileError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{archive}  {archive.stat().st_size / 1e6:.1f} MB")
-    return 0
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    return common.exit_code(lambda: print(common.described(build(args.store, args.engine, args.version))))
 
 
 if __name__ == "__main__":

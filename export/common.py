@@ -1,64 +1,66 @@
-"""What both exporters share: which graphs there are, and the check before a file gets its name."""
+"""What the exporters share: the graphs, the check of a file before it gets its name, the command line."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from audiocnn.errors import ModelFileError
+from audiocnn.arrays import FloatArray
+from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import EagerGraph, Graph, open_graph, pack_metadata
-from audiocnn.model.network import FeatureMapModel, WithEmbedding
+from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
 from export import test_signals
-
-FloatArray = npt.NDArray[np.float32]
 
 NAME = "audiocnn"
 TOLERANCE = 1e-4  # float32: largest difference over the larger of 1 and the largest value
+CHECKPOINT = Path("checkpoints/esc50")
+STORE = Path("model_store")
 
 # (module, example input, names of the outputs, metadata, file to write)
 Writer = Callable[[nn.Module, torch.Tensor, list[str], dict[str, str], Path], None]
 
 
 def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool = False) -> None:
-    """Write `audiocnn<suffix>` (logits, embedding) and `audiocnn-maps<suffix>` (all outputs), checked."""
+    """Write `audiocnn<suffix>` (logits, embedding) and `audiocnn-maps<suffix>` (all outputs).
+
+    Each file is compared with PyTorch before it gets its name. Raises `ModelFileError` for a checkpoint that
+    cannot be loaded, or a file that differs by more than `TOLERANCE`.
+    """
     config, log_mel, model = checkpoint.load(folder)
     reference = EagerGraph(folder, "cpu")
     log_mels = test_signals.log_mels(log_mel, test_signals.waveforms(config.frontend))
     example = torch.zeros(2, 1, config.frontend.n_mels, config.frontend.num_frames)
+    metadata = pack_metadata(config, log_mel)
+    for name, module, outputs in _graphs(model):
+        path = out / (name + suffix)
+        with replacing(path) as part:
+            write(module, example, outputs, metadata, part)
+            worst = check(open_graph(part), reference, log_mels, outputs, path.name)
+        if not quiet:
+            difference = f"differs from PyTorch by {worst:.1e} on {len(log_mels)} clips"
+            print(f"{described(path)}, {difference}")
+
+
+def _graphs(model: AudioCNN) -> list[tuple[str, nn.Module, list[str]]]:
+    """Name, module and output names of each graph."""
     served, with_maps = WithEmbedding(model).eval(), FeatureMapModel(model).eval()
-    out.mkdir(parents=True, exist_ok=True)
-    graphs: list[tuple[str, nn.Module, list[str]]] = [
+    return [
         (NAME, served, list(served.output_names)),
         (f"{NAME}-maps", with_maps, with_maps.output_names),
     ]
-    for name, module, outputs in graphs:
-        part = out / f"{name}.part{suffix}"
-        write(module, example, outputs, pack_metadata(config, log_mel), part)
-        try:
-            worst = check(open_graph(part), reference, log_mels, outputs, name + suffix)
-        except ModelFileError:
-            part.unlink()
-            raise
-        path = out / (name + suffix)
-        os.replace(part, path)
-        size = path.stat().st_size / 1e6
-        if quiet:
-            continue
-        print(f"{path}  {size:.1f} MB, differs from PyTorch by {worst:.1e} on {len(log_mels)} clips")
 
 
 def largest_difference(graph: Graph, reference: Graph, log_mels: FloatArray, outputs: list[str]) -> float:
-    """Over all outputs and clips, alone and in odd batches, relative to the larger of 1 and the
-    largest value of that output in the reference."""
+    """Largest difference over all outputs of `log_mels (n, 1, n_mels, num_frames)`, in batches of 1, 3 and
+    the rest, relative to the larger of 1 and the largest value of that output in the reference."""
     worst = 0.0
     for batch in (log_mels[:1], log_mels[1:4], log_mels[4:]):
         for ours, theirs in zip(graph.run(batch, outputs), reference.run(batch, outputs), strict=True):
@@ -68,7 +70,7 @@ def largest_difference(graph: Graph, reference: Graph, log_mels: FloatArray, out
 
 
 def check(graph: Graph, reference: Graph, log_mels: FloatArray, outputs: list[str], name: str) -> float:
-    """The largest difference; `ModelFileError` if it is above the tolerance, or not a number."""
+    """The largest difference. Raises `ModelFileError` if it is above the tolerance or not a number."""
     worst = largest_difference(graph, reference, log_mels, outputs)
     if not worst <= TOLERANCE:
         raise ModelFileError(
@@ -77,15 +79,45 @@ def check(graph: Graph, reference: Graph, log_mels: FloatArray, outputs: list[st
     return worst
 
 
-def command(suffix: str, write: Writer, description: str, prog: str) -> int:
-    """The command line of an exporter."""
-    parser = argparse.ArgumentParser(prog=f"python -m export.{prog}", description=description)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("model_store"), help="(%(default)s)")
-    args = parser.parse_args()
+def described(path: Path) -> str:
+    """Path and size, for people."""
+    return f"{path}  {path.stat().st_size / 1e6:.1f} MB"
+
+
+def new_parser(module: str, doc: str | None, example: str) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`, described by the first paragraph of its docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=(doc or "").partition("\n\n")[0],
+        epilog=f"Example:\n  python -m {module} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
+    """The options `--checkpoint`, and `--out` or `--store` for the folder of the exported files."""
+    texts = {"checkpoint": "checkpoint folder", "out": "output folder", "store": "folder of exported files"}
+    for name in names:
+        default = CHECKPOINT if name == "checkpoint" else STORE
+        text = f"{texts[name]} (%(default)s)"
+        parser.add_argument(f"--{name}", type=Path, default=default, metavar="DIR", help=text)
+
+
+def exit_code(run: Callable[[], object]) -> int:
+    """Call `run`: 0 if it returns, 2 with a message for bad input or a bad model."""
     try:
-        export(args.checkpoint, args.out, suffix, write)
-    except ModelFileError as error:
+        run()
+    except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def exporter(
+    module: str, doc: str | None, suffix: str, write: Writer, arguments: Sequence[str] | None
+) -> int:
+    """The command of an exporter; returns the exit code."""
+    parser = new_parser(module, doc, "--checkpoint checkpoints/esc50 --out model_store")
+    add_folders(parser, "checkpoint", "out")
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: export(args.checkpoint, args.out, suffix, write))

@@ -1,10 +1,11 @@
-"""Checkpoint -> ONNX, by PyTorch's dynamo exporter: `python -m export.onnx`."""
+"""Export a checkpoint to ONNX, with PyTorch's dynamo exporter."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.common import command
+from export.common import exporter
 
 
 def write(
     module: nn.Module, example: Tensor, outputs: list[str], metadata: dict[str, str], path: Path
 ) -> None:
-    """The network's graph: `log_mel`, with any batch size, -> the named outputs."""
+    """Write the graph of the network: `log_mel`, any batch size -> the named outputs."""
     dynamic = {"log_mel": {0: torch.export.Dim("batch")}}
     save(module, {"log_mel": example}, dynamic, outputs, metadata, path)
 
@@ -33,13 +34,30 @@ def save(
     *,
     optimize: bool = True,
 ) -> None:
-    """One self-contained, checked file with our metadata in it; `example` is the input by its name.
+    """Write one self-contained, checked file with our metadata; `example` are inputs by name.
 
-    `optimize` lets onnxscript rewrite the graph. It takes adding 1e-10 for adding nothing.
+    `optimize` lets onnxscript rewrite the graph; it removes the addition of 1e-10.
     """
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which we never use
+    program = _export(module, example, dynamic_shapes, outputs, optimize=optimize)
+    proto = program.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # stack traces with paths of this machine
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
+
+
+def _export(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    dynamic_shapes: dict[str, dict[int, Any]],
+    outputs: list[str],
+    *,
+    optimize: bool,
+) -> torch.onnx.ONNXProgram:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is missing
     with warnings.catch_warnings():
-        # torch.export copies its own, meanwhile deprecated, LeafSpec.
+        # torch.export copies its own deprecated LeafSpec.
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
         program = torch.onnx.export(
             module,
@@ -52,13 +70,13 @@ def save(
             verbose=False,
         )
     assert program is not None
-    proto = program.model_proto
-    for node in proto.graph.node:
-        del node.metadata_props[:]  # stack traces with the paths of the machine that exported
-    onnx.helper.set_model_props(proto, metadata)
-    onnx.checker.check_model(proto)
-    onnx.save(proto, path)
+    return program
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return exporter("export.onnx", __doc__, ".onnx", write, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(command(".onnx", write, __doc__, "onnx"))
+    sys.exit(main())

@@ -1,58 +1,52 @@
-"""The released model for the Python package: `python -m export.package` fills `audiocnn/released/`.
+"""Copy the served model into the Python package, as `audiocnn/released/`.
 
-It takes the file that `parity.json` says is to be served, and keeps the float32 logits of the synthetic
-sounds beside it: a machine that loads the model compares its own with them.
+That is the file that the parity report names, and the float32 logits of the synthetic sounds: `audiocnn`
+compares its own logits with them when it loads the model.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
 from audiocnn.model.engine import Engine
 from audiocnn.model.loading import (
-    CERTIFICATE,
+    PARITY_REPORT,
     REFERENCE,
     RELEASED,
     float32_of,
     served_model_path,
     synthetic_logits,
 )
+from export import common
 
 
 def package(store: Path, folder: Path) -> Path:
-    """Fill `folder` from a model store; returns the model's path. Raises `ModelFileError`."""
+    """Fill `folder` from a model store; returns the path of the model. Raises `ModelFileError`."""
     source = served_model_path(store)
     reference = Engine(float32_of(source), threads=1)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*"):
         old.unlink()
     shutil.copy(source, folder / source.name)
-    (folder / CERTIFICATE).write_text(json.dumps({"serves": source.name}) + "\n", encoding="utf-8")
+    (folder / PARITY_REPORT).write_text(json.dumps({"serves": source.name}) + "\n", encoding="utf-8")
     with replacing(folder / REFERENCE) as part:
         rows = synthetic_logits(reference).round(4).tolist()
         part.write_text(json.dumps({"logits": rows}) + "\n", encoding="utf-8")
     return folder / source.name
 
 
-def main() -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m export.package", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=RELEASED, help="(%(default)s)")
-    args = parser.parse_args()
-    try:
-        path = package(args.store, args.out)
-    except ModelFileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = common.new_parser("export.package", __doc__, "--store model_store")
+    common.add_folders(parser, "store")
+    parser.add_argument("--out", type=Path, default=RELEASED, metavar="DIR", help="(audiocnn/released)")
+    args = parser.parse_args(arguments)
+    return common.exit_code(lambda: print(common.described(package(args.store, args.out))))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Do all exported files compute what PyTorch computes? `python -m export.parity`.
+"""Compare all exported files with PyTorch and write the parity report.
 
-Compares the checkpoint with every file in the model store, on real clips if there are any, synthetic
-sounds, and awkward lengths; with `--data` also by their accuracy on folds that were not trained on. The
-answer, with the hashes of the files, is `parity.json`: the certificate that goes into the archive. A
-file whose gate fails makes the command fail; int8 that costs too much accuracy is not served.
+The signals are real clips if there are any, synthetic sounds and edge cases; with `--data` the accuracy of
+every file is measured too, on folds that were not trained on. The report, `parity.json`, has the hashes of
+the files and goes into the archive. The command fails if a file fails its gate; int8 that costs too much
+accuracy is not served.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import torch
 from rich.console import Console
@@ -25,33 +25,33 @@ from rich.table import Column, Table
 from tqdm import tqdm
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.classifier import softmax
 from audiocnn.config import Config, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.files import sha256
+from audiocnn.files import replacing, sha256
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import INT8 as INT8_SUFFIX
 from audiocnn.model.engine import EagerGraph, Graph, open_graph
 from audiocnn.model.frontend import LogMel
-from audiocnn.model.loading import CERTIFICATE
+from audiocnn.model.loading import PARITY_REPORT
 from audiocnn.model.network import WithEmbedding
 from export import common, onnx, quantize, test_signals, waveform
 from export.common import NAME, TOLERANCE
 
-FloatArray = npt.NDArray[np.float32]
-Answer = Callable[[FloatArray], FloatArray]  # waveform (n,) -> probs (num_classes,)
+Predictor = Callable[[FloatArray], FloatArray]  # waveform (num_samples,) -> probs (num_classes,)
+Run = tuple[Path, Sequence[int]]  # a cross-validation run and folds that it was not trained on
 
-
-WAVEFORM_TOLERANCE = 1e-2  # of probabilities: the logarithm magnifies rounding in quiet bands
-CLEAR_MARGIN = 1e-3  # between the two likeliest classes: above it the waveform file must agree
-INT8_POINTS = 0.5  # of accuracy in percent: what int8 may cost
+WAVEFORM_TOLERANCE = 1e-2  # of probabilities: the logarithm amplifies rounding in quiet bands
+CLEAR_MARGIN = 1e-3  # between the two largest probabilities: above it the waveform file must agree
+INT8_POINTS = 0.5  # percentage points of accuracy that int8 may cost
 INT8 = f"{NAME}{INT8_SUFFIX}.onnx"
 
 
 class Model:
-    """The checkpoint, and each of its exports as a function from waveform to probabilities."""
+    """A checkpoint and its exports, each as a function from waveform to probabilities."""
 
     def __init__(self, folder: Path, store: Path) -> None:
         self.folder, self.store = folder, store
@@ -59,7 +59,7 @@ class Model:
         self.reference = EagerGraph(folder, "cpu")
 
     def graph(self, name: str) -> Graph:
-        """The graph in a file of the store; `ModelFileError` if it is of another model."""
+        """The graph of a file in the store. Raises `ModelFileError` if it is of another checkpoint."""
         graph = open_graph(self.store / name)
         if graph.metadata != self.reference.metadata:
             raise ModelFileError(
@@ -67,43 +67,60 @@ class Model:
             )
         return graph
 
-    def answers(self) -> dict[str, Answer]:
-        """PyTorch first, then every file that there is."""
+    def predictors(self) -> dict[str, Predictor]:
+        """PyTorch first, then every file that exists, by name."""
         names = [name for name in (f"{NAME}.pt", f"{NAME}.onnx", INT8) if (self.store / name).is_file()]
         graphs = {"pytorch": self.reference} | {name: self.graph(name) for name in names}
-        result = {name: _by_windows(graph, self.log_mel, self.config) for name, graph in graphs.items()}
-        result[waveform.FILE] = _by_waveform(self.store / waveform.FILE, self.config)
+        result = {
+            name: _log_mel_predictor(graph, self.log_mel, self.config) for name, graph in graphs.items()
+        }
+        result[waveform.FILE] = _waveform_predictor(self.store / waveform.FILE, self.config)
         return result
 
 
-def _by_windows(graph: Graph, log_mel: LogMel, config: Config) -> Answer:
+def _log_mel_predictor(graph: Graph, log_mel: LogMel, config: Config) -> Predictor:
     @torch.inference_mode()
-    def answer(samples: FloatArray) -> FloatArray:
+    def predict(samples: FloatArray) -> FloatArray:
         log_mels = log_mel(torch.from_numpy(windows.cut(samples, config.frontend))).numpy()
         return windows.pool(softmax(graph.run(log_mels, ["logits"])[0] / config.temperature))
 
-    return answer
+    return predict
 
 
-def _by_waveform(path: Path, config: Config) -> Answer:
-    """Through the file that takes waveforms: short clips as they are, longer ones window by window."""
+def _waveform_predictor(path: Path, config: Config) -> Predictor:
+    """The file that takes waveforms: one window or less at once, longer clips window by window."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def answer(samples: FloatArray) -> FloatArray:
+    def predict(samples: FloatArray) -> FloatArray:
         is_one = len(samples) <= config.frontend.window_samples + 1
         batch = samples[None] if is_one else windows.cut(samples, config.frontend)
         return windows.pool(session.run(["probs"], {"waveform": batch})[0])
 
-    return answer
+    return predict
 
 
 def compare(model: Model) -> dict[str, Any]:
-    """Every file against PyTorch: differences over the probes, agreement of the top class."""
+    """Every file against PyTorch on the test signals, a row for each.
+
+    `largest_difference` is relative for float32 graphs (see `common.largest_difference`) and absolute, of
+    probabilities, for the other files; these have `top1_agreement` (0 to 1) too.
+    """
     config = model.config.frontend
-    clips = test_signals.waveforms(config) + test_signals.awkward(config)
-    log_mels = test_signals.log_mels(model.log_mel, clips)
+    clips = test_signals.waveforms(config) + test_signals.edge_cases(config)
+    rows = _compare_graphs(model, test_signals.log_mels(model.log_mel, clips))
+    predictors = model.predictors()
+    expected = np.stack([predictors["pytorch"](clip) for clip in clips])
+    for name in (INT8, waveform.FILE):
+        if name in predictors:
+            rows[name] = _differences(np.stack([predictors[name](clip) for clip in clips]), expected)
+    row = rows[waveform.FILE]
+    row["passes"] = row["largest_difference"] <= WAVEFORM_TOLERANCE and row["clear_disagreements"] == 0
+    return rows
+
+
+def _compare_graphs(model: Model, log_mels: FloatArray) -> dict[str, Any]:
     served = list(WithEmbedding.output_names)
     every = [*served, "evidence", *feature_map_names(model.config.model)]
     rows: dict[str, Any] = {}
@@ -111,13 +128,6 @@ def compare(model: Model) -> dict[str, Any]:
         for name, outputs in ((NAME + suffix, served), (f"{NAME}-maps{suffix}", every)):
             worst = common.largest_difference(model.graph(name), model.reference, log_mels, outputs)
             rows[name] = {"largest_difference": worst, "passes": worst <= TOLERANCE}
-    answers = model.answers()
-    expected = np.stack([answers["pytorch"](clip) for clip in clips])
-    for name in (INT8, waveform.FILE):
-        if name in answers:
-            rows[name] = _differences(np.stack([answers[name](clip) for clip in clips]), expected)
-    wave = rows[waveform.FILE]
-    wave["passes"] = wave["largest_difference"] <= WAVEFORM_TOLERANCE and wave["clear_disagreements"] == 0
     return rows
 
 
@@ -131,46 +141,32 @@ def _differences(probs: FloatArray, expected: FloatArray) -> dict[str, Any]:
     }
 
 
-def accuracies(answers: dict[str, Answer], config: Config, clips: Sequence[LabelledClip]) -> dict[str, int]:
-    """How many of the clips each of the answers names rightly."""
-    right = dict.fromkeys(answers, 0)
+def count_correct(
+    predictors: dict[str, Predictor], config: Config, clips: Sequence[LabelledClip]
+) -> dict[str, int]:
+    """How many of the clips each predictor classifies correctly."""
+    correct = dict.fromkeys(predictors, 0)
     for clip in tqdm(clips, desc="measuring", unit="clip", leave=False, disable=None):
         decoded = audio.decode(clip.path.read_bytes(), sample_rate=config.frontend.sample_rate)
-        for name, answer in answers.items():
-            right[name] += config.class_names[int(answer(decoded.waveform).argmax())] == clip.label
-    return right
+        for name, predict in predictors.items():
+            correct[name] += config.class_names[int(predict(decoded.waveform).argmax())] == clip.label
+    return correct
 
 
-def int8_cost(twins: Sequence[tuple[Path, Sequence[int]]], data: Path) -> dict[str, Any]:
-    """What int8 costs, over the pooled answers of cross-validation runs to folds that they never saw.
+def int8_cost(runs: Sequence[Run], data: Path) -> dict[str, Any]:
+    """Accuracy of float32 and int8 over the pooled out-of-fold predictions of cross-validation runs.
 
     Every run is exported, calibrated on clips that it was trained on, and quantised, as a release is.
-    Raises `DatasetError` for a run that was trained on a fold that it is to answer.
+    `points_lost` are percentage points. Raises `DatasetError` for a run that was trained on its folds.
     """
     dataset = read_dataset(data)
-    total = {"num_clips": 0, "float32": 0, "int8": 0}
-    for run, folds in twins:
-        config, log_mel, _ = checkpoint.load(run)
-        if seen := set(folds) & set(config.provenance.get("train_folds", [])):
-            raise DatasetError(f"{run} was trained on fold {sorted(seen)}: its answers there prove nothing")
-        with tempfile.TemporaryDirectory() as temporary:
-            store, copy = Path(temporary, "store"), Path(temporary, "run")
-            copy.mkdir()
-            for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
-                (copy / name).symlink_to((run / name).resolve())
-            common.export(copy, store, ".onnx", onnx.write, quiet=True)
-            source = store / f"{NAME}.onnx"
-            quantize.calibrate(copy, source, quantize.training_clips(copy, data))
-            quantize.quantize(copy, source, store / INT8)
-            graphs = {"float32": open_graph(source), "int8": open_graph(store / INT8)}
-            answers = {name: _by_windows(graph, log_mel, config) for name, graph in graphs.items()}
-            clips = dataset.folds(folds)
-            for name, right in accuracies(answers, config, clips).items():
-                total[name] += right
-            total["num_clips"] += len(clips)
+    total: Counter[str] = Counter()
+    for run, folds in runs:
+        clips = dataset.folds(folds)
+        total.update(_correct_by_precision(run, folds, clips, data) | {"num_clips": len(clips)})
     count = total["num_clips"]
     return {
-        "runs": [f"{run.name}={','.join(map(str, folds))}" for run, folds in twins],
+        "runs": [f"{run.name}={','.join(map(str, folds))}" for run, folds in runs],
         "num_clips": count,
         "float32": total["float32"] / count,
         "int8": total["int8"] / count,
@@ -178,108 +174,131 @@ def int8_cost(twins: Sequence[tuple[Path, Sequence[int]]], data: Path) -> dict[s
     }
 
 
-def certify(model: Model, labelled: Sequence[LabelledClip]) -> dict[str, Any]:
-    """The certificate: what each file differs by, what it costs, and which of them is to be served."""
+def _correct_by_precision(
+    run: Path, folds: Sequence[int], clips: Sequence[LabelledClip], data: Path
+) -> dict[str, int]:
+    """Correct predictions of a run, exported in `float32` and `int8`."""
+    config, log_mel, _ = checkpoint.load(run)
+    if seen := set(folds) & set(config.provenance.get("train_folds", [])):
+        raise DatasetError(f"{run} was trained on fold {sorted(seen)}: name folds that it was not trained on")
+    with tempfile.TemporaryDirectory() as temporary:
+        store, copy = Path(temporary, "store"), Path(temporary, "run")
+        copy.mkdir()
+        for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
+            (copy / name).symlink_to((run / name).resolve())
+        source = store / f"{NAME}.onnx"
+        common.export(copy, store, ".onnx", onnx.write, quiet=True)
+        quantize.calibrate(copy, source, quantize.training_clips(copy, data))
+        quantize.quantize(copy, source, store / INT8)
+        graphs = {"float32": open_graph(source), "int8": open_graph(store / INT8)}
+        predictors = {name: _log_mel_predictor(graph, log_mel, config) for name, graph in graphs.items()}
+        return count_correct(predictors, config, clips)
+
+
+def build_report(model: Model, labelled: Sequence[LabelledClip]) -> dict[str, Any]:
+    """The parity report: differences and hash of every file, the cost of int8, and the file to serve."""
     files = compare(model)
     for name in files:
         files[name]["sha256"] = sha256(model.store / name)
-    result: dict[str, Any] = {"checkpoint": sha256(model.folder / checkpoint.WEIGHTS), "files": files}
+    report: dict[str, Any] = {"checkpoint": sha256(model.folder / checkpoint.WEIGHTS), "files": files}
     if INT8 in files:
         cost = quantize.read_calibration(model.folder).get("accuracy")
-        result["int8_accuracy"] = cost
+        report["int8_accuracy"] = cost
         files[INT8]["passes"] = bool(cost) and cost["points_lost"] <= INT8_POINTS  # type: ignore[index]
-    result["serves"] = INT8 if files.get(INT8, {}).get("passes") else f"{NAME}.onnx"
+    report["serves"] = INT8 if files.get(INT8, {}).get("passes") else f"{NAME}.onnx"
     if labelled:
-        right = accuracies(model.answers(), model.config, labelled)
-        result["accuracy"] = {name: hits / len(labelled) for name, hits in right.items()}
-        result["num_clips"] = len(labelled)
-    return result
+        correct = count_correct(model.predictors(), model.config, labelled)
+        report["accuracy"] = {name: count / len(labelled) for name, count in correct.items()}
+        report["num_clips"] = len(labelled)
+    return report
 
 
-def print_certificate(certificate: dict[str, Any]) -> None:
-    """For people; the caller prints the JSON."""
+def print_report(report: dict[str, Any]) -> None:
+    """Print the report as a table."""
     table = Table(Column("file", no_wrap=True), "largest difference", "top class agrees", "accuracy", "gate")
-    accuracy = certificate.get("accuracy", {})
-    for name, row in certificate["files"].items():
+    accuracy = report.get("accuracy", {})
+    for name, row in report["files"].items():
         agrees = f"{row['top1_agreement']:.2%}" if "top1_agreement" in row else ""
         share = f"{accuracy[name]:.2%}" if name in accuracy else ""
         gate = "passes" if row["passes"] else "FAILS"
         table.add_row(name, f"{row['largest_difference']:.1e}", agrees, share, gate)
     Console().print(table)
-    if cost := certificate.get("int8_accuracy"):
+    if cost := report.get("int8_accuracy"):
         print(
-            f"int8 over {cost['num_clips']} out-of-fold clips: {cost['int8']:.2%}, float32 "
-            f"{cost['float32']:.2%}: {cost['points_lost']:.2f} points lost (at most {INT8_POINTS})"
+            f"int8 on {cost['num_clips']} out-of-fold clips: {cost['int8']:.2%}, float32 "
+            f"{cost['float32']:.2%}: {cost['points_lost']:.2f} percentage points lost (at most {INT8_POINTS})"
         )
-    elif INT8 in certificate["files"]:
-        print("what int8 costs was not measured (--twin RUN=FOLDS): float32 is served")
-    print(f"served: {certificate['serves']}")
+    elif INT8 in report["files"]:
+        print("the accuracy cost of int8 was not measured (--fold-model RUN=FOLDS): float32 is served")
+    print(f"served: {report['serves']}")
 
 
-def read_certificate(store: Path) -> dict[str, Any]:
-    """The certificate of a store whose files are still those that it is about, and all passed.
+def read_report(store: Path) -> dict[str, Any]:
+    """The parity report of a store.
 
-    Raises `ModelFileError` otherwise.
+    Raises `ModelFileError` if there is none, a file has changed since, or a gate failed.
     """
     try:
-        certificate: dict[str, Any] = json.loads((store / CERTIFICATE).read_text(encoding="utf-8"))
-        changed = [
-            name for name, row in certificate["files"].items() if sha256(store / name) != row["sha256"]
-        ]
+        report: dict[str, Any] = json.loads((store / PARITY_REPORT).read_text(encoding="utf-8"))
+        changed = [name for name, row in report["files"].items() if sha256(store / name) != row["sha256"]]
     except (OSError, ValueError, KeyError) as error:
-        raise ModelFileError(f"{store} has no usable {CERTIFICATE}: run `python -m export.parity`") from error
+        raise ModelFileError(
+            f"{store} has no usable {PARITY_REPORT}: run `python -m export.parity`"
+        ) from error
     if changed:
-        raise ModelFileError(f"{', '.join(changed)}: not what {CERTIFICATE} is about; run it again")
-    must_pass(certificate)
-    return certificate
+        raise ModelFileError(f"{', '.join(changed)}: changed since {PARITY_REPORT} was written; run it again")
+    check_gates(report)
+    return report
 
 
-def must_pass(certificate: dict[str, Any]) -> None:
-    """Raise `ModelFileError` naming the files whose gate fails; a costly int8 is no failure, only unused."""
-    failed = [name for name, row in certificate["files"].items() if not row["passes"] and name != INT8]
+def check_gates(report: dict[str, Any]) -> None:
+    """Raise `ModelFileError` naming the files that failed their gate; int8 may fail, and is not served."""
+    failed = [name for name, row in report["files"].items() if not row["passes"] and name != INT8]
     if failed:
         raise ModelFileError(f"{', '.join(failed)}: not what PyTorch computes, see above; export again")
 
 
-def parse_twin(text: str) -> tuple[Path, list[int]]:
-    """`runs/a=1,2` -> the folder and its folds; for argparse."""
+def parse_run(text: str) -> tuple[Path, list[int]]:
+    """`runs/a=1,2` -> the folder and the folds; for argparse."""
     path, _, folds = text.rpartition("=")
     if not path or not all(fold.isdigit() for fold in folds.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not RUN=FOLDS, as in runs/a=1,2")
     return Path(path), [int(fold) for fold in folds.split(",")]
 
 
-def main() -> int:
-    """Write the certificate; 1 if a gate fails."""
-    parser = argparse.ArgumentParser(prog="python -m export.parity", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
-    parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
-    parser.add_argument("--data", type=Path, help="labelled clips: accuracy of every file")
-    parser.add_argument("--folds", help="of --data, not trained on: 4 (default: all that were not)")
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = "--checkpoint runs/mine --data data/ESC-50 --fold-model runs/mine=4"
+    parser = common.new_parser("export.parity", __doc__, example)
+    common.add_folders(parser, "checkpoint", "store")
+    parser.add_argument("--data", type=Path, metavar="DATASET", help="measure accuracy on it (not measured)")
+    parser.add_argument("--folds", help="folds of --data to measure on: 4 (all that were not trained on)")
     parser.add_argument(
-        "--twin",
-        type=parse_twin,
+        "--fold-model",
+        "--twin",  # its name before version 0.2
+        type=parse_run,
         action="append",
         metavar="RUN=FOLDS",
-        help="a cross-validation run and its unseen folds: measure what int8 costs, and keep it in the "
-        "checkpoint; once for every run (needs --data)",
+        help="a cross-validation run and folds that it was not trained on: measure the accuracy cost of int8 "
+        "and keep it in the checkpoint; once per run, needs --data (not measured)",
     )
-    args = parser.parse_args()
-    if args.twin and not args.data:
-        parser.error("--twin needs --data")
-    try:
-        if args.twin:
-            quantize.record_accuracy(args.checkpoint, int8_cost(args.twin, args.data))
-        model = Model(args.checkpoint, args.store)
-        certificate = certify(model, _labelled(model, args.data, args.folds))
-        (args.store / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n", encoding="utf-8")
-        print_certificate(certificate)
-        print(json.dumps(certificate))
-        must_pass(certificate)
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = parser.parse_args(arguments)
+    if args.fold_model and not args.data:
+        parser.error("--fold-model needs --data")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare, write and print the report. Raises `ModelFileError` if a gate fails."""
+    if args.fold_model:
+        quantize.record_accuracy(args.checkpoint, int8_cost(args.fold_model, args.data))
+    model = Model(args.checkpoint, args.store)
+    report = build_report(model, _labelled(model, args.data, args.folds))
+    with replacing(args.store / PARITY_REPORT) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_report(report)
+    print(json.dumps(report))
+    check_gates(report)
 
 
 def _labelled(model: Model, data: Path | None, folds: str | None) -> list[LabelledClip]:
@@ -289,6 +308,12 @@ def _labelled(model: Model, data: Path | None, folds: str | None) -> list[Labell
     seen = set(model.config.provenance.get("train_folds", []))
     wanted = {int(fold) for fold in folds.split(",")} if folds else {c.fold for c in dataset.clips} - seen
     return dataset.folds(wanted) if wanted else []
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code, 2 if a gate fails."""
+    args = parse_arguments(arguments)
+    return common.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

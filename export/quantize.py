@@ -1,27 +1,23 @@
-"""ONNX float32 -> ONNX int8, by ONNX Runtime's static quantisation: `python -m export.quantize`.
+"""Quantise the float32 ONNX file to int8, with ONNX Runtime's static quantisation.
 
-Convolutions, additions and what lies between them run in 8 bits (QDQ, a scale per output channel); the
-stem (the first convolution to the max-pool) and the head (from the average pooling on) stay in float:
-7-bit weights in the stem cost a point of accuracy. The softmax was never in the graph. Weights
-have 7 bits (`reduce_range`): with 8, sums of U8 x S8 products saturate on processors with AVX2 but
-without VNNI, and a convolution silently returns something else.
+Convolutions, additions and the operators between them run in int8 (QDQ, one scale per output channel). The
+stem (first convolution to max-pool) and the head (from average pooling on) stay in float: an int8 stem costs
+a percentage point of accuracy. Weights have 7 bits (`reduce_range`): with 8 bits, sums of U8 x S8 products
+saturate on processors with AVX2 and without VNNI, and a convolution silently returns a wrong value.
 
-The ranges of the activations are measured once, on training clips (`--calibrate DIR`), and kept in the
-checkpoint as `calibration.json`: whoever exports a released checkpoint needs no clips.
+The ranges of the activations are measured on training clips (`--calibrate DATASET`) and kept in the
+checkpoint as `calibration.json`: exporting a released checkpoint needs no clips.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnxruntime.quantization import (
@@ -34,15 +30,15 @@ from onnxruntime.quantization import (
 from tqdm import tqdm
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.files import sha256
+from audiocnn.files import replacing, sha256
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
+from export import common
 from export.common import NAME
-
-FloatArray = npt.NDArray[np.float32]
 
 CALIBRATION = "calibration.json"
 CLIPS = 200
@@ -51,7 +47,7 @@ METHODS = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.P
 
 
 class LogMels(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds the log-mel of the first window of every clip to the calibration, with a progress bar."""
+    """Yields the log-mel of the first window of every clip, with a progress bar."""
 
     def __init__(self, engine: Engine, clips: list[LabelledClip]) -> None:
         self._batches = self._read(engine, clips)
@@ -71,7 +67,7 @@ class LogMels(CalibrationDataReader):  # type: ignore[misc]
 
 
 def training_clips(folder: Path, data: Path, count: int = CLIPS) -> list[LabelledClip]:
-    """`count` clips that the checkpoint was trained on, spread evenly over the classes.
+    """At most `count` clips that the checkpoint was trained on, spread evenly over the classes.
 
     Raises `DatasetError` if the dataset has none of the folds that the checkpoint names.
     """
@@ -90,23 +86,17 @@ def calibrate(folder: Path, source: Path, clips: list[LabelledClip], method: str
         cache = Path(temporary, "ranges.json")
         _quantise(source, Path(temporary, "int8.onnx"), cache, LogMels(Engine(source), clips), method)
         ranges = json.loads(cache.read_text())
-    document: dict[str, object] = {
-        "weights": sha256(folder / checkpoint.WEIGHTS),
-        "method": method,
-        "num_clips": len(clips),
-        "ranges": ranges,
-    }
-    _write(folder, document)
+    weights = sha256(folder / checkpoint.WEIGHTS)
+    _write(folder, {"weights": weights, "method": method, "num_clips": len(clips), "ranges": ranges})
 
 
 def _write(folder: Path, document: dict[str, object]) -> None:
-    part = folder / (CALIBRATION + ".part")
-    part.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    os.replace(part, folder / CALIBRATION)
+    with replacing(folder / CALIBRATION) as part:
+        part.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 def read_calibration(folder: Path) -> dict[str, object]:
-    """What `calibrate` wrote; raises `ModelFileError` if there is none or it is of other weights."""
+    """What `calibrate` wrote. Raises `ModelFileError` if there is none or it is of other weights."""
     try:
         document: dict[str, object] = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -119,13 +109,12 @@ def read_calibration(folder: Path) -> dict[str, object]:
 
 
 def record_accuracy(folder: Path, accuracy: dict[str, object]) -> None:
-    """Keep in `calibration.json` what int8 costs, as measured by `export.parity --twin`."""
-    document = read_calibration(folder) | {"accuracy": accuracy}
-    _write(folder, document)
+    """Store the accuracy cost of int8 (`export.parity.int8_cost`) in `calibration.json`."""
+    _write(folder, read_calibration(folder) | {"accuracy": accuracy})
 
 
 def quantize(folder: Path, source: Path, out: Path) -> None:
-    """Write the int8 twin of the float32 graph `source`, with the ranges that the checkpoint keeps."""
+    """Write the int8 version of the float32 graph `source`, with the ranges kept in the checkpoint."""
     document = read_calibration(folder)
     with tempfile.TemporaryDirectory() as temporary:
         cache, built = Path(temporary, "ranges.json"), Path(temporary, "int8.onnx")
@@ -135,16 +124,16 @@ def quantize(folder: Path, source: Path, out: Path) -> None:
     metadata = {prop.key: prop.value for prop in onnx.load(source, load_external_data=False).metadata_props}
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
-    part = out.with_suffix(".part.onnx")
-    onnx.save(proto, part)
-    os.replace(part, out)
+    with replacing(out) as part:
+        onnx.save(proto, part)
 
 
 def _quantise(
     source: Path, out: Path, cache: Path, reader: CalibrationDataReader | None, method: str
 ) -> None:
     proto = onnx.shape_inference.infer_shapes(onnx.load(source))
-    onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})  # shapes: all it asks
+    # The quantiser asks for its own preprocessing; shape inference is the part that it needs.
+    onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantize_static(
         proto,
         out,
@@ -168,28 +157,29 @@ def _stem(proto: onnx.ModelProto) -> list[str]:
     return [node.name for node in nodes[: last + 1]]
 
 
-def main() -> int:
-    """Calibrate if asked to, and quantise."""
-    parser = argparse.ArgumentParser(prog="python -m export.quantize", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
-    parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
-    parser.add_argument("--calibrate", type=Path, metavar="DATASET", help="measure the ranges again, first")
-    parser.add_argument("--clips", type=int, default=CLIPS, help="to calibrate on (%(default)s)")
-    parser.add_argument("--method", choices=METHODS, default="minmax", help="of calibration (%(default)s)")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Calibrate if the command line asks for it, then quantise."""
     source, out = args.store / f"{NAME}.onnx", args.store / f"{NAME}-int8.onnx"
-    try:
-        if not source.is_file():
-            raise ModelFileError(f"{source} is missing: build it with `make export`")
-        if args.calibrate:
-            clips = training_clips(args.checkpoint, args.calibrate, args.clips)
-            calibrate(args.checkpoint, source, clips, args.method)
-        quantize(args.checkpoint, source, out)
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{out}  {out.stat().st_size / 1e6:.1f} MB")
-    return 0
+    if not source.is_file():
+        raise ModelFileError(f"{source} is missing: build it with `make export`")
+    if args.calibrate:
+        clips = training_clips(args.checkpoint, args.calibrate, args.clips)
+        calibrate(args.checkpoint, source, clips, args.method)
+    quantize(args.checkpoint, source, out)
+    print(common.described(out))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    example = "--checkpoint runs/mine --calibrate data/ESC-50"
+    parser = common.new_parser("export.quantize", __doc__, example)
+    common.add_folders(parser, "checkpoint", "store")
+    add = parser.add_argument
+    add("--calibrate", type=Path, metavar="DATASET", help="measure the ranges first (those kept are used)")
+    add("--clips", type=int, default=CLIPS, metavar="N", help="clips to calibrate on (%(default)s)")
+    add("--method", choices=METHODS, default="minmax", help="method of calibration (%(default)s)")
+    args = parser.parse_args(arguments)
+    return common.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

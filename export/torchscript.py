@@ -1,24 +1,25 @@
-"""Checkpoint -> TorchScript, traced and frozen: `python -m export.torchscript`."""
+"""Export a checkpoint to TorchScript, traced and frozen."""
 
 from __future__ import annotations
 
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from export.common import command
+from export.common import exporter
 
 
 def write(
     module: nn.Module, example: Tensor, outputs: list[str], metadata: dict[str, str], path: Path
 ) -> None:
-    """Trace with any batch size, fold what is constant, save with our metadata as extra files."""
+    """Trace with a variable batch size, fold constants, and save with our metadata as extra files."""
     with warnings.catch_warnings():
-        # torch.jit is deprecated since torch 2.10; TorchServe users still ask for it.
+        # torch.jit is deprecated since torch 2.10; TorchServe still loads it.
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
         traced = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced)
@@ -26,5 +27,10 @@ def write(
         torch.jit.save(frozen, str(path), _extra_files=files)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return exporter("export.torchscript", __doc__, ".pt", write, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(command(".pt", write, __doc__, "torchscript"))
+    sys.exit(main())

@@ -1,18 +1,16 @@
-"""Checkpoint -> one file from the waveform to the probabilities: `python -m export.waveform`.
+"""Export a checkpoint to one ONNX file from the waveform to the probabilities.
 
-`audiocnn-waveform.onnx`: `waveform (batch, num_samples)` float32 at `sample_rate` -> `probs (batch,
-num_classes)` and `embedding (batch, 8 * width)`. Shorter clips are repeated until they fill one window,
-and of longer ones the first window counts. The Fourier transform is a convolution with sines and
-cosines, which any ONNX runtime has and which is slower than an FFT: our server computes the log-mel
-outside the graph.
+`audiocnn-waveform.onnx`: `waveform (batch, num_samples)` float32 at `sample_rate` Hz in [-1, 1] -> `probs
+(batch, num_classes)` and `embedding (batch, 8 * width)`. A waveform shorter than a window is repeated; of a
+longer one the first window counts. The Fourier transform is a convolution with sines and cosines, which every
+ONNX runtime has. It is slower than an FFT: the server computes the log-mel outside the graph.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audiocnn.config import Config
-from audiocnn.errors import ModelFileError
+from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import pack_metadata
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
+from export import common
 from export.common import NAME
 from export.onnx import save
 
@@ -32,9 +31,9 @@ FILE = f"{NAME}-waveform.onnx"
 
 
 class ConvLogMel(LogMel):
-    """The front end with the same stored arrays, its Fourier transform a convolution."""
+    """The front end with the same stored arrays, and a convolution in place of the FFT."""
 
-    basis: Tensor
+    basis: Tensor  # (2 * bins, 1, n_fft)
 
     def __init__(self, log_mel: LogMel) -> None:
         super().__init__(log_mel.config)
@@ -45,7 +44,7 @@ class ConvLogMel(LogMel):
         turns = torch.outer(torch.arange(n_fft // 2 + 1), torch.arange(n_fft)) % n_fft  # exact
         angle = 2 * math.pi / n_fft * turns.double()
         basis = torch.cat([angle.cos(), angle.sin()]) * window / window.sum()
-        self.register_buffer("basis", basis.float()[:, None], persistent=False)  # (2 * bins, 1, n_fft)
+        self.register_buffer("basis", basis.float()[:, None], persistent=False)
 
     def power(self, waveform: Tensor) -> Tensor:
         """See `LogMel.power`."""
@@ -56,7 +55,7 @@ class ConvLogMel(LogMel):
 
 
 class WaveformModel(nn.Module):
-    """Waveform -> calibrated probabilities and the embedding."""
+    """Waveform `(b, num_samples)` -> calibrated probabilities `(b, k)` and embedding `(b, c)`."""
 
     def __init__(self, config: Config, log_mel: LogMel, model: AudioCNN) -> None:
         super().__init__()
@@ -64,46 +63,36 @@ class WaveformModel(nn.Module):
         self.window, self.temperature = config.frontend.window_samples, config.temperature
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """`(b, num_samples)` -> `(b, k)` and `(b, c)`; see the module for what is not one window long."""
-        length = torch.full((1,), waveform.shape[1])  # a tensor: the exporter knows no remainder by a number
+        """See the class; the module says what happens to other lengths than a window."""
+        length = torch.full((1,), waveform.shape[1])  # a tensor: the exporter has no remainder by an int
         first = waveform[:, torch.arange(self.window) % length]
         logits, embedding = self.model(self.log_mel(first))
         return torch.softmax(logits / self.temperature, dim=1), embedding
 
 
 def export(folder: Path, out: Path) -> Path:
-    """Write `audiocnn-waveform.onnx`; its parity is a gate of `export.parity`."""
+    """Write the file; returns its path. `export.parity` compares it with PyTorch."""
     config, log_mel, model = checkpoint.load(folder)
-    module = WaveformModel(config, log_mel, model).eval()
-    example = torch.zeros(2, config.frontend.window_samples - 1)
-    out.mkdir(parents=True, exist_ok=True)
-    part = out / f"{NAME}-waveform.part.onnx"
-    save(
-        module,
-        {"waveform": example},
-        {"waveform": {0: torch.export.Dim("batch"), 1: torch.export.Dim("num_samples", min=1)}},
-        ["probs", "embedding"],
-        pack_metadata(config, log_mel),
-        part,
-        optimize=False,
-    )
-    os.replace(part, out / FILE)
+    batch, num_samples = torch.export.Dim("batch"), torch.export.Dim("num_samples", min=1)
+    with replacing(out / FILE) as part:
+        save(
+            WaveformModel(config, log_mel, model).eval(),
+            {"waveform": torch.zeros(2, config.frontend.window_samples - 1)},
+            {"waveform": {0: batch, 1: num_samples}},
+            ["probs", "embedding"],
+            pack_metadata(config, log_mel),
+            part,
+            optimize=False,
+        )
     return out / FILE
 
 
-def main() -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m export.waveform", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("model_store"), help="(%(default)s)")
-    args = parser.parse_args()
-    try:
-        path = export(args.checkpoint, args.out)
-    except ModelFileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = common.new_parser("export.waveform", __doc__, "--checkpoint checkpoints/esc50 --out model_store")
+    common.add_folders(parser, "checkpoint", "out")
+    args = parser.parse_args(arguments)
+    return common.exit_code(lambda: print(common.described(export(args.checkpoint, args.out))))
 
 
 if __name__ == "__main__":

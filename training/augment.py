@@ -1,7 +1,7 @@
-"""Augmentation: batched, on the training device, never inside the front end.
+"""Augmentation of batches, on the training device; the front end has none.
 
-Every function draws from torch's global generator, which the training loop seeds from
-(seed, epoch, step): the same step always draws the same numbers, also after a resume.
+Every function draws from torch's global generator, which `training.trainer` seeds from (seed, epoch, step,
+rank): a step draws the same numbers again after a resume.
 
 Shapes: waveform `(b, n)` float32 in [-1, 1]; target `(b, k)` probabilities; log_mel `(b, 1, m, t)`.
 """
@@ -20,51 +20,51 @@ _SILENCE_DB = -100.0
 
 
 def uniform(like: Tensor, low: float, high: float) -> Tensor:
-    """One number a clip: `(b, 1)`."""
+    """A uniform random number per clip: `(b, 1)`."""
     return torch.empty(len(like), 1, device=like.device).uniform_(low, high)
 
 
 def _chosen(like: Tensor, probability: float) -> Tensor:
-    """Which clips of the batch: `(b, 1)` of bool."""
+    """True with this probability per clip: bool `(b, 1)`."""
     return torch.rand(len(like), 1, device=like.device) < probability
 
 
-# --- One clip: its label stays ---
+# --- Single clips: the label stays ---
 
 
-def excerpt(waveform: Tensor, sample_rate: int, shortest: float = 0.2) -> Tensor:
-    """A piece of every clip, `shortest` to all of it: `(b, n)` -> `(b, m)`, one random m for the batch.
+def random_crop(waveform: Tensor, sample_rate: int, shortest: float = 0.2) -> Tensor:
+    """Crop every clip to `shortest` (a fraction) up to all of it: `(b, n)` -> `(b, m)`, one m per batch.
 
-    Each piece has in it a moment drawn in proportion to its energy, so that it is seldom the silence that
-    the label does not mean. m is a whole tenth of n: few lengths, for which kernels are chosen once.
+    Each crop contains a moment drawn in proportion to energy, so that it is seldom silent. m is a multiple of
+    a tenth of n: a few lengths only, for which PyTorch selects kernels once.
     """
     length = waveform.shape[1]
     tenths = int(torch.randint(round(10 * shortest), 11, (1,)))
     kept = length * tenths // 10
-    moment = where_energy_is(waveform, sample_rate)
+    moment = energetic_moment(waveform, sample_rate)
     first = (moment - torch.rand_like(moment, dtype=torch.float32) * kept).long().clamp(0, length - kept)
     return waveform.gather(1, first + torch.arange(kept, device=waveform.device))
 
 
-def where_energy_is(waveform: Tensor, sample_rate: int) -> Tensor:
-    """A sample of each clip, drawn in proportion to the energy of its tenth of a second: int64 `(b, 1)`."""
+def energetic_moment(waveform: Tensor, sample_rate: int) -> Tensor:
+    """A sample index per clip, drawn in proportion to the energy of its tenth of a second: int64 `(b, 1)`."""
     size = round(_LEVEL_SECONDS * sample_rate)
     power = functional.avg_pool1d(waveform.square()[:, None], size, stride=size)[:, 0]
     return torch.multinomial(power + 10 ** (_SILENCE_DB / 10), 1) * size
 
 
 def circular_shift(waveform: Tensor) -> Tensor:
-    """Rotate every waveform by its own uniform random amount."""
+    """Rotate each clip by a uniform random number of samples."""
     batch, length = waveform.shape
     shifts = torch.randint(length, (batch, 1), device=waveform.device)[:, 0].tolist()
     return torch.stack([clip.roll(-shift) for clip, shift in zip(waveform, shifts, strict=True)])
 
 
 def resample(waveform: Tensor, low: float = 0.8, high: float = 1.25) -> Tensor:
-    """Play the whole batch faster or slower by one random factor, pitch and all; the length stays.
+    """Change speed and pitch of the batch by one random factor; the length stays.
 
-    What becomes longer is cropped at a random place, what becomes shorter is padded with zeros on both
-    sides. Linear interpolation: its images lie above the octave that a factor of 1.25 can reach.
+    A longer result is cropped at a random place, a shorter one padded with zeros on both sides. Interpolation
+    is linear.
     """
     length = waveform.shape[1]
     factor = math.exp(float(torch.empty(1).uniform_(math.log(low), math.log(high))))
@@ -77,67 +77,65 @@ def resample(waveform: Tensor, low: float = 0.8, high: float = 1.25) -> Tensor:
 
 
 def gain(waveform: Tensor, decibels: float) -> Tensor:
-    """Louder or softer by up to `decibels`, each clip by its own; full scale clips, as a recorder would."""
+    """A random gain of up to `decibels` up or down, per clip; clipped at full scale."""
     factor = torch.pow(10.0, uniform(waveform, -decibels, decibels) / 20)
     return (waveform * factor).clamp(-1.0, 1.0)
 
 
 def flip_polarity(waveform: Tensor) -> Tensor:
-    """Upside down, half of the clips: it cannot be heard, but it matters to what is mixed."""
+    """Invert half of the clips. It is inaudible in one clip, and changes mixes."""
     return torch.where(_chosen(waveform, 0.5), -waveform, waveform)
 
 
 def add_noise(waveform: Tensor, probability: float, low_db: float = 5.0, high_db: float = 40.0) -> Tensor:
-    """White noise at a random signal-to-noise ratio, for some of the clips."""
+    """Add white noise to some of the clips, at a random signal-to-noise ratio in dB."""
     snr = uniform(waveform, low_db, high_db)
     level = waveform.square().mean(dim=1, keepdim=True).sqrt() * torch.pow(10.0, -snr / 20)
     noisy = (waveform + torch.randn_like(waveform) * level).clamp(-1.0, 1.0)
     return torch.where(_chosen(waveform, probability), noisy, waveform)
 
 
-def nothing(waveform: Tensor, target: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """Noise alone in place of some of the clips, with equal shares for all classes as target: a hiss is
-    no sound to name. Its level is -70 to 0 dB re full scale (rms).
-    """
+def background_noise(waveform: Tensor, target: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """Replace some clips by noise at -70 to 0 dB full scale (RMS), with equal targets for all classes."""
     chosen = _chosen(waveform, probability)[:, 0].nonzero()[:, 0]
     if not len(chosen):
         return waveform, target
-    noise = bare_noise(waveform[chosen]) * torch.pow(10.0, uniform(chosen, -70.0, 0.0) / 20)
+    noise = unit_noise(waveform[chosen]) * torch.pow(10.0, uniform(chosen, -70.0, 0.0) / 20)
     waveform, target = waveform.clone(), target.clone()
     waveform[chosen] = noise.clamp(-1.0, 1.0)
     target[chosen] = target[chosen].mean(dim=1, keepdim=True)
     return waveform, target
 
 
-def bare_noise(like: Tensor) -> Tensor:
-    """Noise with an rms of 1, `(b, n)`. Its power falls or rises with frequency by up to 1.5 dB an octave:
-    nearly white. (What falls faster is rain, wind or the sea.)
+def unit_noise(like: Tensor) -> Tensor:
+    """Nearly white noise with an RMS of 1: `(b, n)`.
 
-    Its samples are distributed normally, evenly, or as if hard clipped: where the front end raises peaks to
-    full scale, noise of low peaks is the louder noise.
+    Its power falls or rises by up to 1.5 dB an octave (steeper slopes are close to rain, wind and sea). The
+    distribution of its samples varies from normal over uniform to hard clipped: the front end normalises
+    peaks, so the crest factor decides how loud the noise becomes.
     """
     spectrum = torch.fft.rfft(torch.randn_like(like))
     octaves = torch.arange(1, spectrum.shape[1] + 1, device=like.device).log2()
-    slope = uniform(like, -0.25, 0.25)  # of the amplitude, in octaves an octave: 6 dB each
+    slope = uniform(like, -0.25, 0.25)  # log2 of the amplitude per octave: 6 dB each
     noise = torch.fft.irfft(spectrum * torch.exp2(octaves * slope), n=like.shape[1])
     noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt()
-    noise = torch.erf(noise * torch.pow(10.0, uniform(like, -1.0, 0.5)))  # even at a drive of 0.7
+    noise = torch.erf(noise * torch.pow(10.0, uniform(like, -1.0, 0.5)))  # uniform at a gain of 0.7
     rms: Tensor = noise.square().mean(dim=1, keepdim=True).sqrt()
     return noise / rms
 
 
-# --- Two clips: the labels are mixed with them ---
+# --- Pairs of clips: the targets are mixed too ---
 
 
 def loudness_db(waveform: Tensor, sample_rate: int) -> Tensor:
-    """Level of the loudest tenth of a second in dB re full scale: `(b, 1)`, at least -100."""
+    """Level of the loudest tenth of a second in dB full scale, at least -100: `(b, 1)`."""
     size = round(_LEVEL_SECONDS * sample_rate)
     power = functional.avg_pool1d(waveform.square()[:, None], size, stride=size)[:, 0]
     return 10 * torch.log10(power.amax(dim=1, keepdim=True).clamp_min(10 ** (_SILENCE_DB / 10)))
 
 
 def between_class(waveform: Tensor, target: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
-    """Mix each clip with another so that they are *heard* in the ratio r : 1 - r, r uniform.
+    """Mix each clip with another so that their loudness has the ratio r : 1 - r, r uniform.
 
     With levels G in dB, p = 1 / (1 + 10^((G1 - G2) / 20) (1 - r) / r) and
     x = (p x1 + (1 - p) x2) / sqrt(p^2 + (1 - p)^2); the targets are mixed by r (Tokozume et al.,
@@ -152,7 +150,7 @@ def between_class(waveform: Tensor, target: Tensor, sample_rate: int) -> tuple[T
 
 
 def mixup(waveform: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Mix each clip with another by a ratio of its own, `Beta(alpha, alpha)`, whatever their levels
+    """Mix each clip with another by a ratio from `Beta(alpha, alpha)`, regardless of their levels
     (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018)."""
     batch = len(waveform)
     ratio = torch.distributions.Beta(alpha, alpha).sample((batch, 1)).to(waveform)
@@ -161,7 +159,7 @@ def mixup(waveform: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tenso
 
 
 def time_mix(waveform: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """From a random moment on, another clip is heard; the targets are mixed by the time that each has."""
+    """Continue each clip with another one from a random moment on; targets are mixed by duration."""
     length = waveform.shape[1]
     other = torch.randperm(len(waveform), device=waveform.device)
     ratio = uniform(waveform, 0.0, 1.0)
@@ -170,8 +168,10 @@ def time_mix(waveform: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def freq_mix(log_mel: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The bands above a random one are another clip's, or those below it for half of the clips; the
-    targets are mixed by the bands that each has. On the log-mel: the same as a pair of filters, and free."""
+    """Take the bands above a random one (below it, for half of the clips) from another clip.
+
+    Targets are mixed by the number of bands.
+    """
     bands = log_mel.shape[2]
     other = torch.randperm(len(log_mel), device=log_mel.device)
     ratio = uniform(log_mel, 0.0, 1.0)
@@ -185,11 +185,11 @@ def freq_mix(log_mel: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spec_augment(log_mel: Tensor, freq_mask: int, time_mask: int, count: int = 2) -> Tensor:
-    """A copy with masked bands and stretches, each clip by itself.
+    """Mask bands and frames of each clip; returns a copy.
 
-    Masked cells become 0, which after the front end's normalisation is the training mean
-    (Park et al., "SpecAugment", Interspeech 2019). `freq_mask` (bands) and `time_mask` (frames) are the
-    most that one of the `count` masks covers.
+    `freq_mask` (bands) and `time_mask` (frames) are the largest widths of each of the `count` masks. Masked
+    cells are 0: after the front end's normalisation that is the training mean (Park et al., "SpecAugment",
+    Interspeech 2019).
     """
     for axis, size in ((2, freq_mask), (3, time_mask)):
         for _ in range(count):

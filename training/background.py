@@ -1,8 +1,8 @@
-"""Sounds of no class, to train the network not to name them. They are made while training.
+"""Synthetic sounds of no class, with equal targets for all classes.
 
 Noise, tones, clicks, chirps and shuffled grains are drawn for each batch. Speech (`espeak-ng`) and music
-(`fluidsynth` with a General MIDI sound font) are rendered once for a run, where these programs are
-installed. Waveforms are float32 `(count, n)`; randomness comes from torch's global generator.
+(`fluidsynth` with a General MIDI sound font) are rendered once per run if these programs are installed, see
+`training.synthesisers`. Waveforms are float32 `(count, n)`; draws come from torch's global generator.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from training.augment import bare_noise, uniform
+from training.augment import uniform, unit_noise
 
 _HIGHEST_DB, _LOWEST_DB = 0.0, -40.0
 
 
 class Background:
-    """Draws sounds; `recorded` int16 `(m, n)` are those that were rendered, perhaps none."""
+    """Draws sounds at `sample_rate` Hz; `rendered` are speech and music, int16 `(m, n)`, m = 0 for none."""
 
-    def __init__(self, sample_rate: int, recorded: Tensor | None = None) -> None:
+    def __init__(self, sample_rate: int, rendered: Tensor | None = None) -> None:
         self.sample_rate = sample_rate
-        self.recorded = recorded if recorded is not None and len(recorded) else None
+        self.rendered = rendered if rendered is not None and len(rendered) else None
 
     def replace(self, waveform: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-        """A sound of no class in place of some of the clips, and which these are: `(b,)` of bool."""
+        """Replace clips of `(b, n)` with this probability; also returns which were replaced: bool `(b,)`."""
         replaced = torch.rand(len(waveform), device=waveform.device) < probability
         rows = replaced.nonzero()[:, 0]
         if len(rows):
@@ -34,29 +34,29 @@ class Background:
         return waveform, replaced
 
     def _draw(self, waveform: Tensor) -> Tensor:
-        """One sound `(1, n)` of a random kind, with its peak at a random level."""
+        """One sound `(1, n)` of a random kind, its peak at -40 to 0 dB full scale."""
         kinds: list[Callable[[Tensor, int], Tensor]] = [noise, tones, clicks, chirps, grains]
-        if self.recorded is not None:
-            kinds += [self._recording] * 3  # speech and music: what is heard most beside the classes
+        if self.rendered is not None:
+            kinds += [self._rendered] * 3  # speech and music are the most frequent sounds of no class
         kind = kinds[int(torch.randint(len(kinds), (1,)))]
         sound = kind(waveform, self.sample_rate)
         peak = sound.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
         return sound / peak * torch.pow(10.0, uniform(sound, _LOWEST_DB, _HIGHEST_DB) / 20)
 
-    def _recording(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        assert self.recorded is not None
-        row = int(torch.randint(len(self.recorded), (1,)))
+    def _rendered(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        assert self.rendered is not None
+        row = int(torch.randint(len(self.rendered), (1,)))
         shift = int(torch.randint(waveform.shape[1], (1,)))
-        return (self.recorded[row : row + 1].to(waveform.device).float() / 32768).roll(shift, dims=1)
+        return (self.rendered[row : row + 1].to(waveform.device).float() / 32768).roll(shift, dims=1)
 
 
 def noise(like: Tensor, sample_rate: int) -> Tensor:
-    """Nearly white noise with peaks that are high, low or cut off."""
-    return bare_noise(like[:1])
+    """Nearly white noise of random crest factor, see `augment.unit_noise`."""
+    return unit_noise(like[:1])
 
 
 def tones(like: Tensor, sample_rate: int) -> Tensor:
-    """One to four steady sines from 60 Hz to 12 kHz, half of the time interrupted regularly."""
+    """One to four sines from 60 Hz to 12 kHz, switched on and off regularly half of the time."""
     count = int(torch.randint(1, 5, (1,)))
     seconds = _seconds(like, sample_rate)
     hertz = torch.exp(torch.empty(count, 1, device=like.device).uniform_(math.log(60), math.log(12_000)))
@@ -68,7 +68,7 @@ def tones(like: Tensor, sample_rate: int) -> Tensor:
 
 
 def chirps(like: Tensor, sample_rate: int) -> Tensor:
-    """A sine that sweeps over up to five octaves, again and again."""
+    """A sine that sweeps over up to five octaves periodically."""
     seconds = _seconds(like, sample_rate)
     low = math.exp(float(torch.empty(1).uniform_(math.log(100), math.log(3_000))))
     octaves = float(torch.empty(1).uniform_(-2.0, 5.0))
@@ -78,7 +78,7 @@ def chirps(like: Tensor, sample_rate: int) -> Tensor:
 
 
 def clicks(like: Tensor, sample_rate: int) -> Tensor:
-    """Bursts of less than 3 ms at random moments, 0.5 to 50 a second."""
+    """Bursts of up to 3 ms at random moments, 0.5 to 50 a second."""
     rate = math.exp(float(torch.empty(1).uniform_(math.log(0.5), math.log(50))))
     impulses = (torch.rand_like(like[:1]) < rate / sample_rate) * torch.rand_like(like[:1])
     decay = float(torch.empty(1).uniform_(0.0001, 0.001))
@@ -91,7 +91,7 @@ def clicks(like: Tensor, sample_rate: int) -> Tensor:
 
 
 def grains(waveform: Tensor, sample_rate: int) -> Tensor:
-    """Pieces of 20 to 120 ms from all clips of the batch, in random order: no sound is left whole."""
+    """Pieces of 20 to 120 ms from all clips of the batch in random order."""
     batch, length = waveform.shape
     size = min(length, round(sample_rate * float(torch.empty(1).uniform_(0.02, 0.12))))
     count = math.ceil(length / size)

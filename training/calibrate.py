@@ -1,8 +1,8 @@
-"""Cross-validation, put together: `python -m training.calibrate --pair runs/a=1 --pair runs/b=2 --data DIR`.
+"""Fit temperature and threshold for unknown sounds on the out-of-fold predictions of a cross-validation.
 
-Each run answers the folds that it was not trained on; together that is one prediction for every clip by
-a model that never heard it. The temperature of a fold is fitted on the predictions of the other folds,
-so the calibration error after scaling is held out as well.
+Each fold model predicts the folds that it was not trained on; together that is one prediction for every clip
+by a model that was not trained on it. For the calibration error after scaling, the temperature of a fold is
+fitted on the other folds.
 """
 
 from __future__ import annotations
@@ -20,67 +20,69 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.errors import DatasetError, ModelFileError
-from training import calibration
+from audiocnn.errors import DatasetError
+from training import calibration, command
 from training.data import parse_folds
 from training.evaluate import predict, trained_on
 
-REFUSED_SHARE = 0.05  # of the known sounds: what it may cost to refuse unknown ones
+REJECTED_SHARE = 0.05  # of the known sounds, that the threshold for unknown sounds may reject
 
-Pair = tuple[Path, Sequence[int]]
+FoldModel = tuple[Path, Sequence[int]]  # a run, and folds that it was not trained on
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one run answered to one fold that it was not trained on."""
+class FoldPredictions:
+    """Predictions of one run for one fold that it was not trained on."""
 
-    run: str  # the name of its folder
+    run: str  # name of its folder
     fold: int
-    probs: npt.NDArray[np.float32]  # (num_clips, num_classes), at the run's own temperature
+    probs: FloatArray  # (num_clips, num_classes), at the run's own temperature
     logits: npt.NDArray[np.floating[Any]]  # (num_clips, num_classes), see calibration.as_logits
-    target: npt.NDArray[np.int64]  # (num_clips,)
+    target: IntArray  # (num_clips,)
 
     @property
     def accuracy(self) -> float:
-        """Share of clips named rightly, 0 to 1."""
+        """Accuracy, 0 to 1."""
         return float((self.probs.argmax(axis=1) == self.target).mean())
 
 
-def pooled(pairs: Sequence[Pair], dataset: Dataset) -> list[Part]:
-    """The out-of-fold predictions of every (checkpoint, folds) pair, fold by fold.
+def out_of_fold_predictions(models: Sequence[FoldModel], dataset: Dataset) -> list[FoldPredictions]:
+    """The predictions of every fold model, one element per fold.
 
-    Raises `DatasetError` where a run was trained on a fold that it is to answer, or the runs' classes
-    differ; `ModelFileError` where there is no model.
+    Raises `DatasetError` if a run was trained on its fold or the classes of the runs differ, `ModelFileError`
+    if a run has no checkpoint.
     """
-    parts = []
+    predictions = []
     class_names: tuple[str, ...] = ()
-    for path, folds in pairs:
+    for path, folds in models:
         classifier = Classifier.load(path)
         config = classifier.config
         if seen := trained_on(config, dataset, folds):
-            raise DatasetError(f"{path} was trained on fold {seen}: its answers there are not out-of-fold")
+            raise DatasetError(
+                f"{path} was trained on fold {seen}: its predictions there are not out-of-fold"
+            )
         class_names = class_names or config.class_names
         if config.class_names != class_names:
-            raise DatasetError(f"{path} has other classes than {pairs[0][0]}")
+            raise DatasetError(f"{path} has other classes than {models[0][0]}")
         for fold in folds:
             probs, target = predict(classifier, dataset, [fold], desc=f"{path.name}, fold {fold}")
             logits = calibration.as_logits(probs, config.temperature)
-            parts.append(Part(path.name, fold, probs, logits, target))
-    return parts
+            predictions.append(FoldPredictions(path.name, fold, probs, logits, target))
+    return predictions
 
 
-def fit(parts: Sequence[Part]) -> float:
-    """The one temperature for all these predictions."""
+def fit(parts: Sequence[FoldPredictions]) -> float:
+    """One temperature for all these predictions."""
     logits = np.concatenate([part.logits for part in parts])
     return calibration.fit_temperature(logits, np.concatenate([part.target for part in parts]))
 
 
-def held_out_temperatures(parts: Sequence[Part]) -> list[float]:
-    """For every part the temperature fitted on the parts of all other folds.
+def held_out_temperatures(parts: Sequence[FoldPredictions]) -> list[float]:
+    """For every element the temperature fitted on all other folds (of all runs, also with other seeds).
 
-    Other runs' answers to the same fold (another seed) are left out too: they are of the same clips.
     Raises `DatasetError` if there is only one fold.
     """
     if len({part.fold for part in parts}) < 2:
@@ -89,12 +91,12 @@ def held_out_temperatures(parts: Sequence[Part]) -> list[float]:
     return [fitted[part.fold] for part in parts]
 
 
-def summarise(parts: Sequence[Part]) -> dict[str, Any]:
-    """Accuracy per fold with mean and spread, calibration before and after scaling, final `temperature`
-    and `unknown_threshold`.
+def summarise(parts: Sequence[FoldPredictions]) -> dict[str, Any]:
+    """Accuracy per fold with mean and sample standard deviation, calibration before and after scaling, and
+    the final `temperature` and `unknown_threshold`.
 
-    `accuracy_std` is the sample standard deviation over the parts. "Before" is at the temperatures that
-    the runs have now; `temperature` is what to write into the configuration, whatever it is now.
+    "Before" is at the current temperatures of the runs. `temperature` and `unknown_threshold` are fitted on
+    all predictions, and are the values for the configuration.
     """
     temperatures = held_out_temperatures(parts)
     scaled = [calibration.softmax(part.logits, t) for part, t in zip(parts, temperatures, strict=True)]
@@ -108,18 +110,7 @@ def summarise(parts: Sequence[Part]) -> dict[str, Any]:
         "accuracy_mean": float(np.mean(accuracies)),
         "accuracy_std": float(np.std(accuracies, ddof=1)),
         "num_clips": len(target),
-        "folds": [
-            {
-                "run": part.run,
-                "fold": part.fold,
-                "num_clips": len(part.target),
-                "accuracy": part.accuracy,
-                "temperature": t,
-                "ece": calibration.ece(part.probs, part.target),
-                "ece_scaled": calibration.ece(probs, part.target),
-            }
-            for part, t, probs in zip(parts, temperatures, scaled, strict=True)
-        ],
+        "folds": [_row(part, t, probs) for part, t, probs in zip(parts, temperatures, scaled, strict=True)],
         "ece": calibration.ece(before, target),
         "ece_scaled": calibration.ece(after, target),
         "nll": calibration.nll(before, target),
@@ -127,12 +118,24 @@ def summarise(parts: Sequence[Part]) -> dict[str, Any]:
         "reliability": calibration.reliability(before, target),
         "reliability_scaled": calibration.reliability(after, target),
         "temperature": temperature,
-        "unknown_threshold": calibration.threshold_for(confidence, REFUSED_SHARE),
+        "unknown_threshold": calibration.threshold_for(confidence, REJECTED_SHARE),
+    }
+
+
+def _row(part: FoldPredictions, temperature: float, scaled: calibration.Floats) -> dict[str, Any]:
+    return {
+        "run": part.run,
+        "fold": part.fold,
+        "num_clips": len(part.target),
+        "accuracy": part.accuracy,
+        "temperature": temperature,
+        "ece": calibration.ece(part.probs, part.target),
+        "ece_scaled": calibration.ece(scaled, part.target),
     }
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The summary for people."""
+    """Print the summary for people."""
     table = Table("run", "fold", "clips", "accuracy", "temperature", "ECE before", "after")
     for row in summary["folds"]:
         numbers = [f"{row['accuracy']:.2%}", f"{row['temperature']:.3f}"]
@@ -145,12 +148,12 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"the other folds {summary['ece_scaled']:.2%}; NLL {summary['nll']:.3f}, {summary['nll_scaled']:.3f}"
     )
     print(
-        f"temperature fitted on all: {summary['temperature']:.4f}; a confidence below "
-        f"{summary['unknown_threshold']:.4f} is that of {REFUSED_SHARE:.0%} of the known sounds"
+        f"temperature fitted on all: {summary['temperature']:.4f}; a threshold of "
+        f"{summary['unknown_threshold']:.4f} rejects {REJECTED_SHARE:.0%} of the known sounds"
     )
 
 
-def parse_pair(text: str) -> Pair:
+def parse_fold_model(text: str) -> FoldModel:
     """`runs/fold1=1` or `runs/other=1,2` -> the folder and its folds; for argparse."""
     path, _, folds = text.rpartition("=")
     if not path:
@@ -158,31 +161,37 @@ def parse_pair(text: str) -> Pair:
     return Path(path), parse_folds(folds)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.calibrate", description=__doc__.split("\n\n")[0]
-    )
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = "--pair runs/fold1=1 --pair runs/fold2=2 --data data/ESC-50 --json calibration.json"
+    parser = command.new_parser("training.calibrate", __doc__, example)
     parser.add_argument(
         "--pair",
-        type=parse_pair,
+        type=parse_fold_model,
         action="append",
         required=True,
         metavar="CHECKPOINT=FOLDS",
-        help="a run and the folds that it was not trained on; once for every run",
+        help="a run and folds that it was not trained on; once per run",
     )
-    parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    args = parser.parse_args(arguments)
-    try:
-        summary = summarise(pooled(args.pair, read_dataset(args.data)))
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command.add_data(parser)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)"
+    )
+    return parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predict, fit, print and write. Raises `DatasetError` and `ModelFileError`."""
+    summary = summarise(out_of_fold_predictions(args.pair, read_dataset(args.data)))
     print_summary(summary)
     if args.json:
         args.json.write_text(json.dumps(summary) + "\n", encoding="utf-8")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How far a confidence can be believed: calibration error, temperature, and telling known from unknown.
+"""Calibration error, temperature scaling, and the detection of unknown sounds.
 
-numpy only. `n` clips, `k` classes: probs `(n, k)` in [0, 1] with rows that sum to 1, logits `(n, k)` up to a
-constant per row, target `(n,)` class indices. All shares and errors are from 0 to 1.
+Shapes, for `n` clips and `k` classes: probs `(n, k)` in [0, 1] with rows that sum to 1, logits `(n, k)` up to
+a constant per row, target `(n,)` class indices. Shares and errors are from 0 to 1.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.integer[Any]]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-_SMALLEST = 1e-30  # a probability of 0 is rounding: its logarithm must stay finite
+_SMALLEST = 1e-30  # for probabilities that were rounded to 0: the logarithm stays finite
 _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
 def nll(probs: Floats, target: Indices) -> float:
-    """Mean negative log-likelihood of the true class, in nats; 0 is best, `log(k)` is guessing."""
+    """Mean negative log-likelihood of the true class in nats; a uniform distribution has `log(k)`."""
     true = probs[np.arange(len(target)), target].astype(np.float64)
     return float(-np.log(np.maximum(true, _SMALLEST)).mean())
 
 
 def reliability(probs: Floats, target: Indices, bins: int = 15) -> list[dict[str, float]]:
-    """`confidence`, `accuracy` (means) and `count` of every bin, by rising confidence.
+    """Mean `confidence`, `accuracy` and the `count` of every bin, by rising confidence.
 
-    Clips are sorted by the confidence of their top class and cut into bins of equal numbers of clips
+    Clips are sorted by the confidence of their top class and split into bins of equal numbers of clips
     (equal mass: Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language
     processing models", EMNLP 2015). With fewer clips than bins, every clip is a bin.
     """
@@ -54,39 +55,36 @@ def ece(probs: Floats, target: Indices, bins: int = 15) -> float:
 
 
 def as_logits(probs: Floats, temperature: float) -> Floats:
-    """Logits, up to a constant per clip, of probabilities that were made with `temperature`.
+    """Logits, up to a constant per clip, of probabilities that were computed with `temperature`.
 
-    Exact for clips of one window. The probabilities of a longer clip are a mean over windows: for it
-    these are the logits of an equivalent single answer, which scale almost, not exactly, alike.
+    Exact for clips of one window. The probabilities of a longer clip are a mean over windows; their logits
+    are an approximation.
     """
     return np.log(np.maximum(probs.astype(np.float64), _SMALLEST)) * temperature
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Probabilities float64 of logits divided by a temperature."""
-    scaled = logits.astype(np.float64) / temperature
-    exp = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(exp / exp.sum(axis=1, keepdims=True))
+    """Probabilities float64 `(n, k)` of logits divided by a temperature."""
+    return np.asarray(special.softmax(logits.astype(np.float64) / temperature, axis=1))
 
 
 def fit_temperature(logits: Floats, target: Indices) -> float:
     """The temperature (0.05 to 20) that minimises the negative log-likelihood (Guo et al., ICML 2017).
 
-    The likelihood's logarithm is concave in 1/T, so over log T there is one minimum and golden-section
-    search finds it. Where every clip is named rightly the minimum is at 0, and the lower bound is returned.
+    The log-likelihood is concave in 1/T, so golden-section search over log T finds the only minimum. If every
+    clip is classified correctly the minimum is at 0, and the lower bound is returned.
     """
     assert len(logits) == len(target) > 0, "nothing to fit on"
 
     def loss(log_t: float) -> float:
-        scaled = logits.astype(np.float64) / np.exp(log_t)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(target)), target]).mean())
+        log_probs = special.log_softmax(logits.astype(np.float64) / np.exp(log_t), axis=1)
+        return float(-log_probs[np.arange(len(target)), target].mean())
 
     return float(np.exp(_minimise(loss, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))))
 
 
 def _minimise(loss: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:
-    """Where a function with one minimum between `low` and `high` has it; ties go to the lower side.
+    """The position of the only minimum between `low` and `high`; ties go to the lower side.
 
     Golden-section search (Kiefer, "Sequential minimax search for a maximum", 1953).
     """
@@ -101,9 +99,9 @@ def _minimise(loss: Callable[[float], float], low: float, high: float, tolerance
 
 
 def auroc(known_scores: Floats, unknown_scores: Floats) -> float:
-    """The chance that a known sound scores higher than an unknown one; a tie counts half.
+    """Area under the ROC curve: the probability that a known sound scores higher than an unknown one.
 
-    That is the area under the ROC curve, from ranks (Fawcett, "An introduction to ROC analysis", 2006).
+    A tie counts half. Computed from ranks (Fawcett, "An introduction to ROC analysis", 2006).
     """
     assert len(known_scores) > 0, "no scores of known sounds"
     assert len(unknown_scores) > 0, "no scores of unknown sounds"
@@ -113,12 +111,12 @@ def auroc(known_scores: Floats, unknown_scores: Floats) -> float:
     return float((below + not_above).mean() / 2 / len(ranked))
 
 
-def threshold_for(known_scores: Floats, refused_share: float = 0.05) -> float:
-    """The highest threshold with which at most `refused_share` of the known sounds are refused.
+def threshold_for(known_scores: Floats, rejected_share: float = 0.05) -> float:
+    """The highest threshold that rejects at most `rejected_share` of the known sounds.
 
-    A score is refused if it is below the threshold (`Config.unknown_threshold`), not if it equals it.
+    A score is rejected if it is below the threshold (`Config.unknown_threshold`), not if it equals it.
     """
     assert len(known_scores) > 0, "no scores of known sounds"
-    assert 0 <= refused_share < 1, "a share of known sounds"
-    refused = int(refused_share * len(known_scores) + 1e-9)  # 0.05 * 20 may be a hair under 1
-    return float(np.sort(known_scores)[refused])
+    assert 0 <= rejected_share < 1, "a share of known sounds"
+    rejected = int(rejected_share * len(known_scores) + 1e-9)  # 0.05 * 20 may be rounded to less than 1
+    return float(np.sort(known_scores)[rejected])

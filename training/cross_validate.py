@@ -1,8 +1,8 @@
-"""Cross-validate variants of training: `python -m training.cross_validate --data DIR --out DIR`.
+"""Cross-validate variants of the training.
 
-A variant is a name and flags of `training.train`: `--variant wide="--recipe strong --width 96"`. Runs go
-in parallel and share the decoded clips; a campaign that is cut, or bounded by `--minutes`, goes on when
-the same command is given again. `--release` adds a run on all folds for each variant, for shipping.
+A variant is a name and options of `training.train`: `--variant wide="--recipe strong --width 96"`. Runs are
+parallel processes that share the decoded clips. An interrupted cross-validation, or one limited by
+`--minutes`, resumes when the same command runs again. `--release` adds a run on all folds for each variant.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from typing import Any
 import scipy.stats
 
 from audiocnn.datasets import read_dataset
-from audiocnn.errors import DatasetError, ModelFileError
+from training import command
 from training.data import parse_folds
 from training.evaluate import evaluate
-from training.job_runner import Job, cross_validation, run_all
+from training.job_runner import TrainingJob, cross_validation, run_all
 
 
-def row(name: str, jobs: Sequence[Job], data: Path) -> dict[str, Any]:
-    """A variant's numbers over its finished runs: accuracies as shares, minutes a run."""
+def summarise(name: str, jobs: Sequence[TrainingJob], data: Path) -> dict[str, Any]:
+    """The results of a variant over its finished runs: accuracies from 0 to 1, minutes per run.
+
+    `best_on_test` is the accuracy of the best epoch on the test fold. It is biased upwards and reported for
+    comparison with projects that choose an epoch by it.
+    """
     last, best, minutes = [], [], []
+    by_fold: dict[int, list[float]] = {}
     for job in jobs:
         assert job.test_fold is not None
         last.append(evaluate(job.folder, data, [job.test_fold])["accuracy"])
         best.append(max([last[-1], *(epoch.get("watched_accuracy", 0.0) for epoch in job.history())]))
         minutes.append(json.loads((job.folder / "config.json").read_text())["provenance"]["minutes"])
-    by_fold: dict[int, list[float]] = {}
-    for job, accuracy in zip(jobs, last, strict=True):
-        assert job.test_fold is not None
-        by_fold.setdefault(job.test_fold, []).append(accuracy)
+        by_fold.setdefault(job.test_fold, []).append(last[-1])
     return {
         "name": name,
         "runs": len(jobs),
@@ -50,8 +52,10 @@ def row(name: str, jobs: Sequence[Job], data: Path) -> dict[str, Any]:
 
 
 def interval(folds: Sequence[float]) -> list[float] | None:
-    """Where the accuracy on one more fold is to be expected with 95 %: the prediction interval of a
-    normal distribution, mean +- t s sqrt(1 + 1/n); None from a single fold."""
+    """The 95 % prediction interval for the accuracy on one more fold, from the accuracies on `folds`.
+
+    For a normal distribution: mean +- t s sqrt(1 + 1/n), limited to [0, 1]; None for fewer than two folds.
+    """
     count = len(folds)
     if count < 2:
         return None
@@ -62,7 +66,7 @@ def interval(folds: Sequence[float]) -> list[float] | None:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """For people, then the same as one line of JSON."""
+    """Print a table, then one line of JSON."""
     print(
         f"{'variant':<14}{'runs':>5}{'last epoch':>12}{'spread':>8}{'unseen fold, 95 %':>20}"
         f"{'best on test':>14}{'minutes':>9}"
@@ -76,65 +80,70 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     print(json.dumps(rows))
 
 
-def run(
+def jobs_for(
     variants: dict[str, list[str]], args: argparse.Namespace, *, release: bool = False
-) -> list[dict[str, Any]]:
-    """Run what is missing of all variants; a row for each that has a finished run."""
+) -> list[TrainingJob]:
+    """The jobs of all variants; with `release` a run on all folds before those of each variant."""
     all_folds = sorted({clip.fold for clip in read_dataset(args.data).clips})
     jobs = []
-    for name, flags in variants.items():
-        flags = [*flags, "--cache", str(args.out / "cache")]
+    for name, options in variants.items():
+        options = [*options, "--cache", str(args.out / "cache")]
         if release:
             folder = args.out / f"{name}-release"
-            jobs.append(Job(name, tuple(flags), tuple(all_folds), None, args.seeds[0], folder))
-        jobs += cross_validation(name, flags, args.folds or all_folds, all_folds, args.seeds, args.out)
+            jobs.append(TrainingJob(name, tuple(options), tuple(all_folds), None, args.seeds[0], folder))
+        jobs += cross_validation(name, options, args.folds or all_folds, all_folds, args.seeds, args.out)
+    return jobs
+
+
+def run(variants: dict[str, list[str]], args: argparse.Namespace, *, release: bool = False) -> None:
+    """Run the jobs that are not done and print the results. Raises `DatasetError` and `ModelFileError`."""
+    jobs = jobs_for(variants, args, release=release)
     done = run_all(
         jobs, args.data, parallel=args.parallel, minutes=args.minutes, watch_every=args.watch_every
     )
     if len(done) < len(jobs):
         print(f"{len(jobs) - len(done)} of {len(jobs)} runs are not done: run the same command again")
-    measured = [job for job in done if job.test_fold is not None]
-    names = list(dict.fromkeys(job.name for job in measured))
-    return [row(name, [job for job in measured if job.name == name], args.data) for name in names]
+    by_name: dict[str, list[TrainingJob]] = {}
+    for job in done:
+        if job.test_fold is not None:
+            by_name.setdefault(job.name, []).append(job)
+    print_table([summarise(name, jobs, args.data) for name, jobs in by_name.items()])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that `campaign` and `compare` share."""
-    parser.add_argument("--data", type=Path, required=True, help="dataset with the folds to validate on")
-    parser.add_argument("--out", type=Path, required=True, help="folder for all runs")
-    parser.add_argument("--folds", type=parse_folds, default=[], help="test folds (all there are)")
-    parser.add_argument("--seeds", type=parse_folds, default=[0], help="(0)")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time (%(default)s)")
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
-    parser.add_argument("--watch-every", type=int, default=1, metavar="EPOCHS", help="(%(default)s)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `cross_validate` and `compare` share."""
+    add = parser.add_argument
+    command.add_data(parser)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
+    add("--folds", type=parse_folds, default=[], help="test folds: 1,2 (all)")
+    add("--seeds", type=parse_folds, default=[0], help="random seeds: 0,1,2 (0)")
+    add("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
+    add("--minutes", type=float, metavar="N", help="stop after so long; the same command resumes (no limit)")
+    help_text = "test the curve's accuracy so often (%(default)s)"
+    add("--watch-every", type=int, default=1, metavar="EPOCHS", help=help_text)
 
 
-def finish(variants: dict[str, list[str]], args: argparse.Namespace, *, release: bool = False) -> int:
-    """Run, print, and turn what the user can mend into a message."""
-    try:
-        print_table(run(variants, args, release=release))
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.cross_validate", description=__doc__.split("\n\n")[0]
-    )
-    add_arguments(parser)
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = '--data data/ESC-50 --out runs --folds 3,4 --variant wide="--recipe strong --width 96"'
+    parser = command.new_parser("training.cross_validate", __doc__, example)
+    add_options(parser)
     parser.add_argument(
         "--variant",
         action="append",
-        metavar="NAME=FLAGS",
-        help='flags of training.train (strong="--recipe strong")',
+        metavar="NAME=OPTIONS",
+        help='options of training.train; once per variant (strong="--recipe strong")',
     )
-    parser.add_argument("--release", action="store_true", help="also train each variant on all folds, first")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--release", action="store_true", help="also train each variant on all folds (off)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. The last line printed is JSON."""
+    args = parse_arguments(arguments)
     pairs = (text.partition("=") for text in args.variant or ["strong=--recipe strong"])
-    return finish({name: shlex.split(flags) for name, _, flags in pairs}, args, release=args.release)
+    variants = {name: shlex.split(options) for name, _, options in pairs}
+    return command.exit_code(lambda: run(variants, args, release=args.release))
 
 
 if __name__ == "__main__":

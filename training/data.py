@@ -1,53 +1,48 @@
-"""Labelled clips -> tensors, decoded once by the code that serves."""
+"""Labelled clips as tensors, decoded by the code that serves."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 from audiocnn.datasets import Dataset, LabelledClip
 from audiocnn.errors import AudioError, DatasetError
+from audiocnn.files import replacing
 from audiocnn.model.frontend import LogMel
-
-FloatArray = npt.NDArray[np.float32]
 
 
 def load_waveforms(
     clips: Sequence[LabelledClip], config: FrontendConfig, *, cache: Path | None = None, quiet: bool = False
 ) -> Tensor:
-    """The first window of every clip: float32 `(num_clips, window_samples)`.
+    """The first window of every clip: float32 `(num_clips, window_samples)` in [-1, 1].
 
-    `cache` is a folder where the decoded clips are kept for the next run over the same files. Raises
-    `DatasetError` that names every missing or undecodable file.
+    `cache` is a folder that keeps decoded clips for the next run over the same files. Raises `DatasetError`
+    that lists every missing or undecodable file.
     """
     kept = cache / f"{_cache_key(clips, config)}.npy" if cache else None
     if kept and kept.is_file():
         return torch.from_numpy(np.load(kept))
     waveforms = _decode_all(clips, config, quiet=quiet)
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, waveforms)
-        os.replace(part, kept)
+        with replacing(kept) as part:
+            np.save(part, waveforms)
     return torch.from_numpy(waveforms)
 
 
 def _cache_key(clips: Sequence[LabelledClip], config: FrontendConfig) -> str:
-    """Changes with the list of files, the size or date of one, and what is made of them."""
+    """A digest of paths, sizes, modification times, sample rate and window length."""
     digest = hashlib.sha256(f"{config.sample_rate} {config.window_samples}".encode())
     for clip in clips:
         status = clip.path.stat() if clip.path.is_file() else None
@@ -77,28 +72,29 @@ def _decode_all(clips: Sequence[LabelledClip], config: FrontendConfig, *, quiet:
 
 
 def without_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    """The dataset as if it had never had these classes; `DatasetError` names one that it has not."""
-    if strangers := sorted(set(names) - set(dataset.class_names)):
-        raise DatasetError(f"{dataset.name} has no class {', '.join(strangers)}")
+    """The dataset without these classes and their clips. Raises `DatasetError` for an unknown class."""
+    if missing := sorted(set(names) - set(dataset.class_names)):
+        raise DatasetError(f"{dataset.name} has no class {', '.join(missing)}")
     kept = tuple(name for name in dataset.class_names if name not in names)
     clips = tuple(clip for clip in dataset.clips if clip.label not in names)
     return replace(dataset, clips=clips, class_names=kept)
 
 
-def inner_split(
+def validation_split(
     clips: Sequence[LabelledClip], *, seed: int, share: float = 0.1
 ) -> tuple[list[LabelledClip], list[LabelledClip]]:
-    """Clips to train on, and those of about a tenth of each class's recordings, set aside.
+    """Training clips and validation clips: about `share` of the recordings of each class for validation.
 
-    A recording is on one side only, so what is set aside is as new to the network as a fold.
+    All clips of a recording are on the same side. A class with two or more recordings has one at least in
+    the validation split.
     """
     generator = torch.Generator().manual_seed(seed)
-    aside: set[str] = set()
+    held_out: set[str] = set()
     for label in sorted({clip.label for clip in clips}):
         sources = sorted({clip.source for clip in clips if clip.label == label})
         count = round(len(sources) * share) or (len(sources) > 1)
-        aside |= {sources[i] for i in torch.randperm(len(sources), generator=generator)[:count]}
-    return [c for c in clips if c.source not in aside], [c for c in clips if c.source in aside]
+        held_out |= {sources[i] for i in torch.randperm(len(sources), generator=generator)[:count]}
+    return [c for c in clips if c.source not in held_out], [c for c in clips if c.source in held_out]
 
 
 def parse_folds(text: str) -> list[int]:
@@ -114,7 +110,10 @@ def targets(clips: Sequence[LabelledClip], class_names: Sequence[str]) -> Tensor
 
 @torch.no_grad()
 def fit_normalisation(log_mel: LogMel, waveforms: Tensor, *, batch_size: int = 32) -> None:
-    """Set the front end's per-band mean and standard deviation to those of the waveforms, in place."""
+    """Set the front end's per-band mean and standard deviation from waveforms `(num_clips, num_samples)`.
+
+    Its buffers are changed in place; they must not have been fitted before.
+    """
     assert bool((log_mel.mean == 0).all() and (log_mel.std == 1).all()), "already fitted"
     count = 0
     total = torch.zeros(log_mel.config.n_mels, dtype=torch.float64)

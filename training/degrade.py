@@ -1,7 +1,7 @@
-"""What happens to a recording between the microphone and the model, for some clips of a batch each.
+"""Degradations of recordings as augmentation, each applied to some clips of a batch.
 
-Written apart from `training.robustness`, whose conditions measure what this trains for. Draws from torch's
-global generator, as `training.augment` does. Shapes: waveform `(b, n)` float32 in [-1, 1].
+The conditions that `training.robustness` measures are implemented separately. Draws from torch's global
+generator, as `training.augment` does. Shapes: waveform `(b, n)` float32 in [-1, 1].
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
-from training.augment import uniform, where_energy_is
+from training.augment import energetic_moment, uniform
 
 _STEPS = 32_768  # 16 bits
 
 
 def _on_some(waveform: Tensor, probability: float, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """A batch in which each clip was changed with this probability; `change` gets those clips alone."""
+    """Apply `change` to each clip with this probability; it receives only the chosen clips."""
     rows = (torch.rand(len(waveform), device=waveform.device) < probability).nonzero()[:, 0]
     return waveform.index_copy(0, rows, change(waveform[rows])) if len(rows) else waveform
 
 
-def tiled_excerpt(
+def tiled_crop(
     waveform: Tensor, config: FrontendConfig, probability: float, shortest: float = 0.4, longest: float = 3.0
 ) -> Tensor:
-    """A piece of `shortest` to `longest` seconds, repeated to fill the window as `windows.cut` does.
+    """Crop to `shortest` to `longest` seconds and repeat the crop to fill the window, as `windows.cut` does.
 
-    It has a moment in it that was drawn in proportion to its energy, so that it is seldom silence.
+    The crop contains a moment drawn in proportion to energy, so that it is seldom silent.
     """
 
     def tile(clip: Tensor, moment: int) -> Tensor:
@@ -42,7 +42,7 @@ def tiled_excerpt(
         return clip.gather(0, index)
 
     def change(clips: Tensor) -> Tensor:
-        moments = where_energy_is(clips, config.sample_rate)[:, 0].tolist()
+        moments = energetic_moment(clips, config.sample_rate)[:, 0].tolist()
         return torch.stack([tile(clip, moment) for clip, moment in zip(clips, moments, strict=True)])
 
     return _on_some(waveform, probability, change)
@@ -51,8 +51,8 @@ def tiled_excerpt(
 def coloured_noise(
     waveform: Tensor, probability: float, low_db: float = -5.0, high_db: float = 35.0
 ) -> Tensor:
-    """Noise at a random signal-to-noise ratio: white for half of the clips, for the others with a power that
-    falls by up to 6 dB or rises by up to 3 dB an octave."""
+    """Add noise at a random signal-to-noise ratio in dB: white for half of the clips, for the others with a
+    power that falls by up to 6 dB or rises by up to 3 dB an octave."""
 
     def change(clean: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(torch.randn_like(clean))
@@ -66,7 +66,7 @@ def coloured_noise(
 
 
 def clipping(waveform: Tensor, probability: float, most_db: float = 20.0) -> Tensor:
-    """A peak of up to `most_db` above full scale, cut off there."""
+    """Amplify the peak to 0 to `most_db` dB above full scale and clip it there."""
 
     def change(clean: Tensor) -> Tensor:
         peak = clean.abs().amax(dim=1, keepdim=True).clamp_min(1 / _STEPS)
@@ -78,7 +78,7 @@ def clipping(waveform: Tensor, probability: float, most_db: float = 20.0) -> Ten
 def band_limit(
     waveform: Tensor, sample_rate: int, probability: float, low: float = 3_400.0, high: float = 16_000.0
 ) -> Tensor:
-    """Nothing above a random frequency in Hz: a lower sample rate, a codec, a telephone."""
+    """Remove everything above a random frequency from `low` to `high` Hz, as codecs do."""
 
     def change(clean: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(clean)
@@ -91,7 +91,7 @@ def band_limit(
 
 
 def level(waveform: Tensor, probability: float, lowest_db: float = -40.0) -> Tensor:
-    """Softer by up to 40 dB, then rounded to 16 bits."""
+    """Lower the level by up to `-lowest_db` dB, then quantise to 16 bits."""
 
     def change(clean: Tensor) -> Tensor:
         factor = torch.pow(10.0, uniform(clean, lowest_db, 0.0) / 20)

@@ -1,7 +1,7 @@
-"""Accuracy of a model on folds it has not seen: `python -m training.evaluate --folds 4 --json FILE`.
+"""Measure the accuracy of a model on folds that it was not trained on.
 
-Every clip goes as a file through `audiocnn.classifier` with default options: the way it is served. No
-test-time augmentation, no second look; `--tta` and `--robustness` measure beside it, never instead of it.
+Every clip is read as a file and classified by `audiocnn.classifier` with default options, as it is when it is
+served. There is no test-time augmentation; `--tta` and `--robustness` add measurements.
 """
 
 from __future__ import annotations
@@ -15,23 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
-from audiocnn.errors import AudioError, DatasetError, ModelFileError
-from training import calibration, robustness
+from audiocnn.errors import AudioError, DatasetError
+from training import calibration, command, robustness
 from training.data import parse_folds
 from training.robustness import Condition
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-
 _BATCH = 8
-_TTA_SHIFTS = (0.2, 0.4, 0.6, 0.8)  # of the clip's length, beside the clip as it is
+_TTA_SHIFTS = (0.2, 0.4, 0.6, 0.8)  # fractions of the clip's length
 
 
 def predict(
@@ -42,10 +39,10 @@ def predict(
     condition: Condition | None = None,
     desc: str = "classify",
 ) -> tuple[FloatArray, IntArray]:
-    """Probabilities `(num_clips, num_classes)` and true class indices `(num_clips,)`.
+    """Probabilities float32 `(num_clips, num_classes)` and true class indices int64 `(num_clips,)`.
 
-    With a `condition` every clip is changed by it first, see `training.robustness`. Raises `DatasetError`
-    for a clip that cannot be read or whose class the model does not have.
+    A `condition` changes every clip first, see `training.robustness`. Raises `DatasetError` for a clip that
+    cannot be read, or whose class the model does not have.
     """
     names = {name: number for number, name in enumerate(classifier.config.class_names)}
     clips = dataset.folds(folds)
@@ -54,16 +51,16 @@ def predict(
     probs = []
     for first in tqdm(range(0, len(clips), _BATCH), desc=desc, unit="batch"):
         batch = clips[first : first + _BATCH]
-        answers = classifier.predict_batch([_read(clip, classifier, condition) for clip in batch])
-        for clip, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, AudioError):
-                raise DatasetError(f"{clip.path}: {answer}")
-            probs.append(answer.probs)
+        results = classifier.predict_batch([_read(clip, classifier, condition) for clip in batch])
+        for clip, result in zip(batch, results, strict=True):
+            if isinstance(result, AudioError):
+                raise DatasetError(f"{clip.path}: {result}")
+            probs.append(result.probs)
     return np.stack(probs), np.array([names[clip.label] for clip in clips])
 
 
 def _read(clip: LabelledClip, classifier: Classifier, condition: Condition | None) -> bytes:
-    """The clip's file as it is, or as the condition makes it from the waveform at the model's rate."""
+    """The bytes of the clip's file, or of the file that the condition makes of it."""
     try:
         data = clip.path.read_bytes()
         if condition is None:
@@ -77,14 +74,13 @@ def _read(clip: LabelledClip, classifier: Classifier, condition: Condition | Non
 
 def metrics(probs: FloatArray, target: IntArray) -> dict[str, Any]:
     """`accuracy`, `top3_accuracy`, `macro_f1`, `ece` (0 to 1), `nll` (nats), `num_clips`, the bins of
-    `reliability`, and `confusion[true][predicted]`."""
+    `reliability`, and `confusion[true][predicted]`, from the arrays that `predict` returns."""
     ranked = np.argsort(-probs, axis=1, kind="stable")
     num_classes = probs.shape[1]
     confusion = np.zeros((num_classes, num_classes), dtype=int)
     np.add.at(confusion, (target, ranked[:, 0]), 1)
-    hits = confusion.diagonal()
     sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
-    f1 = 2 * hits[sizes > 0] / sizes[sizes > 0]  # classes neither present nor predicted do not count
+    f1 = 2 * confusion.diagonal()[sizes > 0] / sizes[sizes > 0]  # without absent, never predicted classes
     return {
         "accuracy": float((ranked[:, 0] == target).mean()),
         "top3_accuracy": float((ranked[:, :3] == target[:, None]).any(axis=1).mean()),
@@ -100,7 +96,7 @@ def metrics(probs: FloatArray, target: IntArray) -> dict[str, Any]:
 def per_class(confusion: list[list[int]], names: Sequence[str]) -> dict[str, dict[str, float]]:
     """`precision`, `recall`, `f1` (0 to 1) and `support` (clips) of every class.
 
-    A class that was never predicted has precision 0; one neither present nor predicted is left out.
+    A class that was never predicted has precision 0; one that is also absent is left out.
     """
     counts = np.array(confusion)
     table = {}
@@ -132,7 +128,7 @@ def worst_confusions(
 
 
 def accuracy_tta(classifier: Classifier, dataset: Dataset, folds: Sequence[int], probs: FloatArray) -> float:
-    """Accuracy of the mean of `probs`, those of the clips as they are, and of four circular shifts."""
+    """Accuracy (0 to 1) of the mean of `probs`, those of the unchanged clips, and of four circular shifts."""
     views = [probs]
     for share in _TTA_SHIFTS:
         shifted, target = predict(
@@ -145,27 +141,18 @@ def accuracy_tta(classifier: Classifier, dataset: Dataset, folds: Sequence[int],
 def evaluate(
     model: Path, data: Path, folds: Sequence[int], *, tta: bool = False, robust: bool = False
 ) -> dict[str, Any]:
-    """`metrics` of a checkpoint folder, .onnx or .pt on folds of a dataset, with what was measured.
+    """`metrics` of a checkpoint folder, .onnx or .pt file on folds of a dataset, with what was measured.
 
-    `tta` adds `accuracy_tta`, `robust` adds `robustness` (see `training.robustness.measure`).
+    `tta` adds `accuracy_tta`, `robust` adds `robustness` (see `training.robustness.measure`). Raises
+    `ModelFileError` for the model, `DatasetError` for the clips.
     """
     classifier = Classifier.load(model)
     dataset = read_dataset(data)
     began = time.monotonic()
     probs, target = predict(classifier, dataset, folds)
     seconds = round(time.monotonic() - began, 1)
-    report = metrics(probs, target)
-    names = list(classifier.config.class_names)
-    report |= {
-        "per_class": per_class(report["confusion"], names),
-        "worst_confusions": worst_confusions(report["confusion"], names),
-        "dataset": dataset.name,
-        "folds": list(folds),
-        "trained_on": trained_on(classifier.config, dataset, folds),
-        "class_names": names,
-        "model_sha256": classifier.engine.sha256,
-        "seconds": seconds,
-    }
+    report = metrics(probs, target) | {"seconds": seconds}
+    report |= _description(report["confusion"], classifier, dataset, folds)
     if tta:
         report["accuracy_tta"] = accuracy_tta(classifier, dataset, folds, probs)
     if robust:
@@ -178,15 +165,31 @@ def evaluate(
     return report
 
 
+def _description(
+    confusion: list[list[int]], classifier: Classifier, dataset: Dataset, folds: Sequence[int]
+) -> dict[str, Any]:
+    """The tables by class, and what was measured."""
+    names = list(classifier.config.class_names)
+    return {
+        "per_class": per_class(confusion, names),
+        "worst_confusions": worst_confusions(confusion, names),
+        "dataset": dataset.name,
+        "folds": list(folds),
+        "trained_on": trained_on(classifier.config, dataset, folds),
+        "class_names": names,
+        "model_sha256": classifier.engine.sha256,
+    }
+
+
 def trained_on(config: Config, dataset: Dataset, folds: Sequence[int]) -> list[int]:
-    """The folds that the model was also trained on: what is measured there is not its accuracy."""
+    """Those of `folds` that the model was trained on: its accuracy there says nothing about new clips."""
     if config.provenance.get("dataset") != dataset.name:
         return []
     return sorted(set(folds) & set(config.provenance.get("train_folds", [])))
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The report for people."""
+    """Print the report for people."""
     if report["trained_on"]:
         print(f"warning: the model was trained on fold {report['trained_on']}: this is not its accuracy")
     print(
@@ -199,36 +202,43 @@ def print_report(report: dict[str, Any]) -> None:
     if "accuracy_tta" in report:
         print(f"accuracy with test-time augmentation, for comparison only: {report['accuracy_tta']:.2%}")
     for row in report["worst_confusions"][:5]:
-        print(f"{row['true']} heard as {row['predicted']}: {row['count']}")
+        print(f"{row['true']} predicted as {row['predicted']}: {row['count']}")
     if "robustness" in report:
         robustness.print_table(report["robustness"])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder, .onnx or .pt")
-    parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
-    parser.add_argument("--folds", type=parse_folds, required=True, help="folds to measure on, such as 4")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="also write pictures and a report.html")
-    parser.add_argument("--tta", action="store_true", help="also with the mean over five circular shifts")
-    parser.add_argument("--robustness", action="store_true", help="also under noise, codecs, gain, ...")
-    args = parser.parse_args(arguments)
-    try:
-        report = evaluate(args.checkpoint, args.data, args.folds, tta=args.tta, robust=args.robustness)
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = "--checkpoint runs/mine --data data/ESC-50 --folds 4 --json metrics.json"
+    parser = command.new_parser("training.evaluate", __doc__, example)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="MODEL", help="checkpoint folder, .onnx or .pt")
+    command.add_data(parser)
+    add("--folds", type=parse_folds, required=True, help="folds to measure on: 4, or 4,5")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)")
+    add("--report", type=Path, metavar="DIR", help="also write report.html and its plots (none)")
+    add("--tta", action="store_true", help="also measure the mean over five circular shifts (off)")
+    add("--robustness", action="store_true", help="also measure under noise, codecs, gain, ... (off)")
+    return parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print and write. Raises as `evaluate` does."""
+    report = evaluate(args.checkpoint, args.data, args.folds, tta=args.tta, robust=args.robustness)
     print_report(report)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report) + "\n", encoding="utf-8")
     if args.report:
-        from training.report import write_report  # here: matplotlib takes a second to import
+        from training.report import write_report  # here: importing matplotlib takes a second
 
         print(f"report: {write_report(report, args.report)}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Sounds far from every class, to measure with; made by other programs than `training.synthesisers` uses.
+"""Test sounds far from every class, from other programs than the training sounds of `training.synthesisers`.
 
-Speech by `flite`, music by `timidity`, home noise (mains hum, a fan, knocks on wood through a wall) by NumPy.
-A program that is not installed is left out.
+Speech by `flite`, music by `timidity`, home noise (mains hum, a fan, dull knocks) by NumPy. A kind whose
+program is not installed is left out.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 from training.synthesisers import midi
 
-FloatArray = npt.NDArray[np.float32]
-
-COUNT = 60  # of a kind, to measure with
+COUNT = 60  # sounds of each kind
 KINDS = ("speech", "music", "home noise")
 _PROGRAMS = {"speech": "flite", "music": "timidity"}
 _VOICES = ("kal", "awb", "rms", "slt")
@@ -40,13 +38,13 @@ _SENTENCES = (
 
 
 def available() -> list[str]:
-    """Kinds that can be made here."""
+    """Kinds whose programs are installed."""
     return [kind for kind in KINDS if kind not in _PROGRAMS or shutil.which(_PROGRAMS[kind])]
 
 
 @functools.cache
 def make(kind: str, config: FrontendConfig, count: int) -> FloatArray:
-    """`count` different windows `(count, window_samples)` in [-1, 1], the same every time."""
+    """`count` different windows, float32 `(count, window_samples)` in [-1, 1]; deterministic."""
     rng = random.Random(f"far {kind}")  # noqa: S311  not for secrets
     if kind == "home noise":
         return np.stack([_home_noise(rng, config) for _ in range(count)])
@@ -69,7 +67,7 @@ def _music(rng: random.Random) -> bytes:
 
 
 def _file(*command: str) -> bytes:
-    """What a program writes into the file whose name is put behind its arguments."""
+    """The file that a program writes, with its path as the last argument."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "sound.wav")
         subprocess.run([*command, str(path)], capture_output=True, check=True)
@@ -77,7 +75,7 @@ def _file(*command: str) -> bytes:
 
 
 def _home_noise(rng: random.Random, config: FrontendConfig) -> FloatArray:
-    """Hum and harmonics of the mains, a fan's noise, and now and then a dull knock; peak at -30 to 0 dB."""
+    """Mains hum with harmonics, fan noise and up to three dull knocks; peak at -30 to 0 dB full scale."""
     generator = np.random.default_rng(rng.getrandbits(32))
     length = config.window_samples
     seconds = np.arange(length) / config.sample_rate

@@ -1,7 +1,7 @@
-"""Many training runs, as processes of `training.train`: in parallel, bounded in time, resumable.
+"""Runs `training.train` many times, in parallel processes and within a time limit; resumable.
 
-A run is a folder. One that has its checkpoint is done; one that was cut goes on from its last epoch
-when the same command is given again.
+A run is a folder. It is done when it has its checkpoint; an interrupted one resumes after its last epoch when
+the same command runs again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: trained on `train_folds`, measured on `test_fold` (none: a release run)."""
+class TrainingJob:
+    """One run: trained on `train_folds`, tested on `test_fold` (None: a release run)."""
 
-    name: str  # what is compared: a recipe, a variant
-    arguments: tuple[str, ...]  # flags of `training.train` that make it so
+    name: str  # of the recipe or variant
+    arguments: tuple[str, ...]  # options of `training.train`
     train_folds: tuple[int, ...]
     test_fold: int | None
     seed: int
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether its checkpoint is there."""
+        """Whether its checkpoint exists."""
         return (self.folder / checkpoint.CONFIG).is_file()
 
     def command(self, data: Path, *, watch_every: int) -> list[str]:
@@ -48,7 +48,7 @@ class Job:
         return line
 
     def history(self) -> list[dict[str, float]]:
-        """Its epochs."""
+        """The rows of `history.json`, one per epoch."""
         rows: list[dict[str, float]] = json.loads((self.folder / "history.json").read_text())
         return rows
 
@@ -60,10 +60,10 @@ def cross_validation(
     all_folds: Sequence[int],
     seeds: Sequence[int],
     out: Path,
-) -> list[Job]:
-    """One job a fold and seed: tested on the fold, trained on all others."""
+) -> list[TrainingJob]:
+    """One job per fold and seed: tested on the fold, trained on all others."""
     return [
-        Job(
+        TrainingJob(
             name,
             tuple(arguments),
             tuple(f for f in all_folds if f != fold),
@@ -77,16 +77,21 @@ def cross_validation(
 
 
 def run_all(
-    jobs: Sequence[Job], data: Path, *, parallel: int, minutes: float | None = None, watch_every: int = 10
-) -> list[Job]:
-    """Run what is not done, `parallel` at a time; returns the jobs that are done when it ends.
+    jobs: Sequence[TrainingJob],
+    data: Path,
+    *,
+    parallel: int,
+    minutes: float | None = None,
+    watch_every: int = 10,
+) -> list[TrainingJob]:
+    """Run the jobs that are not done, `parallel` at a time; returns those that are done at the end.
 
-    After `minutes` the running ones are stopped; their last whole epoch is kept. Raises `DatasetError`
-    with the end of its log if a run fails.
+    After `minutes` the running ones are terminated; each keeps its last complete epoch. Raises `DatasetError`
+    with the end of the log if a run fails.
     """
     deadline = time.monotonic() + minutes * 60 if minutes else float("inf")
     waiting = [job for job in jobs if not job.is_done]
-    running: dict[Job, subprocess.Popen[bytes]] = {}
+    running: dict[TrainingJob, subprocess.Popen[bytes]] = {}
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="run", desc="runs") as bar:
         try:
             while (waiting or running) and time.monotonic() < deadline:
@@ -105,13 +110,13 @@ def run_all(
     return [job for job in jobs if job.is_done]
 
 
-def _start(job: Job, data: Path, watch_every: int) -> subprocess.Popen[bytes]:
+def _start(job: TrainingJob, data: Path, watch_every: int) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(job.command(data, watch_every=watch_every), stdout=log, stderr=log)
 
 
-def _finish(job: Job, process: subprocess.Popen[bytes]) -> None:
+def _finish(job: TrainingJob, process: subprocess.Popen[bytes]) -> None:
     if process.returncode:
         tail = (job.folder / "log.txt").read_text(errors="replace")[-2000:]
         raise DatasetError(f"the run {job.folder} failed:\n{tail}")

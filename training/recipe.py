@@ -1,10 +1,10 @@
-"""All that decides the outcome of a run besides the data and the hardware, and the named recipes."""
+"""Hyperparameters and augmentation of a run, and the named recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,55 +13,75 @@ from audiocnn.config import FrontendConfig
 from training import augment, degrade
 from training.background import Background
 
+T = TypeVar("T")
+
+
+def _option(default: T, text: str, **arguments: Any) -> T:
+    """A field with its help text; `arguments` go to `argparse` too."""
+    value: T = field(default=default, metadata={"help": text, **arguments})
+    return value
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Optimiser, schedule and augmentation; 0 switches an augmentation off."""
+    """Optimiser, schedule, loss and augmentation. 0 switches an augmentation off.
 
-    epochs: int = 150
-    batch_size: int = 32
-    max_lr: float = 2e-3
-    warmup: float = 0.1  # share of the steps in which the learning rate rises
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    loss: str = "ce"  # ce: softmax and cross entropy; bce: a sigmoid per class, several may be right
-    ema_decay: float = 0.995  # 0: the weights themselves
-    grad_clip: float = 5.0
-    # Mixes: at most one a batch, drawn with these probabilities; none in the last `mix_off` of the epochs.
-    between_class: float = 0.0
-    time_mix: float = 0.0
-    freq_mix: float = 0.0
-    mixup: float = 0.0
-    mixup_alpha: float = 0.4
-    mix_off: float = 0.0
-    # One clip
-    excerpt: float = 0.0  # probability, for the whole batch; none in the last `mix_off` either
-    shift: float = 1.0  # circular
-    resample: float = 0.0  # probability, for the whole batch
-    gain_db: float = 0.0  # at most, up or down
-    polarity: float = 0.0  # 1: on
-    noise: float = 0.0  # probability, per clip
-    nothing: float = 0.0  # probability, per clip: bare noise in its place, which is none of the classes
-    # What a recording goes through, probabilities per clip. In the last `mix_off` only the last two.
-    tile: float = 0.0  # 0.4 to 3 s of it, repeated to fill the window
-    coloured_noise: float = 0.0
-    clipping: float = 0.0
-    band_limit: float = 0.0
-    level: float = 0.0
-    background: float = 0.0  # probability, per clip: a sound of no class in its place
-    freq_mask: int = 24  # mel bands, at most, each of two masks
-    time_mask: int = 40  # frames, at most, each of two masks
-    # A teacher's soft labels, if there are any
-    teacher_weight: float = 0.5  # share of its loss
-    teacher_temperature: float = 2.0  # of teacher and network in this loss
-    feature_weight: float = 0.0  # of the distance to an online teacher's features
-    # Progressive resizing, shares of the epochs: first half the bands and frames, then half the bands
-    resize_2x2: float = 0.0
-    resize_2x1: float = 0.0
-    seed: int = 0
+    Each field is an option of `training.train`; its metadata hold the help text. Probabilities and fractions
+    are from 0 to 1.
+
+    `loss="bce"` trains one sigmoid per class with binary cross-entropy. It is a loss for one label a clip:
+    the checkpoint is served with a softmax over the logits, as one trained with `"ce"`.
+    """
+
+    epochs: int = _option(150, "passes over the training clips")
+    batch_size: int = _option(32, "clips per step, over all processes")
+    max_lr: float = _option(2e-3, "peak learning rate of AdamW with OneCycle")
+    warmup: float = _option(0.1, "fraction of the steps in which the learning rate rises")
+    weight_decay: float = _option(0.05, "weight decay; none for biases and normalisation")
+    label_smoothing: float = _option(0.1, "label smoothing")
+    loss: str = _option(
+        "ce",
+        "ce: cross-entropy; bce: binary cross-entropy per class, also for one label a clip; both are served "
+        "as softmax",
+        choices=("ce", "bce"),
+    )
+    ema_decay: float = _option(0.995, "decay of the moving average of the weights; 0: no average")
+    grad_clip: float = _option(5.0, "largest norm of the gradient; 0: no limit")
+    # One mix per batch at most, drawn with these probabilities.
+    between_class: float = _option(0.0, "probability of between-class mixing, per batch")
+    time_mix: float = _option(0.0, "probability of joining two clips in time, per batch")
+    freq_mix: float = _option(0.0, "probability of joining two clips in frequency, per batch")
+    mixup: float = _option(0.0, "probability of mixup, per batch")
+    mixup_alpha: float = _option(0.4, "alpha of mixup's beta distribution")
+    mix_off: float = _option(
+        0.0,
+        "fraction of the epochs, the last ones, without mixes, crops, coloured noise and clipping",
+    )
+    random_crop: float = _option(0.0, "probability of a random crop, per batch")
+    shift: float = _option(1.0, "1: random circular shift")
+    resample: float = _option(0.0, "probability of a speed from 0.8 to 1.25, per batch")
+    gain_db: float = _option(0.0, "largest random gain in dB, up or down")
+    polarity: float = _option(0.0, "1: random polarity")
+    noise: float = _option(0.0, "probability of white noise, per clip")
+    background_noise: float = _option(0.0, "probability of noise of no class in place of a clip")
+    tile: float = _option(0.0, "probability of a crop of 0.4 to 3 s, repeated to fill the window, per clip")
+    coloured_noise: float = _option(0.0, "probability of white or coloured noise, -5 to 35 dB SNR, per clip")
+    clipping: float = _option(0.0, "probability of clipping, per clip")
+    band_limit: float = _option(0.0, "probability of a low-pass filter from 3.4 to 16 kHz, per clip")
+    level: float = _option(0.0, "probability of a level lower by up to 40 dB, per clip")
+    background: float = _option(0.0, "probability of a synthetic sound of no class in place of a clip")
+    freq_mask: int = _option(24, "widest of two frequency masks, in mel bands")
+    time_mask: int = _option(40, "widest of two time masks, in frames")
+    teacher_weight: float = _option(0.5, "weight of the teacher's loss")
+    teacher_temperature: float = _option(2.0, "temperature of the teacher's loss")
+    feature_weight: float = _option(0.0, "weight of the distance to an online teacher's features")
+    # Progressive resizing
+    resize_2x2: float = _option(0.0, "fraction of the epochs, the first ones, at half the bands and frames")
+    resize_2x1: float = _option(0.0, "fraction of the epochs, after those, at half the bands")
+    seed: int = _option(0, "random seed")
 
     def pooling(self, epoch: int) -> tuple[int, int]:
-        """How many bands and frames of the log-mel are averaged into one in this epoch (from 0)."""
+        """Bands and frames of the log-mel that are averaged into one in this epoch (counted from 0)."""
         if epoch < self.resize_2x2 * self.epochs:
             return 2, 2
         return (2, 1) if epoch < (self.resize_2x2 + self.resize_2x1) * self.epochs else (1, 1)
@@ -69,6 +89,16 @@ class Recipe:
     def mixes(self) -> dict[str, float]:
         """Probability of each mix."""
         return {name: getattr(self, name) for name in ("between_class", "time_mix", "freq_mix", "mixup")}
+
+
+# Fields and recipes by the names that they had before version 0.2.
+OLD_FIELDS = {"excerpt": "random_crop", "nothing": "background_noise"}
+OLD_RECIPES = {"seeds": "baseline"}
+
+
+def current_fields(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe in a checkpoint's provenance, old fields under their current names."""
+    return {OLD_FIELDS.get(name, name): value for name, value in recipe.items()}
 
 
 PLAIN = Recipe(mixup=1.0)
@@ -82,10 +112,10 @@ STRONG = Recipe(
     gain_db=12.0,
     polarity=1.0,
     noise=0.2,
-    nothing=0.03,
+    background_noise=0.03,
 )
-# With soft labels (`training.teacher`), and what the strong recipe never hears: files of lower sample rates,
-# 40 dB less level, short excerpts, more noise, speech and music.
+# With soft labels (`training.teacher`), and low sample rates, levels down to -40 dB, short crops, more noise,
+# speech and music.
 DISTILLED = Recipe(
     epochs=300,
     label_smoothing=0.0,
@@ -104,20 +134,20 @@ DISTILLED = Recipe(
     resize_2x2=0.4,
     resize_2x1=0.3,
 )
-# With a teacher that answers every mix (`training.teacher.online`): on a GPU, where full size costs little.
+# With an online teacher (`training.teacher.online`), on a GPU: full size costs little there.
 TAUGHT = replace(
     DISTILLED,
     epochs=400,
     batch_size=64,
     max_lr=3e-3,
     time_mix=0.25,
-    freq_mix=0.0,  # its answer would be to both clips' bands
+    freq_mix=0.0,  # is done on the log-mel; the teacher takes waveforms
     feature_weight=1.0,
     resize_2x2=0.0,
     resize_2x1=0.0,
 )
-# What the projects that ours grew from wrote down: no EMA, no shifts, mixup on 30 % of the batches.
-SEEDS = Recipe(
+# What small public projects of this kind describe: no EMA, no shifts, mixup on 30 % of the batches.
+BASELINE = Recipe(
     epochs=100,
     weight_decay=0.01,
     ema_decay=0.0,
@@ -128,25 +158,28 @@ SEEDS = Recipe(
     freq_mask=30,
     time_mask=80,
 )
-RECIPES = {"strong": STRONG, "distilled": DISTILLED, "taught": TAUGHT, "plain": PLAIN, "seeds": SEEDS}
-
-_SEEDS_FRONTEND = FrontendConfig(
-    sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=512, f_max=11_025.0
-)
+RECIPES = {"strong": STRONG, "distilled": DISTILLED, "taught": TAUGHT, "plain": PLAIN, "baseline": BASELINE}
 FRONTENDS = {
     "strong": FrontendConfig(max_gain_db=20.0),
     "distilled": FrontendConfig(max_gain_db=40.0),
     "taught": FrontendConfig(max_gain_db=40.0),
     "plain": FrontendConfig(),
-    "seeds": _SEEDS_FRONTEND,
+    "baseline": FrontendConfig(
+        sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=512, f_max=11_025.0
+    ),
 }
 
 
-_FRONTEND_BATCH = 8  # on a CPU: whose spectra fit into its cache, 3.4 instead of 8.3 ms a clip
+def parse_recipe(name: str) -> str:
+    """The current name of a recipe; for argparse."""
+    return OLD_RECIPES.get(name, name)
+
+
+_FRONTEND_BATCH = 8  # clips on a CPU: their spectra fit into its cache, 3.4 instead of 8.3 ms a clip
 
 
 class Frontend(Protocol):
-    """`audiocnn.model.frontend.LogMel`, or what takes its place: `(b, n)` -> `(b, 1, m, t)`."""
+    """`audiocnn.model.frontend.LogMel` or a replacement: `(b, n)` -> `(b, 1, m, t)`."""
 
     config: FrontendConfig
 
@@ -155,87 +188,94 @@ class Frontend(Protocol):
         ...
 
 
-class Sounds(NamedTuple):
-    """A batch on its way through `Augmenter`."""
+class MixedBatch(NamedTuple):
+    """Waveforms after mixing, before degradation and the log-mel."""
 
     waveform: Tensor  # float32 (b, n)
     target: Tensor  # float32 (b, k)
-    is_background: Tensor  # bool (b,): of no class, with equal shares as target
+    is_background: Tensor  # bool (b,): a sound of no class, with equal targets for all classes
     mix: str  # the mix that was drawn, or ""
 
 
 class Augmenter:
-    """A recipe's augmentation: waveforms and targets in, log-mels and mixed targets out."""
+    """The augmentation of a recipe: waveforms and targets -> log-mels and mixed targets.
 
-    def __init__(self, recipe: Recipe, log_mel: Frontend, recorded: Tensor | None = None) -> None:
-        """`recorded` are sounds of no class, see `training.background`."""
+    Shapes: waveform float32 `(b, n)` in [-1, 1]; target float32 `(b, k)`; log-mel float32 `(b, 1, m, t)`.
+    `may_mix` is False in the last epochs (`Recipe.mix_off`).
+    """
+
+    def __init__(self, recipe: Recipe, log_mel: Frontend, rendered: Tensor | None = None) -> None:
+        """`rendered` are speech and music of no class, int16 `(m, n)`, see `training.background`."""
         self.recipe, self.log_mel = recipe, log_mel
-        self.background = Background(log_mel.config.sample_rate, recorded)
+        self.background = Background(log_mel.config.sample_rate, rendered)
         self.full_length = log_mel.config.window_samples
 
     def __call__(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> tuple[Tensor, Tensor]:
         """`(b, n)` and `(b, k)` -> `(b, 1, m, t)` and `(b, k)`.
 
-        The columns of the target may be anything that may be mixed linearly: probabilities of the classes
-        by the labels, then those by a teacher.
+        The columns of the target may be anything that can be mixed linearly: probabilities of the classes
+        from the labels, then those of a teacher.
         """
-        sounds = self.sounds(waveform, target, may_mix=may_mix)
-        return self.recorded(sounds, may_mix=may_mix)
+        return self.log_mels(self.mix(waveform, target, may_mix=may_mix), may_mix=may_mix)
 
     @torch.no_grad()
-    def sounds(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> Sounds:
-        """What there is to be heard, before it is recorded: a mix of clips, or a sound of no class."""
-        recipe = self.recipe
-        sample_rate = self.log_mel.config.sample_rate
-        if may_mix and float(torch.rand(1)) < recipe.excerpt:
-            waveform = augment.excerpt(waveform, sample_rate)
-        waveform = self._single(waveform)
-        if may_mix and recipe.tile:
-            waveform = degrade.tiled_excerpt(waveform, self.log_mel.config, recipe.tile)
-        mix = self._draw_mix() if may_mix else ""
-        on_waveforms: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-            "between_class": lambda: augment.between_class(waveform, target, sample_rate),
-            "mixup": lambda: augment.mixup(waveform, target, recipe.mixup_alpha),
-            "time_mix": lambda: augment.time_mix(waveform, target),
-        }
-        if mix in on_waveforms:
-            waveform, target = on_waveforms[mix]()
-        if recipe.gain_db:
-            waveform = augment.gain(waveform, recipe.gain_db)
-        if recipe.noise:
-            waveform = augment.add_noise(waveform, recipe.noise)
-        if recipe.nothing:
-            waveform, target = augment.nothing(waveform, target, recipe.nothing)
+    def mix(self, waveform: Tensor, target: Tensor, *, may_mix: bool) -> MixedBatch:
+        """Augment single clips, mix pairs, add noise, and replace some clips by sounds of no class."""
+        waveform = self._augment_single(waveform, may_mix=may_mix)
+        name = self._draw_mix() if may_mix else ""
+        waveform, target = self._mix_pairs(name, waveform, target)
+        waveform, target = self._add_noise(waveform, target)
         is_background = torch.zeros(len(waveform), dtype=torch.bool, device=waveform.device)
-        if recipe.background:
-            waveform, is_background = self.background.replace(waveform, recipe.background)
-            shares = target.mean(dim=1, keepdim=True)
-            target = torch.where(is_background[:, None], shares, target)
-        return Sounds(waveform, target, is_background, mix)
+        if self.recipe.background:
+            waveform, is_background = self.background.replace(waveform, self.recipe.background)
+            target = torch.where(is_background[:, None], target.mean(dim=1, keepdim=True), target)
+        return MixedBatch(waveform, target, is_background, name)
 
     @torch.no_grad()
-    def recorded(self, sounds: Sounds, *, may_mix: bool) -> tuple[Tensor, Tensor]:
-        """Log-mels `(b, 1, m, t)` of sounds that went through a microphone, and their targets."""
-        recipe, target = self.recipe, sounds.target
-        waveform = self._degraded(sounds.waveform, is_last=not may_mix)
+    def log_mels(self, batch: MixedBatch, *, may_mix: bool) -> tuple[Tensor, Tensor]:
+        """Degrade the waveforms as a recording would, compute log-mels, mask them; with the targets."""
+        recipe, target = self.recipe, batch.target
+        waveform = self._degrade(batch.waveform, is_last=not may_mix)
         size = len(waveform) if waveform.is_cuda else _FRONTEND_BATCH
         log_mel = torch.cat([self.log_mel(part) for part in torch.split(waveform, size)])
-        if sounds.mix == "freq_mix":
+        if batch.mix == "freq_mix":
             log_mel, target = augment.freq_mix(log_mel, target)
         time_mask = recipe.time_mask * waveform.shape[1] // self.full_length
         return augment.spec_augment(log_mel, recipe.freq_mask, time_mask), target
 
-    def _single(self, waveform: Tensor) -> Tensor:
-        recipe = self.recipe
+    def _augment_single(self, waveform: Tensor, *, may_mix: bool) -> Tensor:
+        recipe, config = self.recipe, self.log_mel.config
+        if may_mix and float(torch.rand(1)) < recipe.random_crop:
+            waveform = augment.random_crop(waveform, config.sample_rate)
         if recipe.shift:
             waveform = augment.circular_shift(waveform)
         if float(torch.rand(1)) < recipe.resample:
             waveform = augment.resample(waveform)
         if recipe.polarity:
             waveform = augment.flip_polarity(waveform)
-        return waveform
+        return degrade.tiled_crop(waveform, config, recipe.tile) if may_mix and recipe.tile else waveform
 
-    def _degraded(self, waveform: Tensor, *, is_last: bool) -> Tensor:
+    def _mix_pairs(self, name: str, waveform: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply a mix of waveforms; `freq_mix` is done on the log-mel."""
+        sample_rate, alpha = self.log_mel.config.sample_rate, self.recipe.mixup_alpha
+        mixes: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+            "between_class": lambda: augment.between_class(waveform, target, sample_rate),
+            "mixup": lambda: augment.mixup(waveform, target, alpha),
+            "time_mix": lambda: augment.time_mix(waveform, target),
+        }
+        return mixes[name]() if name in mixes else (waveform, target)
+
+    def _add_noise(self, waveform: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        recipe = self.recipe
+        if recipe.gain_db:
+            waveform = augment.gain(waveform, recipe.gain_db)
+        if recipe.noise:
+            waveform = augment.add_noise(waveform, recipe.noise)
+        if recipe.background_noise:
+            return augment.background_noise(waveform, target, recipe.background_noise)
+        return waveform, target
+
+    def _degrade(self, waveform: Tensor, *, is_last: bool) -> Tensor:
         recipe, sample_rate = self.recipe, self.log_mel.config.sample_rate
         if recipe.coloured_noise and not is_last:
             waveform = degrade.coloured_noise(waveform, recipe.coloured_noise)

@@ -1,8 +1,8 @@
-"""A finished run -> the weights that are shipped: `python -m training.release`.
+"""Publish a finished run: weights, configuration, metrics and model card.
 
-Weights are stored in half precision, and measured as stored, by the code that serves. A run that was
-trained on all folds cannot be measured on any: `--twin` names a run of the same recipe that left some
-folds out, whose numbers on these stand for what one may expect.
+Weights are stored in half precision and measured as stored, by the serving code. A run that was trained on
+all folds cannot be measured on any: `--fold-model` names a run of the same recipe that was trained without
+some folds, and is measured on these instead.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
-from training import model_card
-from training.calibrate import Pair, parse_pair
+from training import command, model_card
+from training.calibrate import FoldModel, parse_fold_model
 from training.data import parse_folds
 from training.evaluate import evaluate, print_report
 
@@ -27,32 +27,33 @@ from training.evaluate import evaluate, print_report
 def release(
     run: Path,
     data: Path,
-    measured: Pair,
+    measured: FoldModel,
     out: Path,
     *,
-    pool: Path | None = None,
-    scratch: Pair | None = None,
+    calibration: Path | None = None,
+    scratch: FoldModel | None = None,
 ) -> None:
-    """Write `out/`: weights, `config.json`, `metrics.json`, `MODEL_CARD.md`, and `NOTICE` if a teacher's
-    licence asks for it. Prints the accuracy of both precisions.
+    """Write weights, `config.json`, `metrics.json`, `MODEL_CARD.md`, and `NOTICE` if a teacher's licence asks
+    for it, into `out`. Prints the accuracy in both precisions.
 
-    `measured` is the run, or its twin, and the folds that it has not seen. `pool` is the JSON of
-    `training.calibrate` over the cross-validation of the recipe: its temperature and threshold for unknown
-    sounds go into the configuration. `scratch` is a run of the same network and epochs without a teacher, and
-    folds that it has not seen: its accuracy stands beside. Raises `DatasetError` or `ModelFileError`.
+    `measured` is the run or a fold model of it, with folds that it was not trained on. `calibration` is the
+    JSON of `training.calibrate`: its temperature and threshold go into the configuration. `scratch` is a run
+    without a teacher, with folds that it was not trained on, for comparison. Raises `DatasetError` or
+    `ModelFileError`.
     """
-    fitted = json.loads(pool.read_text(encoding="utf-8")) if pool else {}
-    twin, folds = measured
-    report = _measure(twin, data, folds, fitted)
+    fitted = json.loads(calibration.read_text(encoding="utf-8")) if calibration else {}
+    model, folds = measured
+    report = _measure(model, data, folds, fitted)
     if report["trained_on"]:
         raise DatasetError(
-            f"{twin} was trained on fold {report['trained_on']}: measure a --twin that was not"
+            f"{model} was trained on fold {report['trained_on']}: measure a --fold-model that was not"
         )
-    config, log_mel, model = checkpoint.load(run)
-    config = checkpoint.save(out, replace(config, **_calibration(fitted)), log_mel, model, half=True)
+    config, log_mel, network = checkpoint.load(run)
+    config = checkpoint.save(out, replace(config, **_calibrated(fitted)), log_mel, network, half=True)
     print_report(report)
-    print(f"accuracy of the float32 weights before: {report['accuracy_float32']:.2%}")
-    report |= {"training": config.provenance, "is_twin": twin != run, "cross_validation": fitted or None}
+    print(f"accuracy of the float32 weights: {report['accuracy_float32']:.2%}")
+    # `is_twin`: measured on a fold model. The key is older than the word.
+    report |= {"training": config.provenance, "is_twin": model != run, "cross_validation": fitted or None}
     if scratch:
         report["from_scratch"] = _from_scratch(scratch, data)
     if notice := model_card.notice(config):
@@ -62,48 +63,57 @@ def release(
 
 
 def _measure(run: Path, data: Path, folds: Sequence[int], fitted: dict[str, Any]) -> dict[str, Any]:
-    """The report of a run as it would be shipped: calibrated, in half precision."""
+    """The report of a run as it is published: calibrated, in half precision."""
     full = evaluate(run, data, folds)
     config, log_mel, model = checkpoint.load(run)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), replace(config, **_calibration(fitted)), log_mel, model, half=True)
+        checkpoint.save(Path(folder), replace(config, **_calibrated(fitted)), log_mel, model, half=True)
         report = evaluate(Path(folder), data, folds, robust=True)
     return report | {"accuracy_float32": full["accuracy"]}
 
 
-def _from_scratch(scratch: Pair, data: Path) -> dict[str, Any]:
+def _from_scratch(scratch: FoldModel, data: Path) -> dict[str, Any]:
     """Accuracy, folds and epochs of a run without a teacher."""
     folder, folds = scratch
     report = evaluate(folder, data, folds)
     config, _, _ = checkpoint.load(folder)
     if report["trained_on"] or "teacher" in config.provenance:
-        raise DatasetError(f"{folder} learnt from a teacher or from fold {folds}: it is no run from scratch")
+        raise DatasetError(
+            f"{folder} has a teacher or was trained on fold {folds}: it is no run from scratch"
+        )
     return {"accuracy": report["accuracy"], "folds": folds, "epochs": config.provenance["epochs"]}
 
 
-def _calibration(fitted: dict[str, Any]) -> dict[str, Any]:
+def _calibrated(fitted: dict[str, Any]) -> dict[str, Any]:
     return {name: fitted[name] for name in ("temperature", "unknown_threshold") if name in fitted}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder that training.train wrote")
-    parser.add_argument("--data", type=Path, required=True, help="dataset with the held-out folds")
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = "--run runs/release --data data/ESC-50 --fold-model runs/fold4=4 --calibration calibration.json"
+    parser = command.new_parser("training.release", __doc__, example)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="folder that training.train wrote")
+    command.add_data(parser)
     measured = parser.add_mutually_exclusive_group(required=True)
-    measured.add_argument("--folds", type=parse_folds, help="folds that the run has not seen")
-    measured.add_argument("--twin", type=parse_pair, metavar="RUN=FOLDS", help="who is measured instead")
-    parser.add_argument("--pool", type=Path, help="JSON of training.calibrate: temperature and threshold")
-    parser.add_argument("--scratch", type=parse_pair, metavar="RUN=FOLDS", help="the same without a teacher")
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
-    args = parser.parse_args(arguments)
-    try:
-        pair: Pair = args.twin or (args.run, args.folds)
-        release(args.run, args.data, pair, args.out, pool=args.pool, scratch=args.scratch)
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    measured.add_argument("--folds", type=parse_folds, help="folds that the run was not trained on")
+    # `--twin` and `--pool` are the names before version 0.2.
+    fold_model: dict[str, Any] = {"type": parse_fold_model, "metavar": "RUN=FOLDS"}
+    measured.add_argument(
+        "--fold-model", "--twin", help="a run to measure instead, and its folds", **fold_model
+    )
+    add("--calibration", "--pool", type=Path, metavar="FILE", help="JSON of training.calibrate (none)")
+    add("--scratch", help="a run without a teacher to compare with, and its folds (none)", **fold_model)
+    add("--out", type=Path, default=Path("checkpoints/esc50"), metavar="DIR", help="(%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    measured: FoldModel = args.fold_model or (args.run, args.folds)
+    options = {"calibration": args.calibration, "scratch": args.scratch}
+    return command.exit_code(lambda: release(args.run, args.data, measured, args.out, **options))
 
 
 if __name__ == "__main__":

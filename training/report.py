@@ -1,6 +1,6 @@
-"""What `training.evaluate` measured, as pictures and one page: `python -m training.report FILE --out DIR`.
+"""Write an HTML report of an evaluation, with plots.
 
-`report.html` needs nothing beside it: the pictures are inside, each for a light and for a dark screen.
+`report.html` is self-contained: the plots are embedded.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from audiocnn.errors import DatasetError
 from audiocnn.labels import describe
-from training.plots import DARK, LIGHT, Report, by_f1, draw, words
+from training import command
+from training.plots import Report, class_words, write_plots
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -25,28 +27,11 @@ _PAGE = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-:root {{ --paper: {light.paper}; --ink: {light.ink}; --faint: {light.faint}; --good: {light.good};
-  --bad: {light.bad}; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --paper: {dark.paper}; --ink: {dark.ink};
-  --faint: {dark.faint}; --good: {dark.good}; --bad: {dark.bad}; }} }}
-body {{ margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.5rem; margin: .5rem 0; }}
-h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .4rem; }}
-p {{ margin: .4rem 0; max-width: 44rem; }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .6rem; }}
-.tiles div {{ border: 1px solid var(--faint); border-radius: .5rem; padding: .5rem .8rem; }}
-.tiles b {{ display: block; font-size: 1.45rem; font-weight: 600; color: var(--good); }}
-.tiles span {{ font-size: .85rem; }}
-.wide {{ overflow-x: auto; }}
-.wide img {{ min-width: 48rem; }}
-img {{ width: 100%; height: auto; display: block; }}
-.small img {{ max-width: 40rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .2rem .7rem .2rem 0; text-align: left; border-bottom: 1px solid var(--faint); }}
+body {{ margin: 0 auto; padding: 1rem; max-width: 62rem; font: 1rem/1.5 system-ui, sans-serif; }}
+img {{ max-width: 100%; height: auto; }}
+td, th {{ padding: .2rem .7rem .2rem 0; text-align: left; font-variant-numeric: tabular-nums; }}
 td.n, th.n {{ text-align: right; }}
-tr.worst td, .warning {{ color: var(--bad); font-weight: 600; }}
-summary {{ cursor: pointer; }}
+.worst td, .warning {{ font-weight: 600; color: #d1495b; }}
 </style>
 </head>
 <body>
@@ -56,145 +41,131 @@ summary {{ cursor: pointer; }}
 """
 
 
-def render_page(report: Report, pictures: dict[str, dict[str, bytes]]) -> str:
-    """The whole page as HTML."""
-    title = f"AudioCNN on {report['dataset']}, {_folds(report)}"
-    parts = [f"<h1>{escape(title)}</h1>", _introduction(report), _tiles(report)]
-    parts += ["<h2>Which sounds</h2>", _picture(pictures["f1"], "F1 of every class", "small")]
-    parts += [_class_table(report), "<h2>What is taken for what</h2>", _mistakes(report)]
+def render_page(report: Report, plots: dict[str, bytes]) -> str:
+    """The page as HTML, from the report of `training.evaluate` and the PNG bytes of `write_plots`."""
+    title = f"AudioCNN on {report['dataset']}, fold {', '.join(map(str, report['folds']))}"
+    parts = [f"<h1>{escape(title)}</h1>", *_introduction(report), _summary(report)]
+    parts += ["<h2>Classes</h2>", _classes(report)]
+    parts += ["<h2>Most frequent mistakes</h2>", _mistakes(report)]
+    parts += ["<h2>Confusion matrix</h2>", _image(plots["confusion"], "confusion matrix")]
     parts += [
-        "<p>Clips by what they are (rows) and what they were heard as (columns). The lines part the groups "
-        "of classes; on a small screen the picture scrolls sideways.</p>",
-        _picture(pictures["confusion"], "confusion matrix", "wide"),
-    ]
-    parts += [
-        "<h2>How far the confidence can be believed</h2>",
-        "<p>Clips sorted by confidence, in 15 bins of equal size; the bars are one standard error. "
-        "Above the line the model is better than it says, below it is too sure.</p>",
-        _picture(pictures["reliability"], "reliability curve", "small"),
+        "<h2>Calibration</h2>",
+        "<p>15 bins of equally many clips, with one standard error. Above the diagonal the model is "
+        "underconfident, below it overconfident.</p>",
+        _image(plots["reliability"], "reliability diagram"),
     ]
     if "robustness" in report:
-        parts += ["<h2>Away from the benchmark</h2>", _robustness(report["robustness"])]
-        parts += [_picture(pictures["robustness"], "accuracy under every condition", "small")]
-    return _PAGE.format(title=escape(title), body="\n".join(parts), light=LIGHT, dark=DARK)
+        parts += ["<h2>Robustness</h2>", _robustness(report["robustness"])]
+    return _PAGE.format(title=escape(title), body="\n".join(parts))
 
 
-def _folds(report: Report) -> str:
-    folds = ", ".join(str(fold) for fold in report["folds"])
-    return f"fold{'s' if len(report['folds']) > 1 else ''} {folds}"
+def _introduction(report: Report) -> list[str]:
+    text = (
+        f"{report['num_clips']} clips, each decoded from its file by the serving code, without test-time "
+        f"augmentation. Model <code>{escape(report['model_sha256'][:12])}</code>."
+    )
+    if not report["trained_on"]:
+        return [f"<p>{text}</p>"]
+    warning = f"The model was trained on fold {report['trained_on']}: this is not its accuracy on new clips."
+    return [f"<p>{text}</p>", f'<p class="warning">{escape(warning)}</p>']
 
 
-def _introduction(report: Report) -> str:
-    lines = [
-        f"<p>{report['num_clips']} clips, each sent as a file through the code that serves, once, without "
-        f"test-time augmentation. Model <code>{escape(report['model_sha256'][:12])}</code>.</p>"
-    ]
-    if report["trained_on"]:
-        lines.append(
-            f'<p class="warning">The model was trained on fold {escape(str(report["trained_on"]))}: this is '
-            "not its accuracy.</p>"
-        )
-    return "\n".join(lines)
-
-
-def _tiles(report: Report) -> str:
-    accuracy, n = report["accuracy"], report["num_clips"]
-    error = (accuracy * (1 - accuracy) / n) ** 0.5  # of a share of n independent clips
-    tiles = [
-        (f"{accuracy:.2%}", f"accuracy, ± {100 * error:.1f} standard error"),
-        (f"{report['top3_accuracy']:.2%}", "true class in the top 3"),
-        (f"{report['macro_f1']:.3f}", "macro F1"),
-        (f"{report['ece']:.2%}", "calibration error (ECE)"),
-        (f"{report['nll']:.3f}", "negative log-likelihood"),
+def _summary(report: Report) -> str:
+    accuracy, count = report["accuracy"], report["num_clips"]
+    error = (accuracy * (1 - accuracy) / count) ** 0.5  # standard error of a share of independent clips
+    rows = [
+        ("accuracy", f"{accuracy:.2%} ± {error:.1%}"),
+        ("top-3 accuracy", f"{report['top3_accuracy']:.2%}"),
+        ("macro F1", f"{report['macro_f1']:.3f}"),
+        ("calibration error (ECE)", f"{report['ece']:.2%}"),
+        ("negative log-likelihood", f"{report['nll']:.3f}"),
     ]
     if "accuracy_tta" in report:
-        tiles.append((f"{report['accuracy_tta']:.2%}", "with five shifts averaged, for comparison"))
-    if "robustness" in report:
-        result = report["robustness"]
-        worst = next(row for row in result["conditions"] if row["condition"] == result["worst"])
-        tiles.append((f"{worst['accuracy']:.2%}", f"worst condition: {escape(result['worst'])}"))
-    return f'<div class="tiles">{"".join(f"<div><b>{a}</b><span>{b}</span></div>" for a, b in tiles)}</div>'
+        rows.append(("accuracy, mean of five shifts", f"{report['accuracy_tta']:.2%}"))
+    return _table(("measure", "value"), rows)
 
 
-def _picture(themes: dict[str, bytes], alt: str, kind: str) -> str:
-    light, dark = (f"data:image/png;base64,{base64.b64encode(themes[t]).decode()}" for t in ("light", "dark"))
-    return (
-        f'<div class="{kind}"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{alt}" src="{light}"></picture></div>'
-    )
-
-
-def _name(name: str) -> str:
-    """The class for people, with its emoji, safe in HTML."""
-    return f"{describe(name).emoji} {escape(words(name))}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, worst: int = -1) -> str:
-    """Rows of HTML cells, the first column words, the others numbers."""
-
-    def line(tag: str, cells: Sequence[str], kind: str = "") -> str:
-        inner = "".join(f"<{tag}{' class=n' if i else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
-        return f"<tr{kind}>{inner}</tr>"
-
-    body = [line("td", row, " class=worst" if i == worst else "") for i, row in enumerate(rows)]
-    return "<table>" + line("th", heads) + "".join(body) + "</table>"
-
-
-def _class_table(report: Report) -> str:
+def _classes(report: Report) -> str:
+    """Precision, recall and F1 of every class, best F1 first."""
+    ranked = sorted(report["per_class"].items(), key=lambda item: -item[1]["f1"])
     rows = [
-        (_name(name), f"{r['precision']:.2f}", f"{r['recall']:.2f}", f"{r['f1']:.2f}", str(r["support"]))
-        for name, r in by_f1(report)
+        (_name(name), *(f"{row[key]:.2f}" for key in ("precision", "recall", "f1")), str(row["support"]))
+        for name, row in ranked
     ]
-    table = _table(("class", "precision", "recall", "F1", "clips"), rows)
-    return f"<details><summary>All numbers</summary><div class=wide>{table}</div></details>"
+    return _table(("class", "precision", "recall", "F1", "clips"), rows)
 
 
 def _mistakes(report: Report) -> str:
-    if not report["worst_confusions"]:
-        return "<p>Nothing: every clip was named rightly.</p>"
     rows = [
         (f"{_name(row['true'])} → {_name(row['predicted'])}", str(row["count"]))
         for row in report["worst_confusions"]
     ]
-    return _table(("is → heard as", "clips"), rows)
+    return _table(("true → predicted", "clips"), rows)
 
 
 def _robustness(result: dict[str, Any]) -> str:
     rows = [("clean", f"{result['clean']:.2%}", "")]
     rows += [
-        (escape(r["condition"]), f"{r['accuracy']:.2%}", f"{100 * r['difference']:+.2f}")
-        for r in result["conditions"]
+        (escape(row["condition"]), f"{row['accuracy']:.2%}", f"{100 * row['difference']:+.2f}")
+        for row in result["conditions"]
     ]
     worst = [row[0] for row in rows].index(escape(result["worst"]))
     return _table(("condition", "accuracy", "difference"), rows, worst=worst)
 
 
-def write_report(report: Report, folder: Path) -> Path:
-    """Write the pictures and `report.html` of what `training.evaluate.evaluate` returned; the page's path.
+def _name(name: str) -> str:
+    """The class for people, with its emoji, escaped."""
+    return f"{describe(name).emoji} {escape(class_words(name))}"
 
-    Raises `KeyError` for the numbers of an older evaluation that lack something.
+
+def _image(png: bytes, alt: str) -> str:
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, worst: int = -1) -> str:
+    """A table of HTML cells; columns after the first are numbers, and the row `worst` is marked."""
+
+    def line(tag: str, cells: Sequence[str], attribute: str = "") -> str:
+        inner = "".join(f"<{tag}{' class=n' if i else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
+        return f"<tr{attribute}>{inner}</tr>"
+
+    body = [line("td", row, " class=worst" if i == worst else "") for i, row in enumerate(rows)]
+    return f"<table>{line('th', heads)}{''.join(body)}</table>"
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write plots and `report.html` of what `training.evaluate.evaluate` returned; returns the page's path.
+
+    Raises `KeyError` for a report of an older version that lacks a number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
-    page.write_text(render_page(report, draw(report, folder)), encoding="utf-8")
+    page.write_text(render_page(report, write_plots(report, folder)), encoding="utf-8")
     return page
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("file", type=Path, metavar="FILE", help="what evaluate --json wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and report.html")
-    args = parser.parse_args(arguments)
+def run(file: Path, out: Path) -> None:
+    """Write the report of a JSON file. Raises `DatasetError` if it cannot be used."""
     try:
-        print(write_report(json.loads(args.file.read_text(encoding="utf-8")), args.out))
+        print(write_report(json.loads(file.read_text(encoding="utf-8")), out))
     except (OSError, json.JSONDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise DatasetError(str(error)) from error
     except KeyError as error:
-        print(f"error: {args.file} has no {error}: measure again with training.evaluate", file=sys.stderr)
-        return 2
-    return 0
+        raise DatasetError(f"{file} has no {error}: measure again with training.evaluate") from error
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = command.new_parser("training.report", __doc__, "metrics.json --out report")
+    parser.add_argument("file", type=Path, metavar="FILE", help="JSON that training.evaluate --json wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for page and plots")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    return command.exit_code(lambda: run(args.file, args.out))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What happens to a clip between the microphone and the server, as conditions to evaluate under.
+"""Conditions for robustness measurements: noise, codecs, gain, sample rates, short excerpts.
 
-A condition makes the bytes of a sound file from a waveform (float32 `(num_samples,)`, mono, in [-1, 1])
-and its sample rate in Hz; the file then goes the way of any upload. Nothing is drawn at random but the
-noise, whose seed is the waveform itself: every run hears the same files.
+A condition turns a waveform (float32 `(num_samples,)`, mono, in [-1, 1]) and its sample rate in Hz into the
+bytes of a sound file, which is decoded like any upload. Conditions are deterministic: the seed of noise is
+the waveform.
 """
 
 from __future__ import annotations
@@ -13,39 +13,36 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 from rich.console import Console
 from rich.table import Table
 
-FloatArray = npt.NDArray[np.float32]
+from audiocnn.arrays import FloatArray
+
 Condition = Callable[[FloatArray, int], bytes]
 
-_MP3_RATE = 44_100  # Hz; libsndfile's scale of bit rates is another one at lower rates
-_OPUS_RATE = 48_000  # Hz; what Opus runs at inside
-# libsndfile asks for a place between the largest and the smallest bit rate instead of for a bit rate.
-# Measured on ESC-50: constant 64.9 kbit/s, and 24 kbit/s in the mean (Opus spends less on silence).
+_MP3_RATE = 44_100  # Hz; at lower rates libsndfile has another scale of bit rates
+_OPUS_RATE = 48_000  # Hz; the internal rate of Opus
+# libsndfile takes a level from 0 to 1 instead of a bit rate. Measured on ESC-50: MP3 64.9 kbit/s constant,
+# Opus 24 kbit/s on average (less for silence).
 _MP3_LEVEL = 0.87
 _OPUS_LEVEL = 0.92
 
 
 def wav(waveform: FloatArray, sample_rate: int, *, subtype: str = "PCM_16") -> bytes:
-    """A WAV file; what does not fit into [-1, 1] is clipped, as 16 bits must, unless `subtype` is `FLOAT`."""
+    """A WAV file; samples outside [-1, 1] are clipped unless `subtype` is `FLOAT`."""
     return _encode(waveform, sample_rate, format="WAV", subtype=subtype)
 
 
 def gain(decibels: float) -> Condition:
-    """Louder or quieter, then stored in 16 bits: what was raised above full scale is clipped."""
+    """A gain in dB, then 16 bits: clipped at full scale."""
     factor = np.float32(10 ** (decibels / 20))
     return lambda waveform, sample_rate: wav(waveform * factor, sample_rate)
 
 
 def noise(snr: float) -> Condition:
-    """White noise `snr` dB below the clip's mean power, pauses included.
-
-    The sum is scaled down where it would not fit: noise is measured here, clipping elsewhere.
-    """
+    """White noise `snr` dB below the mean power of the whole clip, scaled down where it would clip."""
 
     def add(waveform: FloatArray, sample_rate: int) -> bytes:
         rng = np.random.default_rng(zlib.crc32(waveform.tobytes()))
@@ -80,12 +77,12 @@ def opus(waveform: FloatArray, sample_rate: int) -> bytes:
 
 
 def rate(hertz: int) -> Condition:
-    """A file of a lower sample rate: nothing above `hertz / 2` is left."""
+    """A file with another sample rate in Hz."""
     return lambda waveform, sample_rate: wav(_resample(waveform, sample_rate, hertz), hertz)
 
 
 def excerpt(seconds: float) -> Condition:
-    """The loudest stretch of that length (by energy), alone; a shorter clip as it is."""
+    """The excerpt of that many seconds with the highest energy; a shorter clip stays as it is."""
 
     def cut(waveform: FloatArray, sample_rate: int) -> bytes:
         length = min(round(seconds * sample_rate), len(waveform))
@@ -97,7 +94,7 @@ def excerpt(seconds: float) -> Condition:
 
 
 def shift(share: float) -> Condition:
-    """Rotated by a share of its length, in float WAV: no harm, but a second look (test-time augmentation)."""
+    """A circular shift by a fraction of the length, as float WAV: for test-time augmentation."""
     return lambda waveform, sample_rate: wav(
         np.roll(waveform, round(share * len(waveform))), sample_rate, subtype="FLOAT"
     )
@@ -120,9 +117,9 @@ CONDITIONS: dict[str, Condition] = {
 
 
 def measure(accuracy_under: Callable[[str, Condition], float], clean: float) -> dict[str, Any]:
-    """`clean`, `conditions`, a list of `{condition, accuracy, difference}`, and the `worst` one's name.
+    """`clean`, `conditions` (a list of `{condition, accuracy, difference}`), and the name of the `worst` one.
 
-    `accuracy_under` is asked for the accuracy (0 to 1) under each condition; `clean` is that without any.
+    `accuracy_under` measures the accuracy (0 to 1) under a condition; `clean` is the accuracy without one.
     """
     accuracies = {name: accuracy_under(name, condition) for name, condition in CONDITIONS.items()}
     rows = [
@@ -133,7 +130,7 @@ def measure(accuracy_under: Callable[[str, Condition], float], clean: float) -> 
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """What `measure` returned, for people."""
+    """Print what `measure` returned."""
     table = Table("condition", "accuracy", "difference", title="robustness")
     table.add_row("clean", f"{result['clean']:.2%}", "")
     for row in result["conditions"]:

@@ -1,7 +1,4 @@
-"""Speech and music of no class, rendered by programs of the system: `espeak-ng` and `fluidsynth`.
-
-A program that is not installed is left out. Nothing that is made here is kept in the project.
-"""
+"""Speech and music of no class, rendered by `espeak-ng` and `fluidsynth` if these are installed."""
 
 from __future__ import annotations
 
@@ -31,24 +28,24 @@ time person year way day thing man world life hand part child eye woman place wo
 number group problem fact be have do say get make go know take see come think look want give use find tell
 ask seem feel try leave call good new first last long great little own other old right big high different
 """
-_PROGRAMS = 112  # of General MIDI: the later ones are sounds of nature, telephones, helicopters, applause
+_PROGRAMS = 112  # of General MIDI, without its sound effects: nature, telephone, helicopter, applause
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9))
 _TICKS = 480  # a quarter note
 
 
 def available() -> list[str]:
-    """Programs that can render here."""
+    """Programs that are installed, `fluidsynth` only with a sound font."""
     names = ["espeak-ng"] if shutil.which("espeak-ng") else []
     return [*names, "fluidsynth"] if shutil.which("fluidsynth") and sound_font() else names
 
 
 def sound_font() -> Path | None:
-    """A General MIDI sound font of the system, if there is one."""
+    """A General MIDI sound font of the system, or None."""
     return next((path for folder in _FONT_FOLDERS for path in sorted(folder.glob("*.sf2"))), None)
 
 
 def render(config: FrontendConfig, *, each: int = 96, seed: int = 0, quiet: bool = False) -> ShortArray:
-    """`each` windows of speech and as many of music: int16 `(m, window_samples)`, m = 0 without programs."""
+    """`each` windows of speech and of music: int16 `(m, window_samples)`, m = 0 without the programs."""
     makers: dict[str, Callable[[random.Random], bytes]] = {"espeak-ng": speech, "fluidsynth": music}
     rows = []
     with tqdm(total=each * len(available()), desc="background", unit="sound", disable=quiet) as bar:
@@ -62,7 +59,7 @@ def render(config: FrontendConfig, *, each: int = 96, seed: int = 0, quiet: bool
 
 
 def speech(rng: random.Random) -> bytes:
-    """A WAV file of 3 to 10 s: words and numbers by a random voice."""
+    """A WAV file of 3 to 10 s: words and numbers, spoken by a random voice."""
     words = _WORDS.split()
     text = [rng.choice(words) if rng.random() < 0.6 else str(rng.randrange(1000)) for _ in range(16)]
     voice = rng.choice(_VOICES) + rng.choice(_VARIANTS)
@@ -72,7 +69,7 @@ def speech(rng: random.Random) -> bytes:
 
 
 def music(rng: random.Random) -> bytes:
-    """A WAV file of some 8 s: two instruments, half of the time with drums."""
+    """A WAV file of about 8 s: two instruments, with drums half of the time."""
     font = sound_font()
     assert font, "see available()"
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +108,7 @@ def _note(channel: int, note: int, start: int, ticks: int, rng: random.Random) -
 
 
 def _file(events: list[tuple[int, bytes]]) -> bytes:
-    """Events with their absolute ticks -> the bytes of a file with one track."""
+    """A MIDI file of one track, from events with their absolute ticks."""
     track, now = b"", 0
     for tick, event in sorted(events, key=lambda pair: pair[0]):
         track += _variable_length(tick - now) + event
@@ -121,7 +118,7 @@ def _file(events: list[tuple[int, bytes]]) -> bytes:
 
 
 def _variable_length(number: int) -> bytes:
-    """MIDI's numbers: seven bits a byte, the high bit set in all but the last."""
+    """MIDI's variable-length quantity: seven bits a byte, the high bit set in all bytes but the last."""
     groups = [number & 0x7F]
     while number := number >> 7:
         groups.append(0x80 | number & 0x7F)

@@ -1,8 +1,8 @@
-"""Train AudioCNN from scratch: `python -m training.train --data DIR --train-folds 1,2,3 --out DIR`.
+"""Train AudioCNN on the given folds and write a checkpoint.
 
-The weights that count are those of the last epoch: no fold is looked at to pick one. Run the same
-command again after a kill and it goes on where it was, with the same result. Several GPUs or machines:
-`torchrun --nproc-per-node N -m training.train ...`.
+The checkpoint has the weights of the last epoch: no fold is used to choose one. Run the same command again
+after an interruption and it resumes after the last complete epoch, with the same result. For several GPUs or
+machines: `torchrun --nproc-per-node N -m training.train ...`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,302 +26,352 @@ from tqdm import tqdm
 
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
-from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
-from training import synthesisers
+from training import command, synthesisers
 from training.data import (
     fit_normalisation,
-    inner_split,
     load_waveforms,
     parse_folds,
     targets,
+    validation_split,
     without_classes,
 )
-from training.recipe import FRONTENDS, RECIPES, Recipe
+from training.recipe import FRONTENDS, OLD_FIELDS, RECIPES, Recipe, parse_recipe
 from training.teacher import online
 from training.teacher.soft_labels import SoftLabels
-from training.trainer import Place, Run, cpu_description
+from training.trainer import DistributedContext, Trainer, cpu_description
 from training.validate import check, print_class_counts
 
 if TYPE_CHECKING:
-    from training.tensorboard import Board
+    from training.tensorboard import TensorBoardWriter
 
-Data = tuple[Tensor, Tensor]
+Data = tuple[Tensor, Tensor]  # waveforms float32 (n, window_samples), class indices int64 (n,)
 
-_SAVE_SECONDS = 30.0  # at least, between two states: an epoch may be shorter than writing one
+_STATE = "state.pt"
+_RECIPE_HELP = "hyperparameters and augmentation (%(default)s); `seeds` is an old name of `baseline`"
+_SAVE_SECONDS = 30.0  # between two states, at least: an epoch may be shorter than writing one
 
 
-def join() -> Place:
-    """This process's place: alone, or one of those that `torchrun` started."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run needs besides data, recipe and configuration."""
+
+    out: Path
+    watch_folds: Sequence[int] = ()  # validation folds: measured for the curve, never used to choose
+    watch_every: int = 10  # epochs between two measurements
+    patience: int = 0  # stop early after so many epochs without a gain on a validation split; 0: never
+    cache: Path | None = None  # keeps decoded clips between runs
+    tensorboard: bool = True
+    init: Path | None = None  # checkpoint to start from
+    soft_labels: Path | None = None  # file that `training.teacher` wrote
+    online_teacher: bool = False
+    context: DistributedContext = field(default_factory=DistributedContext)
+
+
+def init_distributed() -> DistributedContext:
+    """One process on the GPU or CPU, or a member of the group that `torchrun` started."""
     has_gpu = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ:
-        return Place("cuda" if has_gpu else "cpu")
+        return DistributedContext("cuda" if has_gpu else "cpu")
     torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
     device = f"cuda:{os.environ['LOCAL_RANK']}" if has_gpu else "cpu"
-    return Place(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return DistributedContext(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
-def hardware(place: Place) -> str:
-    """What the run ran on, in words for the metrics file."""
-    if place.kind == "cuda":
-        return f"{place.world} x {torch.cuda.get_device_name()}"
+def hardware(context: DistributedContext) -> str:
+    """Name and number of the processors, for the provenance."""
+    if context.device_type == "cuda":
+        return f"{context.world_size} x {torch.cuda.get_device_name()}"
     lines = (line for line in cpu_description().splitlines() if "model name" in line)
     name = next(lines, platform.processor()).rpartition(":")[2].strip()
-    return f"{name}, {place.world} x {torch.get_num_threads()} threads"
+    return f"{name}, {context.world_size} x {torch.get_num_threads()} threads"
 
 
 def train(
-    dataset: Dataset,
-    folds: Sequence[int],
-    recipe: Recipe,
-    config: Config,
-    out: Path,
-    *,
-    place: Place | None = None,
-    watch_folds: Sequence[int] = (),
-    watch_every: int = 10,
-    patience: int = 0,
-    cache: Path | None = None,
-    tensorboard: bool = True,
-    init: Path | None = None,
-    teacher: Path | None = None,
-    online_teacher: bool = False,
+    dataset: Dataset, folds: Sequence[int], recipe: Recipe, config: Config, options: RunOptions
 ) -> Config:
-    """Train (or go on training) into `out`; writes the checkpoint there and returns its config.
+    """Train on `folds`, or resume, in the folder `options.out`; writes the checkpoint and returns its config.
 
-    `watch_folds` are measured every `watch_every` epochs for the curve: nothing is chosen by them.
-    `patience` above 0 stops early, after so many epochs without a gain on a tenth of the training
-    clips' recordings that is then not trained on. `init` is a checkpoint to start from: its front end and
-    network are taken over, its head too if it has the same classes; the folds that it heard count as heard.
-    `teacher` is a file of soft labels (`training.teacher`); the folds that its heads heard count too. With
-    `online_teacher` the teacher answers every mix instead.
+    With `init` front end and network are those of the initial checkpoint, and its head too if the classes are
+    the same. `train_folds` in the provenance includes the folds of the initial checkpoint and of the teacher.
+    Raises `DatasetError` for clips that cannot be trained on, `ModelFileError` for a checkpoint or state.
     """
-    place = place or Place()
-    if init:
-        earlier, _, _ = checkpoint.load(init)
-        config = replace(config, frontend=earlier.frontend, model=earlier.model)
+    if options.init:
+        initial, _, _ = checkpoint.load(options.init)
+        config = replace(config, frontend=initial.frontend, model=initial.model)
     check(dataset, folds)
-    clips = dataset.folds(folds)
-    if place.rank == 0:
+    clips, validation = dataset.folds(folds), list[LabelledClip]()
+    if options.context.rank == 0:
         print_class_counts(clips)
-    inner: list[LabelledClip] = []
-    if patience:
-        clips, inner = inner_split(clips, seed=recipe.seed)
+    if options.patience:
+        clips, validation = validation_split(clips, seed=recipe.seed)
 
-    def load(wanted: list[LabelledClip]) -> Data:
-        waveforms = load_waveforms(wanted, config.frontend, cache=cache, quiet=place.rank > 0)
-        return waveforms, targets(wanted, dataset.class_names)
+    def load(wanted: list[LabelledClip]) -> Data | None:
+        return _load(wanted, dataset, config.frontend, options) if wanted else None
 
     data = load(clips)
-    out.mkdir(parents=True, exist_ok=True)
-    provenance = {"dataset": dataset.name, "train_folds": list(folds), "recipe": asdict(recipe)}
+    assert data, "check() refuses folds without clips"
+    options.out.mkdir(parents=True, exist_ok=True)
+    extras, provenance = _extras(dataset, folds, clips, recipe, config.frontend, options)
+    trainer = _new_trainer(recipe, replace(config, provenance=provenance), data, options, extras)
+    _resume(trainer, options.out)
+    watched = load(dataset.folds(options.watch_folds)) if options.watch_folds else None
+    _train_epochs(trainer, options, watched, load(validation))
+    return _finish(trainer, options.out)
+
+
+def _load(clips: list[LabelledClip], dataset: Dataset, frontend: FrontendConfig, options: RunOptions) -> Data:
+    waveforms = load_waveforms(clips, frontend, cache=options.cache, quiet=options.context.rank > 0)
+    return waveforms, targets(clips, dataset.class_names)
+
+
+def _extras(
+    dataset: Dataset,
+    folds: Sequence[int],
+    clips: list[LabelledClip],
+    recipe: Recipe,
+    frontend: FrontendConfig,
+    options: RunOptions,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Teacher and background sounds as arguments of `Trainer`, and the provenance of the run."""
+    source = {"dataset": dataset.name, "train_folds": list(folds)}
     extras: dict[str, Any] = {}
-    if teacher:
-        labels = SoftLabels.load(teacher)
-        extras["teacher"] = labels.of(clips, dataset.class_names)
+    provenance: dict[str, Any] = source | {"recipe": asdict(recipe)}
+    if options.soft_labels:
+        labels = SoftLabels.load(options.soft_labels)
+        extras["soft_labels"] = labels.of(clips, dataset.class_names)
         provenance["teacher"] = labels.provenance
         provenance["train_folds"] = sorted({*folds, *labels.provenance["train_folds"]})
-    if online_teacher:
-        extras["heads"] = online_heads(out, clips, dataset, place)
-        provenance["teacher"] = online.provenance() | {"dataset": dataset.name, "train_folds": list(folds)}
+    if options.online_teacher:
+        extras["heads"] = online_heads(options, clips, dataset)
+        provenance["teacher"] = online.provenance() | source
     if recipe.background:
-        extras["recorded"], programs = recorded_background(out, config.frontend, place)
+        extras["rendered_background"], programs = rendered_background(options, frontend)
         provenance["background_programs"] = programs
-    run = _begin(recipe, replace(config, provenance=provenance), data, place, init, extras)
-    if (out / "state.pt").is_file():
-        run.load_state(out / "state.pt")
-        print(f"resumed after epoch {run.epoch}")
-    watched = load(dataset.folds(watch_folds)) if watch_folds else None
-    board = None
-    if tensorboard and place.rank == 0:
-        from training.tensorboard import Board  # here: it takes a second to import, and campaigns do without
-
-        board = Board(out / "tensorboard")
-    _loop(run, out, board, watched, watch_every, load(inner) if inner else None, patience)
-    if place.rank == 0:
-        (out / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
-        config = replace(run.config, provenance=run.config.provenance | _effort(run))
-        config = checkpoint.save(out, config, run.log_mel, run.result)
-    return config
+    return extras, provenance
 
 
-def recorded_background(out: Path, config: FrontendConfig, place: Place) -> tuple[Tensor, list[str]]:
-    """Speech and music of no class, int16 `(m, window_samples)`, and the programs that rendered them: once,
-    then they are kept in `out`."""
-    path = out / "background.safetensors"
-    if place.rank == 0 and not path.is_file():
-        part = path.with_suffix(".part")
+def rendered_background(options: RunOptions, config: FrontendConfig) -> tuple[Tensor, list[str]]:
+    """Speech and music of no class, int16 `(m, window_samples)`, and the programs that rendered them.
+
+    They are rendered once and kept in the folder of the run.
+    """
+    path = options.out / "background.safetensors"
+    if options.context.rank == 0 and not path.is_file():
         programs = synthesisers.available()
         sounds = torch.from_numpy(synthesisers.render(config))
-        save_file({"sounds": sounds}, part, metadata={"programs": json.dumps(programs)})
-        os.replace(part, path)
-    place.wait()
+        with replacing(path) as part:
+            save_file({"sounds": sounds}, part, metadata={"programs": json.dumps(programs)})
+    options.context.barrier()
     with safe_open(path, "pt") as file:
         return file.get_tensor("sounds"), json.loads(file.metadata()["programs"])
 
 
-def online_heads(out: Path, clips: list[LabelledClip], dataset: Dataset, place: Place) -> online.Heads:
-    """The heads of an online teacher: fitted once, then they are kept in `out`."""
-    path = out / "heads.safetensors"
-    if place.rank == 0 and not path.is_file():
-        online.fit_heads(clips, dataset.class_names, device=place.device).save(path)
-    place.wait()
+def online_heads(options: RunOptions, clips: list[LabelledClip], dataset: Dataset) -> online.Heads:
+    """The heads of an online teacher, fitted once and kept in the folder of the run."""
+    path, context = options.out / "heads.safetensors", options.context
+    if context.rank == 0 and not path.is_file():
+        online.fit_heads(clips, dataset.class_names, device=context.device).save(path)
+    context.barrier()
     return online.Heads.load(path)
 
 
-def _begin(
-    recipe: Recipe,
-    config: Config,
-    data: Data,
-    place: Place,
-    init: Path | None,
-    extras: dict[str, Any],
-) -> Run:
-    """A run from scratch, with its front end fitted to the data, or from the checkpoint `init`."""
-    if init is None:
-        log_mel = LogMel(config.frontend).to(place.device)
+def _new_trainer(
+    recipe: Recipe, config: Config, data: Data, options: RunOptions, extras: dict[str, Any]
+) -> Trainer:
+    """From scratch, with the front end's normalisation fitted to the data, or from a checkpoint."""
+    context = options.context
+    if options.init is None:
+        log_mel = LogMel(config.frontend).to(context.device)
         fit_normalisation(log_mel, data[0])
-        return Run(recipe, config, log_mel, data, place, **extras)
-    earlier, log_mel, model = checkpoint.load(init)
-    provenance = config.provenance | _inherited(earlier, config.provenance)
-    config = replace(config, provenance=provenance)
-    run = Run(recipe, config, log_mel.to(place.device), data, place, **extras)
-    run.start_from(model, same_classes=earlier.class_names == config.class_names)
-    return run
+        return Trainer(recipe, config, log_mel, data, context, **extras)
+    initial, log_mel, model = checkpoint.load(options.init)
+    config = replace(config, provenance=config.provenance | _inherited(initial, config.provenance))
+    trainer = Trainer(recipe, config, log_mel.to(context.device), data, context, **extras)
+    trainer.initialise_from(model, same_classes=initial.class_names == config.class_names)
+    return trainer
 
 
-def _inherited(earlier: Config, own: dict[str, Any]) -> dict[str, Any]:
-    """Provenance of a run that starts from another's weights: what that one heard, this one knows."""
-    same = earlier.provenance.get("dataset") == own["dataset"]
-    heard = set(earlier.provenance.get("train_folds", [])) if same else set()
-    return {"init": earlier.provenance, "train_folds": sorted(heard | set(own["train_folds"]))}
+def _inherited(initial: Config, own: dict[str, Any]) -> dict[str, Any]:
+    """The provenance that a run takes over from its initial checkpoint: the folds of both, and `init`."""
+    is_same = initial.provenance.get("dataset") == own["dataset"]
+    earlier = initial.provenance.get("train_folds", []) if is_same else []
+    return {"init": initial.provenance, "train_folds": sorted({*earlier, *own["train_folds"]})}
 
 
-def _effort(run: Run) -> dict[str, Any]:
-    """What the run took, for the metrics file."""
-    return {
-        "torch": torch.__version__,
-        "hardware": hardware(run.place),
-        "precision": "bf16" if run.use_bf16 else "fp32",
-        "minutes": round(run.seconds / 60, 1),
-        "epochs": run.epoch,
-    }
+def _resume(trainer: Trainer, out: Path) -> None:
+    """Load the state of an interrupted run; remove what a killed process left."""
+    if trainer.context.rank == 0:
+        for leftover in out.glob(".state.*.part.pt"):
+            leftover.unlink()
+    if (out / _STATE).is_file():
+        trainer.load_state(out / _STATE)
+        print(f"resumed after epoch {trainer.epoch}")
 
 
-def _loop(
-    run: Run,
-    out: Path,
-    board: Board | None,
-    watched: Data | None,
-    watch_every: int,
-    inner: Data | None,
-    patience: int,
+def _train_epochs(
+    trainer: Trainer, options: RunOptions, watched: Data | None, validation: Data | None
 ) -> None:
-    """Epochs until the last one, or until the inner split has had enough."""
-    recipe, is_first = run.recipe, run.place.rank == 0
-    done = run.epoch * run.steps_per_epoch
-    total = recipe.epochs * run.steps_per_epoch
+    """Train until the last epoch, or until the accuracy on the validation split stalls."""
+    epochs, is_first = trainer.recipe.epochs, options.context.rank == 0
+    writer = _tensorboard_writer(options)
+    steps = trainer.steps_per_epoch
     saved = -float("inf")
-    with tqdm(total=total, initial=done, unit="step", disable=not is_first, smoothing=0.05) as bar:
-        while run.epoch < recipe.epochs and not _has_stalled(run, patience):
-            row = run.train_epoch(bar)
-            if watched and (run.epoch % watch_every == 0 or run.epoch == recipe.epochs):
-                row["watched_accuracy"] = run.accuracy(*watched)
-            if inner:
-                row["inner_accuracy"] = run.accuracy(*inner)
-            if board:
-                board.write(run, row, pictures=run.epoch % watch_every == 0)
-            if is_first and (time.monotonic() - saved >= _SAVE_SECONDS or run.epoch == recipe.epochs):
-                run.save_state(out / "state.pt")
+    with tqdm(
+        total=epochs * steps,
+        initial=trainer.epoch * steps,
+        unit="step",
+        disable=not is_first,
+        smoothing=0.05,
+    ) as bar:
+        while trainer.epoch < epochs and not _has_stalled(trainer, options.patience):
+            row = trainer.train_epoch(bar)
+            is_due = trainer.epoch % options.watch_every == 0
+            if watched and (is_due or trainer.epoch == epochs):
+                row["watched_accuracy"] = trainer.accuracy(*watched)
+            if validation:
+                row["inner_accuracy"] = trainer.accuracy(*validation)
+            if writer:
+                writer.write(trainer, row, images=is_due)
+            if is_first and (time.monotonic() - saved >= _SAVE_SECONDS or trainer.epoch == epochs):
+                trainer.save_state(options.out / _STATE)
                 saved = time.monotonic()
             if is_first:
                 text = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-                tqdm.write(f"epoch {run.epoch}/{recipe.epochs}  {text}")
+                tqdm.write(f"epoch {trainer.epoch}/{epochs}  {text}")
 
 
-def _has_stalled(run: Run, patience: int) -> bool:
-    """Whether the best inner accuracy is `patience` epochs old or older."""
-    seen = [row.get("inner_accuracy", 0.0) for row in run.history]
-    return bool(patience and seen and len(seen) - 1 - seen.index(max(seen)) >= patience)
+def _tensorboard_writer(options: RunOptions) -> TensorBoardWriter | None:
+    if not options.tensorboard or options.context.rank > 0:
+        return None
+    from training.tensorboard import TensorBoardWriter  # here: the import takes a second
+
+    return TensorBoardWriter(options.out / "tensorboard")
+
+
+def _has_stalled(trainer: Trainer, patience: int) -> bool:
+    """Whether the best accuracy on the validation split is `patience` or more epochs old."""
+    accuracies = [row.get("inner_accuracy", 0.0) for row in trainer.history]
+    if not patience or not accuracies:
+        return False
+    return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
+
+
+def _finish(trainer: Trainer, out: Path) -> Config:
+    """Write history and checkpoint (the first process only); returns the config."""
+    statistics = {
+        "torch": torch.__version__,
+        "hardware": hardware(trainer.context),
+        "precision": "bf16" if trainer.use_bf16 else "fp32",
+        "minutes": round(trainer.seconds / 60, 1),
+        "epochs": trainer.epoch,
+    }
+    config = replace(trainer.config, provenance=trainer.config.provenance | statistics)
+    if trainer.context.rank > 0:
+        return config
+    (out / "history.json").write_text(json.dumps(trainer.history, indent=1) + "\n")
+    return checkpoint.save(out, config, trainer.log_mel, trainer.result)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line: the recipe's own values are the defaults of the flags that change them."""
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
-    parser.add_argument("--train-folds", type=parse_folds, required=True, help="folds to train on: 1,2,3")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--recipe", choices=RECIPES, default="strong", help="(%(default)s)")
-    parser.add_argument("--width", type=int, help="channels of the first stage (64)")
-    parser.add_argument("--drop-path", type=float, default=0.0, help="skip blocks in training (%(default)s)")
-    parser.add_argument("--f-max", type=float, help="highest frequency of the front end in Hz")
-    parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from these weights (scratch)")
-    parser.add_argument(
-        "--teacher", type=Path, metavar="FILE", help="soft labels that training.teacher wrote"
+    """The command line; the defaults of the recipe's options are the values of `--recipe`."""
+    example = "--data data/ESC-50 --train-folds 1,2,3 --watch-folds 4 --out runs/mine --recipe strong"
+    parser = command.new_parser("training.train", __doc__, example)
+    command.add_data(parser)
+    add = parser.add_argument
+    add("--train-folds", type=parse_folds, required=True, metavar="FOLDS", help="folds to train on: 1,2,3")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the run and its checkpoint")
+    add("--recipe", type=parse_recipe, choices=RECIPES, default="strong", help=_RECIPE_HELP)
+    add("--width", type=int, help=f"channels of the first stage ({ModelConfig().width})")
+    add("--drop-path", type=float, default=0.0, help="probability of skipping the last block (%(default)s)")
+    add("--f-max", type=float, metavar="HZ", help="highest frequency of the front end (that of --recipe)")
+    add("--init", type=Path, metavar="CHECKPOINT", help="start from these weights (none: random weights)")
+    add("--teacher", type=Path, metavar="FILE", help="soft labels that training.teacher wrote (none)")
+    add("--online-teacher", action="store_true", help="a teacher labels every mix; needs a GPU (off)")
+    add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
+    add("--watch-folds", type=parse_folds, default=[], metavar="FOLDS", help="validation folds (none)")
+    add("--watch-every", type=int, default=10, metavar="EPOCHS", help="measure them so often (%(default)s)")
+    add(
+        "--early-stopping",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="stop after so many epochs without a gain on a validation split, a tenth of the training "
+        "recordings (0: off)",
     )
-    parser.add_argument("--online-teacher", action="store_true", help="it answers every mix (GPU)")
-    parser.add_argument("--exclude", metavar="CLASS,...", help="train as if these classes did not exist")
-    parser.add_argument("--watch-folds", type=parse_folds, default=[], help="measure these for the curve")
-    parser.add_argument("--watch-every", type=int, default=10, metavar="EPOCHS", help="(%(default)s)")
-    parser.add_argument("--early-stopping", type=int, default=0, metavar="EPOCHS", help="patience (off)")
-    parser.add_argument("--no-tensorboard", action="store_true", help="write no event files")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as many as torch chooses)")
-    parser.add_argument("--cache", type=Path, help="folder that keeps decoded clips between runs")
-    recipe = parser.add_argument_group("recipe", "what --recipe sets, changed one by one")
-    for name, value in asdict(Recipe()).items():
-        recipe.add_argument("--" + name.replace("_", "-"), type=type(value))
+    add("--no-tensorboard", action="store_true", help="write no event files")
+    add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
+    add("--cache", type=Path, metavar="DIR", help="folder that keeps decoded clips between runs (none)")
+    _add_recipe_options(parser, arguments)
     return parser.parse_args(arguments)
 
 
+def _add_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> None:
+    """An option for each field of the recipe that the command line names."""
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--recipe", type=parse_recipe, default="strong")
+    name = named.parse_known_args(arguments)[0].recipe
+    values = RECIPES.get(name, RECIPES["strong"])
+    title = f"recipe (defaults: those of --recipe {name})"
+    group = parser.add_argument_group(title, "Probabilities and fractions are from 0 to 1.")
+    old = {new: old for old, new in OLD_FIELDS.items()}
+    for setting in fields(Recipe):
+        flags = [f"--{name.replace('_', '-')}" for name in (setting.name, old.get(setting.name)) if name]
+        value = getattr(values, setting.name)
+        metavar = {int: "N", float: "X"}.get(type(value))
+        text = f"{setting.metadata['help']} (%(default)s)"
+        arguments_of = {"metavar": metavar, **setting.metadata, "help": text}
+        group.add_argument(*flags, dest=setting.name, type=type(value), default=value, **arguments_of)
+
+
 def settings(args: argparse.Namespace) -> tuple[Recipe, FrontendConfig, ModelConfig]:
-    """The named recipe with the changes of the command line."""
-    changes: dict[str, Any] = {n: v for n, v in vars(args).items() if n in asdict(Recipe()) and v is not None}
-    recipe = replace(RECIPES[args.recipe], **changes)
+    """Recipe, front end and network of the command line."""
+    recipe = Recipe(**{setting.name: getattr(args, setting.name) for setting in fields(Recipe)})
     frontend, model = FRONTENDS[args.recipe], ModelConfig()
     if args.f_max:
         frontend = replace(frontend, f_max=args.f_max)
     return recipe, frontend, replace(model, width=args.width or model.width, drop_path=args.drop_path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; a message without a traceback for what the user can mend."""
-    args = parse_arguments(arguments)
+def run_options(args: argparse.Namespace) -> RunOptions:
+    """The options of the command line; joins the processes that `torchrun` started."""
+    return RunOptions(
+        out=args.out,
+        watch_folds=args.watch_folds,
+        watch_every=args.watch_every,
+        patience=args.early_stopping,
+        cache=args.cache,
+        tensorboard=not args.no_tensorboard,
+        init=args.init,
+        soft_labels=args.teacher,
+        online_teacher=args.online_teacher,
+        context=init_distributed(),
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as the command line says. Raises as `train` does."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    recipe, frontend, model = settings(args)
+    dataset = read_dataset(args.data)
+    if args.exclude:
+        dataset = without_classes(dataset, args.exclude.split(","))
+    config = Config(class_names=dataset.class_names, frontend=frontend, model=model)
     try:
-        recipe, frontend, model = settings(args)
-        dataset = read_dataset(args.data)
-        if args.exclude:
-            dataset = without_classes(dataset, args.exclude.split(","))
-        config = Config(class_names=dataset.class_names, frontend=frontend, model=model)
-        train(
-            dataset,
-            args.train_folds,
-            recipe,
-            config,
-            args.out,
-            place=join(),
-            watch_folds=args.watch_folds,
-            watch_every=args.watch_every,
-            patience=args.early_stopping,
-            cache=args.cache,
-            tensorboard=not args.no_tensorboard,
-            init=args.init,
-            teacher=args.teacher,
-            online_teacher=args.online_teacher,
-        )
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        train(dataset, args.train_folds, recipe, config, run_options(args))
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     print(f"checkpoint written to {args.out}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

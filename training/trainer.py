@@ -1,7 +1,7 @@
-"""One training run: the state, a step, an epoch, and a resume that ends with the same bits.
+"""A training run: its state, one step, one epoch, and a resume with bit-identical results.
 
-Every random draw derives from (seed, epoch, step, rank). With several processes (`torchrun`) each takes
-its share of every batch; gradients are averaged, so the batch that counts is the recipe's.
+Every random draw derives from (seed, epoch, step, rank). With several processes (`torchrun`) each takes its
+share of every batch and gradients are averaged: `Recipe.batch_size` is the size over all processes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from audiocnn.config import Config
 from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.files import replacing
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
 from training.recipe import Augmenter, Recipe
@@ -32,41 +33,46 @@ Row = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which process of how many this is, and its device."""
+class DistributedContext:
+    """The device of this process, its rank, and the number of processes."""
 
     device: str = "cpu"
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @property
-    def kind(self) -> str:
+    def device_type(self) -> str:
         """ "cuda" or "cpu"."""
         return self.device.partition(":")[0]
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.world > 1:
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
             torch.distributed.barrier()
 
 
 class Student(nn.Module):
-    """The network, and a linear layer that guesses a teacher's features from its embedding."""
+    """The network, and a linear layer that predicts a teacher's features from its embedding."""
 
     def __init__(self, model: AudioCNN, num_features: int) -> None:
-        """`num_features` 0: no guesses."""
+        """`num_features` 0: without the linear layer."""
         super().__init__()
         self.model = WithEmbedding(model)
         self.projection = nn.Linear(model.fc.in_features, num_features) if num_features else None
 
     def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`(b, 1, m, t)` -> logits `(b, k)`, guesses `(b, num_features)`."""
+        """`(b, 1, m, t)` -> logits `(b, k)`, predicted features `(b, num_features)`."""
         logits, embedding = self.model(log_mel)
         return logits, self.projection(embedding) if self.projection else None
 
 
-class Run:
-    """What is learnt, and the state that a resume needs."""
+class Trainer:
+    """Network, optimiser, schedule, data and augmentation of one run, with the state that a resume needs.
+
+    >>> trainer = Trainer(recipe, config, log_mel, (waveforms, target), DistributedContext())
+    >>> while trainer.epoch < recipe.epochs:
+    ...     trainer.train_epoch()
+    """
 
     def __init__(
         self,
@@ -74,76 +80,88 @@ class Run:
         config: Config,
         log_mel: LogMel,
         data: tuple[Tensor, Tensor],
-        place: Place,
+        context: DistributedContext,
         *,
-        teacher: Tensor | None = None,
-        recorded: Tensor | None = None,
+        soft_labels: Tensor | None = None,
+        rendered_background: Tensor | None = None,
         heads: Heads | None = None,
         teacher_weights: dict[str, Tensor] | None = None,
     ) -> None:
-        """`teacher` are log-probabilities of the clips `(num_clips, num_classes)`; `recorded` int16
-        `(m, n)` sounds of no class; `heads` and
-        `teacher_weights` (of its network) are an online teacher."""
-        self.recipe, self.config, self.place, self.log_mel = recipe, config, place, log_mel
-        self.extras = _digest(teacher, recorded, heads.weight if heads else None)
-        self.augmenter = Augmenter(recipe, log_mel, recorded)
-        self.waveforms, self.target = (tensor.to(place.device) for tensor in data)
-        self.teacher = None if teacher is None else teacher.to(place.device)
-        self.online = self.group = None
-        if heads:
-            assert not recipe.freq_mix, "the teacher would answer to the wrong sound"
-            self.online = OnlineTeacher(heads, teacher_weights).to(place.device)
-            self.group = nn.functional.one_hot(heads.group, len(heads.weight)).float().to(place.device)
-        self.use_bf16 = place.kind == "cuda" or "avx512_bf16" in cpu_description()
+        """Waveforms float32 `(num_clips, window_samples)` and class indices int64 `(num_clips,)` are `data`.
+
+        `soft_labels` are log-probabilities float32 `(num_clips, num_classes)` of a teacher;
+        `rendered_background` int16 `(m, window_samples)` sounds of no class; `heads` and `teacher_weights`
+        (of its network) make an online teacher. Raises `DatasetError` for fewer clips than a batch.
+        """
+        self.recipe, self.config, self.context, self.log_mel = recipe, config, context, log_mel
+        self.extras = _digest(soft_labels, rendered_background, heads.weight if heads else None)
+        self.augmenter = Augmenter(recipe, log_mel, rendered_background)
+        self.waveforms, self.target = (tensor.to(context.device) for tensor in data)
+        self.soft_labels = None if soft_labels is None else soft_labels.to(context.device)
+        self.use_bf16 = context.device_type == "cuda" or "avx512_bf16" in cpu_description()
         self.steps_per_epoch = len(self.waveforms) // recipe.batch_size
         if self.steps_per_epoch == 0:
             raise DatasetError(
                 f"{len(self.waveforms)} clips are fewer than one batch of {recipe.batch_size}: "
                 "lower --batch-size"
             )
-        torch.manual_seed(recipe.seed)
-        model = AudioCNN(config.model, num_classes=len(config.class_names))
-        self.model = model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.student = Student(self.model, NUM_FEATURES if heads and recipe.feature_weight else 0)
-        self.network: nn.Module = self.student.to(place.device)
-        if place.world > 1:
-            self.network = DistributedDataParallel(self.student)
-        average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
-        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        groups = _parameter_groups(self.student, recipe.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.max_lr, fused=place.kind == "cuda")
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            recipe.max_lr,
-            total_steps=recipe.epochs * self.steps_per_epoch,
-            pct_start=recipe.warmup,
-        )
+        self._set_teacher(heads, teacher_weights)
+        self._set_network(NUM_FEATURES if heads and recipe.feature_weight else 0)
+        self._set_optimizer()
         self.epoch = 0
         self.seconds = 0.0
         self.history: list[Row] = []
 
-    def start_from(self, model: AudioCNN, *, same_classes: bool) -> None:
-        """Take over the weights of another run; the head only if it names the same classes."""
+    def _set_teacher(self, heads: Heads | None, weights: dict[str, Tensor] | None) -> None:
+        self.online_teacher = self.head_shares = None
+        if heads:
+            assert not self.recipe.freq_mix, "the teacher takes waveforms: it cannot answer a mix of log-mels"
+            self.online_teacher = OnlineTeacher(heads, weights).to(self.context.device)
+            shares = nn.functional.one_hot(heads.group, len(heads.weight)).float()
+            self.head_shares = shares.to(self.context.device)
+
+    def _set_network(self, num_features: int) -> None:
+        torch.manual_seed(self.recipe.seed)
+        model = AudioCNN(self.config.model, num_classes=len(self.config.class_names))
+        self.model = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student = Student(self.model, num_features).to(self.context.device)
+        self.network: nn.Module = self.student
+        if self.context.world_size > 1:
+            self.network = DistributedDataParallel(self.student)
+        average = get_ema_multi_avg_fn(self.recipe.ema_decay)  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
+    def _set_optimizer(self) -> None:
+        recipe = self.recipe
+        groups = _parameter_groups(self.student, recipe.weight_decay)
+        is_fused = self.context.device_type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.max_lr, fused=is_fused)
+        total_steps = recipe.epochs * self.steps_per_epoch
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.max_lr, total_steps=total_steps, pct_start=recipe.warmup
+        )
+
+    def initialise_from(self, model: AudioCNN, *, same_classes: bool) -> None:
+        """Copy the weights of another network; the head only with `same_classes`."""
         weights = {n: t for n, t in model.state_dict().items() if same_classes or not n.startswith("fc.")}
         self.model.load_state_dict(weights, strict=same_classes)
 
     @property
     def result(self) -> AudioCNN:
-        """The weights that count: the moving average if there is one."""
+        """The network to save: the moving average of the weights if there is one."""
         average: AudioCNN = self.ema.module  # type: ignore[assignment]
         return average if self.recipe.ema_decay else self.model
 
     def train_epoch(self, bar: tqdm[Any] | None = None) -> Row:
-        """One pass over the clips; the epoch's mean loss, accuracy on what was not mixed, learning rate."""
+        """Train one epoch; returns its number, mean loss and last learning rate, and appends to `history`."""
         began = time.monotonic()
         self.network.train()
         torch.manual_seed(_seed(self.recipe.seed, self.epoch))
         order = torch.randperm(len(self.waveforms))[: self.steps_per_epoch * self.recipe.batch_size]
         losses = []
         for step, batch in enumerate(order.view(self.steps_per_epoch, -1)):
-            torch.manual_seed(_seed(self.recipe.seed, self.epoch, step, self.place.rank))
-            own = batch[self.place.rank :: self.place.world]
-            losses.append(self.step(own))
+            torch.manual_seed(_seed(self.recipe.seed, self.epoch, step, self.context.rank))
+            losses.append(self.step(batch[self.context.rank :: self.context.world_size]))
             if bar is not None:
                 bar.update()
         self.epoch += 1
@@ -154,11 +172,11 @@ class Run:
         return row
 
     def step(self, rows: Tensor) -> Tensor:
-        """Augment these clips, forward, backward, update; the loss of the batch."""
-        inputs, probs, features = self._batch(rows.to(self.place.device))
-        inputs = nn.functional.avg_pool2d(inputs, self.recipe.pooling(self.epoch))
+        """Augment the clips of these rows, int64 `(b,)`, and update the weights; returns the loss."""
+        log_mel, probs, features = self._batch(rows.to(self.context.device))
+        log_mel = nn.functional.avg_pool2d(log_mel, self.recipe.pooling(self.epoch))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(inputs, probs, features)
+        loss = self.loss(log_mel, probs, features)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.grad_clip:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.grad_clip)
@@ -168,52 +186,56 @@ class Run:
         return loss.detach()
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-mels, target probabilities (see `loss`), and the teacher's features if it is asked for every
-        mix."""
+        """Log-mels, target probabilities (see `loss`), and the features of an online teacher."""
         recipe, waveforms = self.recipe, self.waveforms[rows]
         may_mix = self.epoch < recipe.epochs * (1 - recipe.mix_off)
-        num_classes = len(self.config.class_names)
-        hard = nn.functional.one_hot(self.target[rows], num_classes).float()
-        if self.online is None or self.group is None:
-            if self.teacher is not None:
-                soft = (self.teacher[rows] / recipe.teacher_temperature).softmax(dim=1)
-                hard = torch.cat([hard, soft], dim=1)
-            return *self.augmenter(waveforms, hard, may_mix=may_mix), None
-        target = torch.cat([hard, self.group[rows]], dim=1)
-        sounds = self.augmenter.sounds(waveforms, target, may_mix=may_mix)
-        shares = sounds.target[:, num_classes:]
-        soft, features = self.online(sounds.waveform, shares, recipe.teacher_temperature)
-        both = torch.cat([sounds.target[:, :num_classes], soft], dim=1)
-        both = torch.where(sounds.is_background[:, None], 1 / num_classes, both)
-        inputs, both = self.augmenter.recorded(sounds._replace(target=both), may_mix=may_mix)
-        return inputs, both, features
+        hard = nn.functional.one_hot(self.target[rows], len(self.config.class_names)).float()
+        if self.online_teacher is not None and self.head_shares is not None:
+            shares = self.head_shares[rows]
+            return self._online_batch(self.online_teacher, waveforms, hard, shares, may_mix=may_mix)
+        if self.soft_labels is not None:
+            soft = (self.soft_labels[rows] / recipe.teacher_temperature).softmax(dim=1)
+            hard = torch.cat([hard, soft], dim=1)
+        return *self.augmenter(waveforms, hard, may_mix=may_mix), None
+
+    def _online_batch(
+        self, teacher: OnlineTeacher, waveforms: Tensor, hard: Tensor, shares: Tensor, *, may_mix: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch whose soft labels and features an online teacher computes from the mixed waveforms."""
+        num_classes = hard.shape[1]
+        batch = self.augmenter.mix(waveforms, torch.cat([hard, shares], dim=1), may_mix=may_mix)
+        hard, shares = batch.target[:, :num_classes], batch.target[:, num_classes:]
+        soft, features = teacher(batch.waveform, shares, self.recipe.teacher_temperature)
+        target = torch.cat([hard, soft], dim=1)
+        target = torch.where(batch.is_background[:, None], 1 / num_classes, target)
+        log_mel, target = self.augmenter.log_mels(batch._replace(target=target), may_mix=may_mix)
+        return log_mel, target, features
 
     def loss(self, log_mel: Tensor, probs: Tensor, features: Tensor | None = None) -> Tensor:
-        """The loss of a batch `(b, 1, m, t)` against target probabilities `(b, k)`, or `(b, 2 k)` with those
-        of the teacher behind, and perhaps against the teacher's features.
+        """The loss of a batch `(b, 1, m, t)` against target probabilities `(b, k)`, or `(b, 2 k)` where those
+        of a teacher follow, and against a teacher's features `(b, num_features)` if given.
 
         The teacher's part is at its temperature T, times T^2 so that its gradients keep their size (Hinton
-        et al., "Distilling the Knowledge in a Neural Network", 2015). Of the features the mean squared
-        distance counts, through a linear layer that is thrown away afterwards (Romero et al., "FitNets",
-        ICLR 2015).
+        et al., "Distilling the Knowledge in a Neural Network", 2015). The part of the features is their mean
+        squared error through a linear layer that is not saved (Romero et al., "FitNets", ICLR 2015).
         """
-        with torch.autocast(self.place.kind, torch.bfloat16, enabled=self.use_bf16):
-            logits, guess = self.network(log_mel.contiguous(memory_format=torch.channels_last))
-        loss = self._loss_of_probs(logits.float(), probs)
-        if features is not None and guess is not None:
-            loss = loss + self.recipe.feature_weight * nn.functional.mse_loss(guess.float(), features)
+        with torch.autocast(self.context.device_type, torch.bfloat16, enabled=self.use_bf16):
+            logits, predicted = self.network(log_mel.contiguous(memory_format=torch.channels_last))
+        loss = self._probs_loss(logits.float(), probs)
+        if features is not None and predicted is not None:
+            loss = loss + self.recipe.feature_weight * nn.functional.mse_loss(predicted.float(), features)
         return loss
 
-    def _loss_of_probs(self, logits: Tensor, probs: Tensor) -> Tensor:
+    def _probs_loss(self, logits: Tensor, probs: Tensor) -> Tensor:
         hard, soft = probs[:, : logits.shape[1]], probs[:, logits.shape[1] :]
-        loss = self._loss_against(hard, logits, self.recipe.label_smoothing)
+        loss = self._classification_loss(hard, logits, self.recipe.label_smoothing)
         if not soft.shape[1]:
             return loss
         weight, temperature = self.recipe.teacher_weight, self.recipe.teacher_temperature
-        distilled = temperature**2 * self._loss_against(soft, logits / temperature, 0.0)
+        distilled = temperature**2 * self._classification_loss(soft, logits / temperature, 0.0)
         return (1 - weight) * loss + weight * distilled
 
-    def _loss_against(self, probs: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    def _classification_loss(self, probs: Tensor, logits: Tensor, smoothing: float) -> Tensor:
         if self.recipe.loss == "ce":
             return nn.functional.cross_entropy(logits, probs, label_smoothing=smoothing)
         smooth = probs * (1 - smoothing) + smoothing / probs.shape[1]
@@ -222,27 +244,28 @@ class Run:
 
     @torch.inference_mode()
     def accuracy(self, waveforms: Tensor, target: Tensor, batch_size: int = 50) -> float:
-        """Share of clips that the weights of now name rightly, at the size that they were last trained at."""
+        """Accuracy (0 to 1) of the current weights, at the resolution of the last epoch.
+
+        `waveforms` are float32 `(n, window_samples)`, `target` class indices int64 `(n,)`.
+        """
         model = self.result.eval()
         pooling = self.recipe.pooling(max(0, self.epoch - 1))
-        hits = 0
-        for batch, label in zip(
-            torch.split(waveforms, batch_size), torch.split(target, batch_size), strict=True
-        ):
-            log_mel = self.log_mel(batch.to(self.place.device))
+        correct = 0
+        batches = zip(torch.split(waveforms, batch_size), torch.split(target, batch_size), strict=True)
+        for batch, label in batches:
+            log_mel = self.log_mel(batch.to(self.context.device))
             logits = model(nn.functional.avg_pool2d(log_mel, pooling))
-            hits += int((logits.argmax(dim=1).cpu() == label.cpu()).sum())
-        return hits / len(target)
+            correct += int((logits.argmax(dim=1).cpu() == label.cpu()).sum())
+        return correct / len(target)
 
     def identity(self) -> str:
-        """What must not change between a run and its resume: recipe, network, soft labels, background, and,
-        through the front end's normalisation, the data."""
-        parts = [asdict(self.recipe), self.config.to_json(), self.log_mel.fingerprint(), self.place.world]
-        parts.append(self.extras)
-        return json.dumps(parts)
+        """JSON of what a resume must share with its run: recipe, configuration, front end (with its
+        normalisation, and so the data), number of processes, soft labels and background sounds."""
+        parts = [asdict(self.recipe), self.config.to_json(), self.log_mel.fingerprint()]
+        return json.dumps([*parts, self.context.world_size, self.extras])
 
     def save_state(self, path: Path) -> None:
-        """Write everything that the next epoch depends on; a kill while writing loses nothing."""
+        """Write the state that the next epoch depends on, atomically and durably."""
         state = {
             "student": self.student.state_dict(),
             "ema": self.ema.state_dict(),
@@ -253,16 +276,14 @@ class Run:
             "history": self.history,
             "identity": self.identity(),
         }
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
 
     def load_state(self, path: Path) -> None:
-        """Go on from `save_state`; refuses a state of another recipe, network or data."""
-        state = torch.load(path, weights_only=True, map_location=self.place.device)
+        """Continue from `save_state`. Raises `ModelFileError` for a state of another recipe or other data."""
+        state = torch.load(path, weights_only=True, map_location=self.context.device)
         if state["identity"] != self.identity():
             raise ModelFileError(
                 f"{path} is of a run with other settings or data: repeat those, or choose another --out"
@@ -273,13 +294,10 @@ class Run:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay on biases and normalisation (their shrinking regularises nothing)."""
+    """Weight matrices with decay; biases and normalisation without."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _seed(*parts: int) -> int:
@@ -287,7 +305,7 @@ def _seed(*parts: int) -> int:
 
 
 def _digest(*tensors: Tensor | None) -> str:
-    """SHA-256 of the tensors that are there."""
+    """SHA-256 of the tensors that are given."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(b"-" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
@@ -295,7 +313,7 @@ def _digest(*tensors: Tensor | None) -> str:
 
 
 def cpu_description() -> str:
-    """What the system says of its processors; empty where it does not."""
+    """The text of `/proc/cpuinfo`; empty where there is none."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:

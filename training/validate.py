@@ -1,6 +1,6 @@
-"""What is wrong with a dataset, said before hours are spent on it: `check(dataset, folds)`.
+"""Validation of a dataset before training: missing files, duplicates, leaks between folds, empty classes.
 
-Whether the files decode is found while they are loaded (`training.data.load_waveforms`).
+Files that do not decode are reported when they are loaded (`training.data.load_waveforms`).
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from collections.abc import Iterable, Sequence
 from audiocnn.datasets import Dataset, LabelledClip
 from audiocnn.errors import DatasetError
 
-_LISTED = 20  # as many as a terminal shows without scrolling
+_LISTED = 20  # cases per problem
 _RAREST = 5
 
 # ESC-50 as published has two recordings with sounds of two classes in two folds: 131943 (clock_tick in fold
-# 2, clock_alarm in fold 3) and 134049 (hen, rooster). Nobody names a clip rightly by remembering one of
-# another class, and all published numbers are on the published folds: this is said, not refused.
+# 2, clock_alarm in fold 3) and 134049 (hen, rooster). Since the classes differ, nothing is gained by
+# memorising the other clip, and published results use these folds: printed as a note, not refused.
 _PUBLISHED = ("ESC-50", "UrbanSound8K")
 
 
 def check(dataset: Dataset, folds: Sequence[int]) -> None:
-    """Raise one `DatasetError` that names all that makes training on the folds impossible or dishonest.
+    """Raise one `DatasetError` that lists every problem of training on these folds.
 
-    Files and classes are looked for in the wanted folds only: the others may be elsewhere. Leaks and
-    repeated files are looked for in the whole dataset, since the other folds are what is measured on.
-    Prints a line about what is odd and tolerated.
+    Missing files and classes without clips are searched in `folds` only. Leaks and duplicates are searched in
+    the whole dataset, since the other folds are used for testing. Prints a note about tolerated leaks.
     """
     clips = dataset.folds(folds)
     where = f"fold {_join(folds)}"
@@ -56,12 +55,12 @@ def check(dataset: Dataset, folds: Sequence[int]) -> None:
 
 
 def class_counts(clips: Iterable[LabelledClip]) -> dict[str, int]:
-    """Clips of each class that has one, by class name in alphabetical order."""
+    """Number of clips of each class that has one, in alphabetical order."""
     return dict(sorted(Counter(clip.label for clip in clips).items()))
 
 
 def print_class_counts(clips: Iterable[LabelledClip]) -> None:
-    """One line for people: `50 classes, 24 clips each`, or the range with the rarest classes."""
+    """Print one line: `50 classes, 24 clips each`, or the range and the rarest classes."""
     counts = class_counts(clips)
     least, most = min(counts.values()), max(counts.values())
     if least == most:
@@ -83,7 +82,7 @@ def _repeated(clips: Iterable[LabelledClip]) -> list[str]:
 
 
 def _in_several_folds(pairs: Iterable[tuple[str, int]]) -> list[str]:
-    """Lines such as `100032 in folds 1, 2`, of pairs of a recording and a fold."""
+    """Lines such as `100032 in folds 1, 2`, from pairs of recording and fold."""
     folds = defaultdict(set)
     for recording, fold in pairs:
         folds[recording].add(fold)
@@ -95,7 +94,7 @@ def _join(folds: Iterable[int]) -> str:
 
 
 def _listing(what: str, found: Sequence[str]) -> str:
-    """The problem with its first cases, one a line; empty if there are none."""
+    """A problem with its first cases, one a line; empty if there are none."""
     if not found:
         return ""
     more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []

@@ -1,7 +1,7 @@
 """Which exported file answers: int8 where it has proved itself, float32 otherwise.
 
 `export.parity` measures what int8 costs and writes which file is to be served into `parity.json`. Where
-that file is loaded, on another processor perhaps, it must agree once more with its float32 twin: there
+that file is loaded, on another processor perhaps, it must agree once more with its float32 version: there
 are processors on which sums of 8-bit products saturate and a convolution silently returns something else.
 """
 
@@ -20,7 +20,7 @@ from audiocnn.audio import synthetic, windows
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import INT8, Engine
 
-CERTIFICATE = "parity.json"
+PARITY_REPORT = "parity.json"
 REFERENCE = "reference.json"  # float32 logits, for a model that is shipped without its float32 file
 TOLERANCE = 0.15  # of the largest logit, between int8 and float32; sound files differ by 0.02 to 0.05
 
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 def served_model_path(store: Path) -> Path:
-    """The file of a model store that is to answer, by its certificate; float32 ONNX if there is none."""
+    """The file of a model store that is to answer, by its parity report; float32 ONNX if there is none."""
     try:
-        name: str = json.loads((store / CERTIFICATE).read_text(encoding="utf-8"))["serves"]
+        name: str = json.loads((store / PARITY_REPORT).read_text(encoding="utf-8"))["serves"]
     except OSError:
         name = "audiocnn.onnx"
     return store / name

@@ -40,8 +40,8 @@ def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        part = tmp_path / "killed" / "state.part"
-        while process.poll() is None and not (part.exists() and part.with_suffix(".pt").exists()):
+        state = tmp_path / "killed" / "state.pt"
+        while process.poll() is None and not (state.exists() and any(state.parent.glob(".state.*.part.pt"))):
             pass  # until it is writing its second checkpoint, or a later one
         process.kill()
     assert (tmp_path / "killed" / "state.pt").exists()
@@ -100,7 +100,7 @@ def test_bad_data_is_named_before_training(tones: Path, tmp_path: Path) -> None:
     assert "no fold [9]" in missing.stderr
 
 
-def test_early_stopping_looks_at_an_inner_split_of_recordings(tones: Path, tmp_path: Path) -> None:
+def test_early_stopping_looks_at_a_validation_split_of_recordings(tones: Path, tmp_path: Path) -> None:
     run = train(tones, tmp_path / "out", "--epochs", "60", "--max-lr", "1e-9", "--early-stopping", "2")
     assert run.returncode == 0, run.stderr
     history = json.loads((tmp_path / "out" / "history.json").read_text())

@@ -26,7 +26,7 @@ def test_a_comparison_is_cut_resumed_and_tabulated(
     tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--data", str(tones), "--out", str(tmp_path), "--epochs", "2", "--width", "8"]
-    arguments += ["--recipes", "seeds", "plain", "--folds", "2"]
+    arguments += ["--recipes", "baseline", "plain", "--folds", "2"]
     # 0.06 s: no machine has imported PyTorch by then, let alone finished a run
     assert compare.main([*arguments, "--minutes", "0.001"]) == 0
     printed = capsys.readouterr().out
@@ -35,12 +35,12 @@ def test_a_comparison_is_cut_resumed_and_tabulated(
 
     assert compare.main(arguments) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["name"] for row in rows] == ["seeds", "plain"]
+    assert [row["name"] for row in rows] == ["baseline", "plain"]
     for row in rows:
         assert row["runs"] == 1
         assert 0 <= row["last_epoch"] <= row["best_on_test"] <= 1
 
-    log = tmp_path / "seeds-fold2-seed0" / "log.txt"
+    log = tmp_path / "baseline-fold2-seed0" / "log.txt"
     size = log.stat().st_size
     assert compare.main(arguments) == 0  # nothing is done twice
     assert log.stat().st_size == size

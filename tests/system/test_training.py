@@ -37,21 +37,30 @@ def test_a_tree_in_the_layout_of_urbansound8k_trains(tmp_path: Path) -> None:
     assert evaluate.main(arguments) == 0
 
 
-def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: Path, tmp_path: Path) -> None:
-    assert train(tones, tmp_path / "twin", *RECIPE).returncode == 0
+def test_a_release_is_measured_on_folds_that_it_or_a_fold_model_has_not_seen(
+    tones: Path, tmp_path: Path
+) -> None:
+    assert train(tones, tmp_path / "fold-model", *RECIPE).returncode == 0
     everything = train(tones, tmp_path / "all", *RECIPE, "--train-folds", "1,2", "--epochs", "2")
     assert everything.returncode == 0, everything.stderr
     fitted = {"temperature": 0.8, "unknown_threshold": 0.1, "folds": [1, 2], "accuracy_mean": 0.9}
     (tmp_path / "pool.json").write_text(json.dumps(fitted | {"accuracy_std": 0.01, "ece_scaled": 0.02}))
-    arguments = ["--run", str(tmp_path / "all"), "--data", str(tones), "--pool", str(tmp_path / "pool.json")]
+    arguments = [
+        "--run",
+        str(tmp_path / "all"),
+        "--data",
+        str(tones),
+        "--calibration",
+        str(tmp_path / "pool.json"),
+    ]
     out = tmp_path / "out"
 
     assert release.main([*arguments, "--folds", "2", "--out", str(out)]) == 2  # it has seen them
     assert not out.exists()
 
-    arguments += ["--twin", f"{tmp_path / 'twin'}=2", "--out", str(out)]
+    arguments += ["--fold-model", f"{tmp_path / 'fold-model'}=2", "--out", str(out)]
     assert release.main([*arguments, "--scratch", f"{tmp_path / 'all'}=2"]) == 2
-    assert release.main([*arguments, "--scratch", f"{tmp_path / 'twin'}=2"]) == 0
+    assert release.main([*arguments, "--scratch", f"{tmp_path / 'fold-model'}=2"]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["temperature"], config["unknown_threshold"]) == (0.8, 0.1)
     assert config["provenance"]["train_folds"] == [1, 2]
@@ -62,7 +71,7 @@ def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: 
     assert not (out / "NOTICE").exists()  # no teacher asks for it
     card = (out / "MODEL_CARD.md").read_text()
     assert "accuracy 90.00%, standard deviation 1.00%" in card
-    assert "a twin of it" in card
+    assert "measured on a cross-validation run" in card
 
 
 # --- several processes ---
@@ -70,30 +79,30 @@ def test_a_release_is_measured_on_folds_that_it_or_its_twin_has_not_seen(tones: 
 STEP = """
 import sys, torch
 from audiocnn.config import Config, ModelConfig
-from audiocnn.frontend import LogMel
+from audiocnn.model.frontend import LogMel
 from training.data import fit_normalisation
-from training.loop import Run
 from training.recipe import Recipe
-from training.train import join
+from training.train import init_distributed
+from training.trainer import Trainer
 
 torch.set_num_threads(1)
-place = join()
+context = init_distributed()
 config = Config(class_names=("a", "b", "c"), model=ModelConfig(width=8))
 generator = torch.Generator().manual_seed(1)
 data = (torch.randn(8, config.frontend.window_samples, generator=generator) * 0.1, torch.arange(8) % 3)
 recipe = Recipe(batch_size=8, shift=0, freq_mask=0, time_mask=0)
 log_mel = LogMel(config.frontend)
 fit_normalisation(log_mel, data[0])
-run = Run(recipe, config, log_mel, data, place)
+run = Trainer(recipe, config, log_mel, data, context)
 run.use_bf16 = False
 run.network.eval()
 for name, parameter in run.model.named_parameters():
     if name.endswith("bn2.weight"):  # blocks start as their shortcut: no gradient would pass them
         torch.nn.init.constant_(parameter, 0.1)
-own = slice(place.rank, None, place.world)
+own = slice(context.rank, None, context.world_size)
 probs = torch.nn.functional.one_hot(run.target[own], 3).float()
 run.loss(*run.augmenter(run.waveforms[own], probs, may_mix=False)).backward()
-if place.rank == 0:
+if context.rank == 0:
     torch.save({name: p.grad for name, p in run.model.named_parameters()}, sys.argv[1])
 """
 

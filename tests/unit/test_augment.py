@@ -22,12 +22,12 @@ SWITCHES = {
     "time_mix": {"time_mix": 1.0},
     "freq_mix": {"freq_mix": 1.0},
     "mixup": {"mixup": 1.0},
-    "excerpt": {"excerpt": 1.0},
+    "random_crop": {"random_crop": 1.0},
     "shift": {"shift": 1.0},
     "resample": {"resample": 1.0},
     "gain": {"gain_db": 12.0},
     "noise": {"noise": 1.0},
-    "nothing": {"nothing": 1.0},
+    "background_noise": {"background_noise": 1.0},
     "tile": {"tile": 1.0},
     "coloured_noise": {"coloured_noise": 1.0},
     "clipping": {"clipping": 1.0},
@@ -71,7 +71,7 @@ def test_an_excerpt_is_a_piece_in_which_something_is_heard() -> None:
     waveform[:, 7_000:7_100] = torch.arange(1.0, 101.0)
     lengths = set()
     for _ in range(30):
-        pieces = augment.excerpt(waveform, sample_rate=1_000)
+        pieces = augment.random_crop(waveform, sample_rate=1_000)
         lengths.add(pieces.shape[1])
         assert (pieces.amax(dim=1) > 0).all()
         steps = pieces.diff(dim=1)[pieces[:, 1:] > 1]  # inside the sound: nothing left out or turned round
@@ -81,7 +81,7 @@ def test_an_excerpt_is_a_piece_in_which_something_is_heard() -> None:
 
 
 def test_an_excerpt_of_silence_is_silence() -> None:
-    assert not augment.excerpt(torch.zeros(4, 10_000), sample_rate=1_000).any()
+    assert not augment.random_crop(torch.zeros(4, 10_000), sample_rate=1_000).any()
 
 
 def test_resampling_moves_the_pitch_within_its_range_and_keeps_the_length() -> None:
@@ -195,7 +195,7 @@ def test_masks_are_the_mean_and_no_wider_than_promised() -> None:
 
 def test_bare_noise_is_no_class_at_all() -> None:
     waveform, target = torch.full((400, 8_000), 0.5), torch.eye(10).repeat(40, 1)
-    noisy, shares = augment.nothing(waveform, target, 0.25)
+    noisy, shares = augment.background_noise(waveform, target, 0.25)
     replaced = (noisy != waveform).any(dim=1)
     assert 0.15 < replaced.float().mean() < 0.35
     torch.testing.assert_close(shares[replaced], torch.full_like(shares[replaced], 0.1))
@@ -218,7 +218,7 @@ def test_bare_noise_is_no_class_at_all() -> None:
 def test_an_excerpt_is_tiled_as_a_short_clip_is_served() -> None:
     config = FrontendConfig()
     ramp = torch.linspace(0.001, 1.0, config.window_samples).repeat(40, 1)
-    tiled = degrade.tiled_excerpt(ramp, config, 0.5)
+    tiled = degrade.tiled_crop(ramp, config, 0.5)
     assert tiled.shape == ramp.shape
     is_changed = (tiled != ramp).any(dim=1)
     assert 8 < is_changed.sum() < 32
@@ -236,7 +236,7 @@ def test_an_excerpt_has_something_to_hear_in_it() -> None:
     config = FrontendConfig()
     waveform = torch.zeros(20, config.window_samples)
     waveform[:, 100_000:104_410] = 0.5
-    assert (degrade.tiled_excerpt(waveform, config, 1.0).amax(dim=1) == 0.5).all()
+    assert (degrade.tiled_crop(waveform, config, 1.0).amax(dim=1) == 0.5).all()
 
 
 def test_coloured_noise_has_the_promised_level_and_colours() -> None:
@@ -318,7 +318,7 @@ def test_background_takes_the_place_of_clips_and_belongs_to_no_class(
     )
     recipe = replace(OFF, background=0.5)
     log_mel = LogMel(FrontendConfig(sample_rate=SAMPLE_RATE))
-    heard, shares, is_changed, _ = Augmenter(recipe, log_mel, recorded).sounds(waveform, target, may_mix=True)
+    heard, shares, is_changed, _ = Augmenter(recipe, log_mel, recorded).mix(waveform, target, may_mix=True)
     assert torch.equal(is_changed, (heard != waveform).any(dim=1))
     assert 50 < is_changed.sum() < 110
     torch.testing.assert_close(shares[is_changed], torch.full((int(is_changed.sum()), 16), 0.125))
@@ -370,9 +370,9 @@ def test_each_augmentation_has_a_switch(name: str, batch: tuple[torch.Tensor, to
     inputs, target = augmenter(*batch, may_mix=True)
     assert inputs.shape != log_mel(batch[0]).shape or not torch.equal(inputs, log_mel(batch[0]))
     is_mix = name in OFF.mixes()
-    assert torch.equal(target, batch[1]) != (is_mix or name in ("nothing", "background"))
+    assert torch.equal(target, batch[1]) != (is_mix or name in ("background_noise", "background"))
     if is_mix or name in (
-        "excerpt",
+        "random_crop",
         "tile",
         "coloured_noise",
         "clipping",

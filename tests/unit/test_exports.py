@@ -1,4 +1,4 @@
-"""int8, the waveform file, and the certificate that decides which file is served."""
+"""int8, the waveform file, and the parity report that decides which file is served."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def copy(store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(store, tmp_path / "store"))
 
 
-def certify(trained: Path, store: Path) -> dict[str, object]:
-    certificate = parity.certify(parity.Model(trained, store), [])
-    (store / loading.CERTIFICATE).write_text(json.dumps(certificate))
-    return certificate
+def write_report(trained: Path, store: Path) -> dict[str, object]:
+    report = parity.build_report(parity.Model(trained, store), [])
+    (store / loading.PARITY_REPORT).write_text(json.dumps(report))
+    return report
 
 
 def spoil(path: Path) -> None:
@@ -147,7 +147,7 @@ def test_only_clips_of_the_training_folds_calibrate(trained: Path, dataset: Path
 def test_the_waveform_file_answers_any_length_like_the_classifier(trained: Path, store: Path) -> None:
     classifier = Classifier.load(trained)
     session = onnxruntime.InferenceSession(store / "audiocnn-waveform.onnx")
-    for samples in test_signals.awkward(classifier.config.frontend):
+    for samples in test_signals.edge_cases(classifier.config.frontend):
         (probs,) = session.run(["probs"], {"waveform": samples[None]})
         (result,) = classifier.predict_batch([sound_file(samples, subtype="FLOAT")])
         np.testing.assert_allclose(probs[0], result.probs, atol=1e-4)
@@ -180,18 +180,18 @@ def test_digital_silence_is_finite_in_the_waveform_file(store: Path) -> None:
     assert np.isfinite(probs).all()
 
 
-# --- the certificate ---
+# --- the parity report ---
 
 
 def test_int8_is_served_only_if_its_cost_is_known_and_small(trained: Path, copy: Path) -> None:
     measured = {"num_clips": 400, "float32": 0.8, "int8": 0.8, "points_lost": 0.0}
-    assert certify(trained, copy)["serves"] == "audiocnn.onnx"  # nobody has measured
+    assert write_report(trained, copy)["serves"] == "audiocnn.onnx"  # nobody has measured
     for points, served in ((0.5, "audiocnn-int8.onnx"), (0.75, "audiocnn.onnx")):
         quantize.record_accuracy(trained, measured | {"points_lost": points})
-        assert certify(trained, copy)["serves"] == served
+        assert write_report(trained, copy)["serves"] == served
         assert loading.served_model_path(copy).name == served
     quantize.record_accuracy(trained, measured)
-    certify(trained, copy)
+    write_report(trained, copy)
     assert archive.stage(copy, "auto", copy / "staged").path.name == "audiocnn-int8.onnx"
     names = {path.name for path in (copy / "staged").iterdir()}
     assert {"audiocnn.onnx", "audiocnn-maps.onnx", "parity.json"} <= names
@@ -200,13 +200,13 @@ def test_int8_is_served_only_if_its_cost_is_known_and_small(trained: Path, copy:
 @pytest.mark.parametrize("name", ["audiocnn.onnx", "audiocnn-maps.onnx", "audiocnn-waveform.onnx"])
 def test_a_file_that_computes_something_else_stops_the_archive(trained: Path, copy: Path, name: str) -> None:
     spoil(copy / name)
-    certify(trained, copy)
+    write_report(trained, copy)
     with pytest.raises(ModelFileError, match=name):
         archive.stage(copy, "auto", copy / "staged")
 
 
 def test_a_file_that_changed_after_the_comparison_stops_the_archive(trained: Path, copy: Path) -> None:
-    certify(trained, copy)
+    write_report(trained, copy)
     spoil(copy / "audiocnn.onnx")
     with pytest.raises(ModelFileError, match=r"audiocnn\.onnx.*run it again"):
         archive.stage(copy, "auto", copy / "staged")

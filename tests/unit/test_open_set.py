@@ -12,7 +12,7 @@ from audiocnn.labels import ESC50
 from training import far_sounds, open_set
 from training.calibration import auroc
 from training.data import without_classes
-from training.scores import SCORES, Answers, Reference
+from training.scores import SCORES, NetworkOutputs, Reference
 
 NAMES = [label.name for label in ESC50]
 
@@ -64,9 +64,9 @@ def test_a_score_is_higher_for_what_was_learnt(name: str) -> None:
     rng = np.random.default_rng(0)
     weight = np.eye(4, 16, dtype=np.float32)
 
-    def answers(embedding: np.ndarray) -> Answers:
+    def answers(embedding: np.ndarray) -> NetworkOutputs:
         features = np.maximum(embedding, 0).astype(np.float32)
-        return Answers(features @ weight.T, features)
+        return NetworkOutputs(features @ weight.T, features)
 
     def learnt(count: int) -> np.ndarray:
         return 5 * weight[rng.integers(4, size=count)] + rng.normal(0, 0.3, (count, 16))

@@ -61,7 +61,7 @@ def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:
     assert "A. B. Ma and A. Lerch" in text
     assert "Freesound" in text
     assert "cannot be excluded" in text
-    assert "shuffled pieces of clips, speech, music outside its 50 names" in text
+    assert "shuffled pieces of clips, speech, music outside its 50 classes" in text
 
 
 def test_an_unseen_fold_of_an_esc50_shaped_folder_is_measured_by_command(tmp_path: Path) -> None:

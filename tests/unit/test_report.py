@@ -62,16 +62,15 @@ def test_the_page_needs_nothing_beside_it(numbers: dict[str, object], tmp_path: 
     assert report.main([str(tmp_path / "eval.json"), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|srcset|href)="([^"]{0,30})', page)
-    assert len(sources) == 8  # four pictures, light and dark
+    assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in page
     assert "🐕 dog" in page
     assert "🔊 &lt;b&gt;$x$ &amp; y" in page
     assert "<b>$x" not in page
     assert "was trained on fold [2]" in page
-    pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-    kinds = ["confusion", "f1", "reliability", "robustness"]
-    assert pictures == [f"{kind}-{theme}.png" for kind in kinds for theme in ("dark", "light")]
+    plots = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert plots == ["confusion.png", "reliability.png"]
 
 
 def test_an_older_report_is_refused_with_the_way_out(
@@ -105,14 +104,14 @@ def test_an_evaluation_with_all_it_can_measure(
 # --- several runs together ---
 
 
-def part(fold: int, temperature: float, *, seed: int = 0, run: str = "run") -> calibrate.Part:
+def part(fold: int, temperature: float, *, seed: int = 0, run: str = "run") -> calibrate.FoldPredictions:
     """2,000 answers of a model whose logits are too large by the factor `temperature`."""
     rng = np.random.default_rng(10 * fold + seed)
     honest = rng.normal(0, 2, (2000, 5))
     chances = calibration.softmax(honest)
     target = (rng.random((2000, 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(max=4)
     probs = calibration.softmax(honest * temperature).astype(np.float32)
-    return calibrate.Part(run, fold, probs, calibration.as_logits(probs, 1.0), target)
+    return calibrate.FoldPredictions(run, fold, probs, calibration.as_logits(probs, 1.0), target)
 
 
 def test_a_folds_temperature_comes_from_the_other_folds() -> None:
@@ -157,7 +156,7 @@ def test_runs_are_pooled_from_the_command_line(
 def test_pairs_are_read_and_a_run_is_not_asked_what_it_learnt(
     esc50: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert calibrate.parse_pair("runs/a=b=1,2") == (Path("runs/a=b"), [1, 2])
+    assert calibrate.parse_fold_model("runs/a=b=1,2") == (Path("runs/a=b"), [1, 2])
     arguments = ["--pair", f"{CHECKPOINT}=1", "--data", str(esc50.clips[0].path.parent.parent)]
     assert calibrate.main(arguments) == 2
     assert "was trained on fold [1]" in capsys.readouterr().err

@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from audiocnn import audio
+from audiocnn.audio import windows
+from audiocnn.classifier import Classifier, softmax
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, ResidualBlock
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
-from training import evaluate
-from training.data import fit_normalisation, inner_split, load_waveforms
-from training.recipe import RECIPES, Augmenter, Recipe
-from training.trainer import Place, Run
+from training import evaluate, train
+from training.data import fit_normalisation, load_waveforms, validation_split
+from training.recipe import RECIPES, Augmenter, Recipe, current_fields
+from training.trainer import DistributedContext, Trainer
 
 
 def test_metrics_against_numbers_counted_by_hand() -> None:
@@ -42,20 +46,20 @@ def test_fewer_clips_than_a_batch_are_refused() -> None:
     config = Config(class_names=("a",), model=ModelConfig(width=8))
     data = (torch.zeros(3, 10), torch.zeros(3).long())
     with pytest.raises(DatasetError, match="fewer than one batch"):
-        Run(Recipe(), config, LogMel(config.frontend), data, Place())
+        Trainer(Recipe(), config, LogMel(config.frontend), data, DistributedContext())
 
 
-def test_an_inner_split_keeps_recordings_whole_and_every_class() -> None:
+def test_a_validation_split_keeps_recordings_whole_and_every_class() -> None:
     clips = [
         LabelledClip(Path(f"{n}.wav"), label="ab"[n % 2], fold=1, source=f"{n // 4}{'ab'[n % 2]}")
         for n in range(160)
     ]
-    kept, aside = inner_split(clips, seed=0)
+    kept, aside = validation_split(clips, seed=0)
     assert len(kept) + len(aside) == 160
     assert not {clip.source for clip in kept} & {clip.source for clip in aside}
     assert {clip.label for clip in aside} == {"a", "b"}
     assert 8 <= len(aside) <= 32
-    assert inner_split(clips, seed=0) == (kept, aside)
+    assert validation_split(clips, seed=0) == (kept, aside)
 
 
 def test_the_cache_gives_the_same_and_notices_a_changed_file(tones: Path, tmp_path: Path) -> None:
@@ -101,18 +105,19 @@ EVERYTHING = replace(
 )
 
 
-def distilled_run(recipe: Recipe = EVERYTHING, teacher: torch.Tensor | None = None) -> Run:
+def distilled_run(recipe: Recipe = EVERYTHING, teacher: torch.Tensor | None = None) -> Trainer:
     """Eight clips of noise and four sounds of no class, three classes."""
     config = Config(class_names=("a", "b", "c"), frontend=SHORT, model=ModelConfig(width=8))
     generator = torch.Generator().manual_seed(1)
     waveforms = torch.randn(8, SHORT.window_samples, generator=generator) * 0.1
-    recorded = torch.randint(-999, 999, (4, SHORT.window_samples), generator=generator, dtype=torch.int16)
+    rendered = torch.randint(-999, 999, (4, SHORT.window_samples), generator=generator, dtype=torch.int16)
     if teacher is None:
         teacher = torch.randn(8, 3, generator=generator).log_softmax(dim=1)
     log_mel = LogMel(SHORT)
     fit_normalisation(log_mel, waveforms)
     data = (waveforms, torch.arange(8) % 3)
-    run = Run(recipe, config, log_mel, data, Place(), teacher=teacher, recorded=recorded)
+    extras = {"soft_labels": teacher, "rendered_background": rendered}
+    run = Trainer(recipe, config, log_mel, data, DistributedContext(), **extras)
     # bfloat16 convolutions over maps that are one cell wide read uninitialised memory (torch 2.13, oneDNN).
     run.use_bf16 = False
     return run
@@ -169,6 +174,38 @@ def test_the_teachers_part_of_the_loss_is_least_at_its_own_answer(loss: str) -> 
     for change in torch.eye(3) * 0.3:
         assert value(answer + change) > best
         assert value(answer - change) > best
+
+
+def test_a_checkpoint_of_a_bce_run_is_served_as_softmax(tmp_path: Path) -> None:
+    run = distilled_run(replace(EVERYTHING, loss="bce"))
+    run.train_epoch()
+    checkpoint.save(tmp_path, run.config, run.log_mel, run.result)
+    classifier = Classifier.load(tmp_path)
+    data = sound_file(tone(0.5))
+    waveform = audio.decode(data, sample_rate=SHORT.sample_rate).waveform
+    log_mel = run.log_mel(torch.from_numpy(windows.cut(waveform, SHORT))).numpy()
+    logits = classifier.engine.run(log_mel)["logits"]
+    probs = classifier.predict(data).probs
+    np.testing.assert_allclose(probs, softmax(logits)[0], atol=1e-5)
+    assert probs.sum() == pytest.approx(1)
+
+
+def test_old_names_of_recipes_and_options_are_accepted() -> None:
+    arguments = ["--data", "d", "--train-folds", "1", "--out", "o", "--recipe", "seeds", "--nothing", "0.5"]
+    args = train.parse_arguments([*arguments, "--excerpt", "0.25"])
+    recipe, frontend, _ = train.settings(args)
+    assert recipe == replace(RECIPES["baseline"], background_noise=0.5, random_crop=0.25)
+    assert frontend.sample_rate == 22_050
+    assert current_fields({"epochs": 6, "nothing": 0.1}) == {"epochs": 6, "background_noise": 0.1}
+
+
+def test_the_help_has_the_values_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in RECIPES:
+        with pytest.raises(SystemExit):
+            train.parse_arguments(["--recipe", name, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"passes over the training clips ({RECIPES[name].epochs})" in text
+        assert "both are served as softmax (ce)" in text
 
 
 def test_labels_of_mixes_are_mixed_like_targets() -> None:

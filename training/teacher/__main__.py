@@ -1,7 +1,6 @@
-"""Fit a linear head on the teacher's features, measure it, and label the training clips softly.
+"""Fit a linear head on the teacher's features, measure it, and write soft labels of the training clips.
 
-Example: `python -m training.teacher --data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels
-runs/labels.safetensors`. Features are kept on disk; stop and repeat the command to go on.
+Features are kept on disk: an interrupted command resumes when it runs again.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
-from audiocnn.errors import DatasetError, ModelFileError
-from training import calibration
+from audiocnn.errors import DatasetError
+from training import calibration, command
 from training.data import load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
 from training.teacher.fine_tuning import FRONTEND, Tuning, fine_tuned_teacher
-from training.teacher.head import FloatArray, IntArray, fit_head
+from training.teacher.head import fit_head
 from training.teacher.soft_labels import (
     SoftLabels,
     Teach,
@@ -51,9 +51,9 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True)
 class Examples:
-    """Features of clips in all views, and their classes."""
+    """Features of clips in all views, and their class indices."""
 
-    features: FloatArray  # (num_views, num_clips, d); the first view is the clip as it is
+    features: FloatArray  # (num_views, num_clips, d); the first view is the unchanged clip
     target: IntArray  # (num_clips,)
 
 
@@ -65,9 +65,9 @@ def measure(
     network: FloatArray | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """`{variant: {accuracy, nll, ece, seconds}}` on `test`, of heads fitted on `training`.
+    """`{variant: {accuracy, nll, ece, seconds}}` on `test`, for heads fitted on `training`.
 
-    `network` are log-probabilities `(num_clips, num_classes)` of our own network, to average with.
+    `network` are log-probabilities `(num_clips, num_classes)` of AudioCNN, to average with.
     """
     rows: dict[str, Any] = {}
     if network is not None:
@@ -92,7 +92,7 @@ def measure_fine_tuned(
     test: Examples,
     teach: Callable[[Sequence[LabelledClip], Examples], Teach],
 ) -> dict[str, Any]:
-    """The rows of `measure` for a teacher whose network is fine-tuned as well."""
+    """The rows of `measure` for a teacher whose network is fine-tuned too."""
     began = time.monotonic()
     both = Examples(
         np.concatenate([training.features, test.features], axis=1),
@@ -115,10 +115,10 @@ def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
 
 
 def network_log_probs(folder: Path, dataset: Dataset, folds: Sequence[int]) -> FloatArray:
-    """What a checkpoint that never saw the folds answers to them; `DatasetError` if it saw one."""
+    """Log-probabilities of a checkpoint for these folds. Raises `DatasetError` if it was trained on one."""
     classifier = Classifier.load(folder)
     if seen := trained_on(classifier.config, dataset, folds):
-        raise DatasetError(f"{folder} was trained on fold {seen}: its answers there prove nothing")
+        raise DatasetError(f"{folder} was trained on fold {seen}: name folds that it was not trained on")
     if classifier.config.class_names != dataset.class_names:
         raise DatasetError(f"{folder} has other classes than {dataset.name}")
     probs, _ = predict(classifier, dataset, folds)
@@ -128,7 +128,7 @@ def network_log_probs(folder: Path, dataset: Dataset, folds: Sequence[int]) -> F
 def soft_labels(
     clips: Sequence[LabelledClip], target: IntArray, dataset: Dataset, args: argparse.Namespace, teach: Teach
 ) -> SoftLabels:
-    """Cross-fitted labels of the training clips, with where they come from."""
+    """Cross-fitted labels of the training clips, with their provenance."""
     log_probs = cross_fitted(recording_groups(clips, args.groups), teach)
     provenance = {
         "dataset": dataset.name,
@@ -148,16 +148,16 @@ def soft_labels(
 
 
 def _commit() -> str:
-    """The commit of this code; with `-dirty` if it was changed since; empty outside of git."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of this code, with `-dirty` if it was changed since; empty outside git."""
+    line = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
 def print_table(rows: dict[str, Any], folds: Sequence[int]) -> None:
-    """The measurement for people."""
+    """Print the measurement."""
     table = Table("head", "accuracy", "ECE", "NLL", "seconds", title=f"teacher on fold {folds}")
     for name, row in rows.items():
         cells = (f"{row['accuracy']:.2%}", f"{row['ece']:.2%}", f"{row['nll']:.3f}", f"{row['seconds']:g}")
@@ -168,58 +168,95 @@ def print_table(rows: dict[str, Any], folds: Sequence[int]) -> None:
 def parse_views(text: str) -> list[str]:
     """`clean,shift` -> names of views; for argparse."""
     names = text.split(",")
-    if strangers := [name for name in names if name not in VIEWS]:
-        raise argparse.ArgumentTypeError(f"no view {', '.join(strangers)}; there are {', '.join(VIEWS)}")
+    if unknown := [name for name in names if name not in VIEWS]:
+        raise argparse.ArgumentTypeError(f"no view {', '.join(unknown)}; there are {', '.join(VIEWS)}")
     return names
+
+
+class TeacherRun:
+    """The dataset, the features and the teacher of one command line."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Raises `DatasetError` for a dataset that cannot be read, or folds to fit and to measure on."""
+        dataset = read_dataset(args.data)
+        self.args, self.dataset = args, dataset
+        if args.exclude:
+            self.dataset = without_classes(dataset, args.exclude.split(","))
+        if seen := sorted(set(args.measure) & set(args.train_folds)):
+            raise DatasetError(f"fold {seen} is fitted on: measure another one")
+        self.store = FeatureStore(args.cache, device=args.device, cache=args.cache)
+        self.clips = self.dataset.folds(args.train_folds)
+        check_names(self.clips)
+        self.training = self.examples(self.clips)
+
+    def examples(self, clips: Sequence[LabelledClip]) -> Examples:
+        """Features and classes of clips."""
+        features = self.store.features(clips, self.args.views)
+        return Examples(features, targets(clips, self.dataset.class_names).numpy())
+
+    def teach(self, clips: Sequence[LabelledClip], known: Examples) -> Teach:
+        """A linear head on the features of these clips, or with `--fine-tune` a fine-tuned network."""
+        args, num_classes = self.args, len(self.dataset.class_names)
+        options: dict[str, Any] = {"num_classes": num_classes, "l2": args.l2, "device": args.device}
+        if not args.fine_tune:
+            return linear_teacher(known.features, known.target, **options)
+        waveforms = load_waveforms(clips, FRONTEND)
+        tuning = Tuning(load_weights(args.cache), args.fine_tune, args.device)
+        fit = partial(fit_head, **options)
+        return fine_tuned_teacher(tuning, fit, waveforms, known.features, known.target, args.views)
+
+    def measure(self) -> dict[str, Any]:
+        """Accuracy, NLL and ECE on `--measure`, see `measure` and `measure_fine_tuned`."""
+        args = self.args
+        clips = self.dataset.folds(args.measure)
+        test = self.examples(clips)
+        network = network_log_probs(args.ensemble, self.dataset, args.measure) if args.ensemble else None
+        num_classes = len(self.dataset.class_names)
+        rows = measure(self.training, test, num_classes, network=network, l2=args.l2, device=args.device)
+        if args.fine_tune:
+            rows |= measure_fine_tuned(self.clips, self.training, clips, test, self.teach)
+        print_table(rows, args.measure)
+        return rows
+
+    def write_labels(self) -> dict[str, float]:
+        """Write the soft labels; returns their accuracy, NLL and ECE."""
+        teach = self.teach(self.clips, self.training)
+        labels = soft_labels(self.clips, self.training.target, self.dataset, self.args, teach)
+        labels.save(self.args.soft_labels)
+        print(f"cross-fitted labels of {len(self.clips)} clips written to {self.args.soft_labels}")
+        scores: dict[str, float] = labels.provenance["cross_fitted"]
+        return scores
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    summary, example = (__doc__ or "").split("\n\n")[:2]
-    parser = argparse.ArgumentParser(prog="python -m training.teacher", description=summary, epilog=example)
-    parser.add_argument("--data", type=Path, required=True, help="ESC-50 or UrbanSound8K folder, or a CSV")
-    parser.add_argument("--train-folds", type=parse_folds, required=True, help="folds to fit on: 1,2,4")
-    parser.add_argument("--measure", type=parse_folds, default=[], metavar="FOLDS", help="measure on these")
-    parser.add_argument("--ensemble", type=Path, metavar="CHECKPOINT", help="average with it when measuring")
-    parser.add_argument("--soft-labels", type=Path, metavar="FILE", help="write labels of the training clips")
-    parser.add_argument("--exclude", metavar="CLASS,...", help="as if these classes did not exist")
-    views = f"of {', '.join(VIEWS)} ({','.join(_DEFAULT_VIEWS)})"
-    parser.add_argument("--views", type=parse_views, default=_DEFAULT_VIEWS, metavar="NAME,...", help=views)
-    parser.add_argument("--l2", type=float, default=2e-3, help="weight penalty of the head (%(default)s)")
-    parser.add_argument("--groups", type=int, default=8, help="of recordings, to cross-fit (%(default)s)")
-    parser.add_argument("--fine-tune", type=int, default=0, metavar="EPOCHS", help="the network too (GPU)")
-    parser.add_argument("--cache", type=Path, default=cache_folder(), help="weights, features (%(default)s)")
-    has_gpu = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if has_gpu else "cpu", help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as many as torch chooses)")
+    example = "--data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels runs/labels.safetensors"
+    parser = command.new_parser("training.teacher", __doc__, example)
+    command.add_data(parser)
+    add = parser.add_argument
+    add("--train-folds", type=parse_folds, required=True, metavar="FOLDS", help="folds to fit on: 1,2,4")
+    add("--measure", type=parse_folds, default=[], metavar="FOLDS", help="folds to measure on (none)")
+    add("--ensemble", type=Path, metavar="CHECKPOINT", help="also measure the mean with this network (none)")
+    add("--soft-labels", type=Path, metavar="FILE", help="write labels of the training clips (none)")
+    add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
+    views = f"views to fit on, of {', '.join(VIEWS)} ({','.join(_DEFAULT_VIEWS)})"
+    add("--views", type=parse_views, default=_DEFAULT_VIEWS, metavar="NAME,...", help=views)
+    add("--l2", type=float, default=2e-3, metavar="X", help="L2 penalty of the head (%(default)s)")
+    add("--groups", type=int, default=8, metavar="N", help="groups for cross-fitting (%(default)s)")
+    help_text = "fine-tune the network for so many epochs; needs a GPU (0: frozen)"
+    add("--fine-tune", type=int, default=0, metavar="EPOCHS", help=help_text)
+    default_cache = cache_folder()
+    add("--cache", type=Path, default=default_cache, metavar="DIR", help="weights, features (%(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: PyTorch's choice)")
     return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All that the command line asks for; what is printed as JSON."""
-    dataset = read_dataset(args.data)
-    if args.exclude:
-        dataset = without_classes(dataset, args.exclude.split(","))
-    if seen := sorted(set(args.measure) & set(args.train_folds)):
-        raise DatasetError(f"fold {seen} is fitted on: measure another one")
-    store = FeatureStore(args.cache, device=args.device, cache=args.cache)
-
-    def examples(clips: Sequence[LabelledClip]) -> Examples:
-        return Examples(store.features(clips, args.views), targets(clips, dataset.class_names).numpy())
-
-    def teach(clips: Sequence[LabelledClip], known: Examples) -> Teach:
-        num_classes, device = len(dataset.class_names), args.device
-        head = linear_teacher(known.features, known.target, num_classes, l2=args.l2, device=device)
-        if not args.fine_tune:
-            return head
-        waveforms = load_waveforms(clips, FRONTEND)
-        fit = partial(fit_head, num_classes=num_classes, l2=args.l2, device=device)
-        tuning = Tuning(load_weights(args.cache), args.fine_tune, device)
-        return fine_tuned_teacher(tuning, fit, waveforms, known.features, known.target, args.views)
-
-    clips = dataset.folds(args.train_folds)
-    check_names(clips)
-    training = examples(clips)
+def run(args: argparse.Namespace) -> None:
+    """Measure, write labels and print the JSON. Raises `DatasetError` and `ModelFileError`."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    job = TeacherRun(args)
     summary: dict[str, Any] = {
         "train_folds": args.train_folds,
         "measured_folds": args.measure,
@@ -227,38 +264,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "hardware": f"{args.device}, {platform.machine()}, {torch.get_num_threads()} threads",
     }
     if args.measure:
-        tested = dataset.folds(args.measure)
-        test = examples(tested)
-        options: dict[str, Any] = {"l2": args.l2, "device": args.device}
-        if args.ensemble:
-            options["network"] = network_log_probs(args.ensemble, dataset, args.measure)
-        summary["heads"] = measure(training, test, len(dataset.class_names), **options)
-        if args.fine_tune:
-            summary["heads"] |= measure_fine_tuned(clips, training, tested, test, teach)
-        print_table(summary["heads"], args.measure)
+        summary["heads"] = job.measure()
     if args.soft_labels:
-        labels = soft_labels(clips, training.target, dataset, args, teach(clips, training))
-        labels.save(args.soft_labels)
-        summary["soft_labels"] = labels.provenance["cross_fitted"]
-        print(f"cross-fitted labels of {len(clips)} clips written to {args.soft_labels}")
-    return summary
+        summary["soft_labels"] = job.write_labels()
+    print(json.dumps(summary))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the last line printed is JSON."""
+    """Run the command; returns the exit code. The last line printed is JSON."""
     args = parse_arguments(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
-        summary = run(args)
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    print(json.dumps(summary))
-    return 0
+    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Features of clips in several views, kept on disk by the content of the clip: float16, 12 kB each.
+"""Teacher features of clips in several views, cached on disk by content: float16, 12 kB each.
 
-What is there is not computed again, so a run that was stopped goes on where it was.
+Cached features are not computed again, so an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,22 +13,22 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from audiocnn.arrays import FloatArray
 from audiocnn.config import FrontendConfig
 from audiocnn.datasets import LabelledClip
+from audiocnn.files import replacing
 from training.data import load_waveforms
 from training.teacher.network import NUM_FEATURES, SAMPLE_RATE, TeacherFeatures
 from training.teacher.views import VIEWS
 from training.teacher.weights import WHEEL_SHA256, load_weights
 
-FloatArray = npt.NDArray[np.float32]
-
 _BATCH = 8
 _GPU_BATCH = 64
-_REVISION = 1  # a change of features or views that keeps their names needs another
+_REVISION = 1  # raise it when features or views change and keep their names
 
 
 class FeatureStore:
-    """Teacher features of clips; computes what `folder` does not have."""
+    """Teacher features of clips; `folder` caches them, `cache` has the teacher's weights."""
 
     def __init__(self, folder: Path, *, device: str = "cpu", cache: Path | None = None) -> None:
         self.folder = folder / f"features-{WHEEL_SHA256[:12]}-{_REVISION}"
@@ -70,7 +69,7 @@ class FeatureStore:
 def _batches(
     wanted: Sequence[tuple[str, LabelledClip]], size: int
 ) -> Iterator[tuple[str, list[LabelledClip]]]:
-    """View and at most `size` clips."""
+    """Groups of at most `size` clips of one view."""
     for view in dict.fromkeys(view for view, _ in wanted):
         clips = [clip for other, clip in wanted if other == view]
         for first in range(0, len(clips), size):
@@ -78,8 +77,5 @@ def _batches(
 
 
 def _save(path: Path, row: npt.NDArray[np.float16]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.save(file, row)
-    os.replace(part, path)
+    with replacing(path) as part:
+        np.save(part, row)

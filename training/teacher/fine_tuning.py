@@ -1,6 +1,6 @@
-"""Fine-tuning of the teacher: its last two blocks and the head, on waveforms that are augmented and mixed.
+"""Fine-tuning of the teacher's last two blocks and head, on augmented and mixed waveforms.
 
-4.2 GMAC a clip forward: minutes on a GPU, hours on a CPU. Statistics of BatchNorm stay as they are.
+4.2 GMAC per clip (forward): minutes on a GPU, hours on a CPU. BatchNorm statistics stay frozen.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.config import FrontendConfig
 from training.recipe import RECIPES, Augmenter
-from training.teacher.head import FloatArray, Head, IntArray
+from training.teacher.head import Head
 from training.teacher.network import SAMPLE_RATE, TeacherFrontend, TeacherNetwork, pooled
 from training.teacher.soft_labels import Mask, Teach, all_views
 from training.teacher.views import VIEWS
@@ -29,9 +30,9 @@ _HEAD_LR_FACTOR = 3.0
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the network is tuned."""
+    """Settings of the fine-tuning."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # of the pretrained network
     epochs: int
     device: str = "cpu"
     max_lr: float = 1e-4
@@ -39,7 +40,7 @@ class Tuning:
 
 
 class BandsFirst(TeacherFrontend):
-    """The teacher's front end with the axes of ours: `(b, n)` -> `(b, 1, 96, t)`."""
+    """The teacher's front end with the axes of `LogMel`: `(b, n)` -> `(b, 1, 96, t)`."""
 
     config = FRONTEND
 
@@ -49,7 +50,7 @@ class BandsFirst(TeacherFrontend):
 
 
 class TunedTeacher(nn.Module):
-    """Mel `(b, 1, 96, t)` -> logits `(b, k)`; starts as the frozen network under a fitted head."""
+    """Mel `(b, 1, 96, t)` -> logits `(b, k)`, initialised with the pretrained network and a fitted head."""
 
     def __init__(self, weights: dict[str, Tensor], head: Head) -> None:
         super().__init__()
@@ -72,12 +73,8 @@ def tune(tuning: Tuning, head: Head, waveforms: Tensor, target: Tensor) -> Tuned
     """Train on waveforms `(n, window_samples)` with class indices `(n,)`; draws from torch's generator."""
     model = TunedTeacher(tuning.weights, head).to(tuning.device)
     augmenter = Augmenter(RECIPE, BandsFirst().to(tuning.device))
-    blocks = [p for p in model.network.parameters() if p.requires_grad]
-    groups = [{"params": blocks}, {"params": list(model.linear.parameters())}]
-    optimizer = torch.optim.AdamW(groups, lr=tuning.max_lr, weight_decay=0.01)
     steps = max(1, len(waveforms) // tuning.batch_size)
-    rates = [tuning.max_lr, tuning.max_lr * _HEAD_LR_FACTOR]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=tuning.epochs * steps)
+    optimizer, schedule = _optimizer(model, tuning, tuning.epochs * steps)
     kind = tuning.device.partition(":")[0]
     for epoch in tqdm(range(tuning.epochs), desc="fine-tuning", unit="epoch", leave=False):
         for rows in torch.randperm(len(waveforms)).tensor_split(steps):
@@ -94,9 +91,20 @@ def tune(tuning: Tuning, head: Head, waveforms: Tensor, target: Tensor) -> Tuned
     return model
 
 
+def _optimizer(
+    model: TunedTeacher, tuning: Tuning, total_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+    """AdamW with OneCycle; the head has a larger learning rate than the blocks."""
+    blocks = [p for p in model.network.parameters() if p.requires_grad]
+    groups = [{"params": blocks}, {"params": list(model.linear.parameters())}]
+    optimizer = torch.optim.AdamW(groups, lr=tuning.max_lr, weight_decay=0.01)
+    rates = [tuning.max_lr, tuning.max_lr * _HEAD_LR_FACTOR]
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total_steps)
+
+
 @torch.inference_mode()
 def log_probs(model: TunedTeacher, waveforms: Tensor, views: Sequence[str], device: str) -> FloatArray:
-    """`(num_views, num_clips, num_classes)`."""
+    """Log-probabilities float32 `(num_views, num_clips, num_classes)` of waveforms `(n, window_samples)`."""
     frontend = BandsFirst().to(device)
     parts = [
         [
@@ -116,7 +124,7 @@ def fine_tuned_teacher(
     target: IntArray,
     views: Sequence[str],
 ) -> Teach:
-    """A teacher for `cross_fitted`: a head by `fit` on features `(num_views, num_clips, d)`, then `tune`."""
+    """A teacher for `cross_fitted`: `fit` a head on features `(num_views, num_clips, d)`, then `tune`."""
 
     def teach(fitted: Mask, answered: Mask) -> FloatArray:
         torch.manual_seed(0)

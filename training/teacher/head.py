@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
+from audiocnn.arrays import FloatArray, IntArray
 
 _MAX_ITERATIONS = 150
 
@@ -25,7 +23,7 @@ class Head:
     bias: Tensor  # (num_classes,)
 
     def log_probs(self, features: FloatArray) -> FloatArray:
-        """`(..., d)` -> log-probabilities `(..., num_classes)`."""
+        """Features `(..., d)` -> log-probabilities float32 `(..., num_classes)`."""
         x = (torch.from_numpy(features).to(self.mean) - self.mean) / self.std
         logits = x @ self.weight.T + self.bias
         return np.asarray(logits.log_softmax(dim=-1).cpu().numpy(), dtype=np.float32)
@@ -34,10 +32,10 @@ class Head:
 def fit_head(
     features: FloatArray, target: IntArray, num_classes: int, *, l2: float = 2e-3, device: str = "cpu"
 ) -> Head:
-    """Minimise the mean cross entropy plus `l2 / 2` times the squared weights, with L-BFGS.
+    """Minimise the mean cross-entropy plus `l2 / 2` times the squared weights, with L-BFGS.
 
-    `features` is `(num_examples, d)`, `target` class indices `(num_examples,)`. A feature that never varies
-    counts nothing.
+    `features` is `(num_examples, d)`, `target` class indices `(num_examples,)`. Constant features are
+    ignored.
     """
     assert len(features) == len(target) > 1, "a target for every example"
     x = torch.from_numpy(features).to(device)

@@ -1,6 +1,6 @@
-"""The teacher's front end and network, written from their description, and its features.
+"""The teacher's front end and network, implemented from their description, and its features.
 
-Legend of shapes: b batch, n samples, t frames, c channels.
+Shapes: b batch, n samples, t frames, c channels.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TeacherFrontend(nn.Module):
 
 
 class TeacherBlock(nn.Module):
-    """Two 3x3 convolutions without bias, each with BatchNorm and ReLU; then perhaps a 2x2 max-pool."""
+    """Two 3x3 convolutions without bias, each with BatchNorm and ReLU; with `has_pool` a 2x2 max-pool."""
 
     def __init__(self, in_channels: int, out_channels: int, *, has_pool: bool) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class TeacherNetwork(nn.Module):
 class TeacherFeatures(nn.Module):
     """Waveform `(b, n)` -> float32 `(b, 5952)`, 0 or more.
 
-    Of the frequency mean of each block: mean, maximum and standard deviation over time. Of the last block
-    also mean and maximum over time of three groups of bands. All as log(1 + x).
+    For each block, averaged over frequency: mean, maximum and standard deviation over time. For the last
+    block also mean and maximum over time of three groups of bands. All as log(1 + x).
     """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:

@@ -1,13 +1,12 @@
-"""A teacher that answers every mix while the network trains. It costs 4.2 GMAC a clip: for a GPU.
+"""An online teacher: it labels every mix while the network trains, at 4.2 GMAC per clip (for a GPU).
 
-Its network is frozen. Its heads are cross-fitted as for `training.teacher.soft_labels`: a clip is answered by
-the head that was not fitted on its recording, a mix by the heads of both in proportion.
+Its network is frozen. Its heads are cross-fitted as in `training.teacher.soft_labels`: a clip is labelled by
+the head that was not fitted on its recording, a mix by the heads of both clips in proportion.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audiocnn.datasets import LabelledClip
+from audiocnn.files import replacing
 from training.data import targets
 from training.teacher.features import FeatureStore
 from training.teacher.head import Head, fit_head
@@ -29,25 +29,24 @@ from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, lo
 
 VIEWS = ("clean", "slower", "faster", "peak", "gain-20dB")
 GROUPS = 8
-_HIGHEST = 5.0  # standard deviations that a feature may be from its mean, as a target
+_MAX_DEVIATION = 5.0  # of a feature from its mean, in standard deviations; larger targets are clipped
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Linear heads, one for each group of recordings, and the scale of the features."""
+    """Linear heads, one per group of recordings, and the scale of the features."""
 
     weight: Tensor  # float32 (num_groups, num_classes, 5952)
     bias: Tensor  # float32 (num_groups, num_classes)
     mean: Tensor  # float32 (5952,)
     std: Tensor  # float32 (5952,)
-    group: Tensor  # int64 (num_clips,): the head that was not fitted on the clip
+    group: Tensor  # int64 (num_clips,): number of the head that was not fitted on the clip
 
     def save(self, path: Path) -> None:
-        """Write them as safetensors; a reader never sees a part of a file."""
-        part = path.with_suffix(f".{os.getpid()}.part")
+        """Write them as safetensors, atomically."""
         tensors = {name: value.cpu().contiguous() for name, value in vars(self).items()}
-        save_file(tensors, part, metadata={"provenance": json.dumps(provenance())})
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"provenance": json.dumps(provenance())})
 
     @classmethod
     def load(cls, path: Path) -> Heads:
@@ -64,7 +63,10 @@ def fit_heads(
     cache: Path | None = None,
     l2: float = 2e-3,
 ) -> Heads:
-    """Heads for these clips. Features are kept in `cache`, see `FeatureStore`."""
+    """Fit one head per group of recordings, on the clips of the other groups.
+
+    Features are kept in `cache`, see `FeatureStore`.
+    """
     cache = cache or cache_folder()
     features = FeatureStore(cache, device=device, cache=cache).features(clips, VIEWS)
     target = targets(clips, class_names).numpy()
@@ -86,7 +88,7 @@ def fit_heads(
 
 
 def provenance() -> dict[str, Any]:
-    """Where its knowledge comes from."""
+    """The teacher's part of the provenance of a checkpoint."""
     return {
         "teacher": ATTRIBUTION,
         "teacher_sha256": WHEEL_SHA256,
@@ -97,7 +99,7 @@ def provenance() -> dict[str, Any]:
 
 
 class OnlineTeacher(nn.Module):
-    """Waveforms -> probabilities of the classes, and features to imitate."""
+    """Waveforms -> soft labels, and features as targets."""
 
     weight: Tensor
     bias: Tensor
@@ -105,7 +107,7 @@ class OnlineTeacher(nn.Module):
     std: Tensor
 
     def __init__(self, heads: Heads, weights: dict[str, Tensor] | None = None) -> None:
-        """`weights` are those of the network (`load_weights()`)."""
+        """`weights` are those of the network; None: `load_weights()`."""
         super().__init__()
         self.features = TeacherFeatures(load_weights() if weights is None else weights)
         self.num_groups, num_classes, _ = heads.weight.shape
@@ -116,10 +118,10 @@ class OnlineTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, waveform: Tensor, shares: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """`(b, n)` and each head's share `(b, num_groups)` -> probabilities `(b, k)` at this temperature,
-        features `(b, 5952)` in standard deviations from their mean."""
+        """`(b, n)` and the share of each head `(b, num_groups)` -> probabilities `(b, k)` at a temperature,
+        and features `(b, 5952)`, standardised."""
         features = self.features(waveform)
         logits = features @ self.weight.flatten(0, 1).T + self.bias.flatten()
         probs = (logits.unflatten(1, (self.num_groups, -1)) / temperature).softmax(dim=2)
-        scaled = ((features - self.mean) / self.std).clamp(-_HIGHEST, _HIGHEST)
+        scaled = ((features - self.mean) / self.std).clamp(-_MAX_DEVIATION, _MAX_DEVIATION)
         return torch.einsum("bgk,bg->bk", probs, shares), scaled

