@@ -41,13 +41,15 @@ def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path
     ) as process:
         assert process.stdout is not None
         state = tmp_path / "killed" / "state.pt"
-        while process.poll() is None and not (state.exists() and any(state.parent.glob(".state.*.part.pt"))):
+        part = state.with_name(f".state.{process.pid}.part.pt")
+        while process.poll() is None and not (part.exists() and state.exists()):
             pass  # until it is writing its second checkpoint, or a later one
         process.kill()
     assert (tmp_path / "killed" / "state.pt").exists()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     assert list((tmp_path / "straight" / "tensorboard").glob("events.out.*"))
     resumed = train(tones, tmp_path / "killed", *RECIPE)
+    assert resumed.returncode == 0, resumed.stderr
     assert "resumed after epoch" in resumed.stdout
 
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
