@@ -25,8 +25,9 @@ import soundfile
 import torch
 
 from audiocnn import audio
-from audiocnn.audio import stream, windows
+from audiocnn.audio import windows
 from audiocnn.audio.budget import Budget, decode_in_turns
+from audiocnn.audio.window_stream import WindowStream
 from audiocnn.config import AudioLimits, Config
 from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
 from audiocnn.model.engine import MAX_BATCH, Engine
@@ -35,7 +36,6 @@ from audiocnn.options import Options
 from audiocnn.results import RepresentativeWindow, Result
 
 FloatArray = npt.NDArray[np.float32]
-UNLIMITED = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
 
 
 @dataclass
@@ -119,14 +119,11 @@ class Classifier:
         Memory stays that of a few windows. `overlap_seconds` of neighbouring windows: None for half a window.
         Raises `AudioError`, perhaps after windows that were good.
         """
-        config, rate = self.config.frontend, self.config.frontend.sample_rate
         hop = hop_of(self.config, overlap_seconds)
-        blocks = stream(io.BytesIO(to_bytes(audio)), sample_rate=rate, limits=UNLIMITED, warnings=[])
-        counted = _Counted(blocks)
-        for first, window in windows.iter_windows(counted, config, hop=hop):
-            logits = self.engine.run(self._log_mel(window)[None])["logits"][0]
-            end = min(first / rate + config.clip_seconds, counted.num_samples / rate)
-            yield first / rate, end, softmax(logits / self.config.temperature)
+        with opened(audio) as file:
+            for start, end, window in WindowStream(file, self.config.frontend, hop=hop):
+                logits = self.engine.run(self._log_mel(window)[None])["logits"][0]
+                yield start, end, softmax(logits / self.config.temperature)
 
     def predict_batch(
         self,
@@ -244,16 +241,16 @@ def to_bytes(audio: AudioInput) -> bytes:
     return audio.read()
 
 
-class _Counted:
-    """Blocks of a waveform, and how many samples have come."""
-
-    def __init__(self, blocks: Iterator[FloatArray]) -> None:
-        self._blocks, self.num_samples = blocks, 0
-
-    def __iter__(self) -> Iterator[FloatArray]:
-        for block in self._blocks:
-            self.num_samples += len(block)
-            yield block
+@contextmanager
+def opened(audio: AudioInput) -> Iterator[BinaryIO]:
+    """A file that can seek: a path is opened, not read; a stream that cannot seek is read."""
+    if isinstance(audio, str | Path):
+        with Path(audio).open("rb") as file:
+            yield file
+    elif isinstance(audio, bytes | bytearray | memoryview | tuple) or not audio.seekable():
+        yield io.BytesIO(to_bytes(audio))
+    else:
+        yield audio
 
 
 def hop_of(config: Config, overlap_seconds: float | None) -> int:

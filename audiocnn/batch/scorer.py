@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from audiocnn import audio
-from audiocnn.audio import windows
-from audiocnn.classifier import UNLIMITED, hop_of, softmax
+from audiocnn.audio.window_stream import WindowStream
+from audiocnn.classifier import hop_of, softmax
 from audiocnn.config import Config
 from audiocnn.errors import AudioError
 from audiocnn.model.engine import MAX_BATCH, Engine
@@ -146,21 +145,12 @@ class Scorer:
             yield answer
 
     def _windows_of(self, file: BinaryIO, answer: FileAnswer) -> Iterator[_Window]:
-        config = self.config.frontend
-        blocks = self._counted(file, answer)
-        for first, window in windows.iter_windows(blocks, config, hop=self.hop):
-            start = first / config.sample_rate
-            end = min(start + config.clip_seconds, answer.seconds)
-            yield _Window(answer, start, end, window)
-
-    def _counted(self, file: BinaryIO, answer: FileAnswer) -> Iterator[FloatArray]:
-        rate = self.config.frontend.sample_rate
-        num_samples = 0
-        for block in audio.stream(file, sample_rate=rate, limits=UNLIMITED, warnings=answer.warnings):
-            num_samples += len(block)
-            answer.seconds = num_samples / rate
-            answer.peak = max(answer.peak, float(np.abs(block).max(initial=0.0)))
-            yield block
+        stream = WindowStream(file, self.config.frontend, hop=self.hop, warnings=answer.warnings)
+        try:
+            for start, end, window in stream:
+                yield _Window(answer, start, end, window)
+        finally:
+            answer.seconds, answer.peak = stream.seconds, stream.peak
 
     def _log_mels(self, samples: Sequence[FloatArray]) -> FloatArray:
         """One after another: a spectrogram fits the processor's caches, and decoding in between would
