@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import torch
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
@@ -34,8 +34,6 @@ from audiocnn.model.engine import MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
 from audiocnn.options import Options
 from audiocnn.results import RepresentativeWindow, Result
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Any, Self
 import av
 import numpy as np
 
+from audiocnn.arrays import FloatArray
 from audiocnn.options import OPTION_NAMES
 from benchmarks import sounds
 
@@ -72,7 +73,7 @@ class Mutant:
 
 
 @cache
-def _waveforms() -> list[sounds.FloatArray]:
+def _waveforms() -> list[FloatArray]:
     return sounds.recordings(_WAVEFORMS)[0]
 
 
@@ -84,7 +85,7 @@ def intact(kind: str, sound: int, length: int) -> bytes:
     return _encode_av(part, *_AV_KINDS[kind]) if kind in _AV_KINDS else sounds.encode(part, kind)
 
 
-def _encode_av(waveform: sounds.FloatArray, container: str, codec: str) -> bytes:
+def _encode_av(waveform: FloatArray, container: str, codec: str) -> bytes:
     file, rate = io.BytesIO(), 48_000
     with av.open(file, "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=rate, layout="mono")

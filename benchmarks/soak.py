@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from audiocnn.arrays import FloatArray
 from benchmarks import sounds
 from benchmarks.gateway import FORM, as_form
 from benchmarks.load import OCTETS, top_class
@@ -81,7 +82,7 @@ class Record:
     shed: int = 0
 
 
-def requests(stage: Stage, waveforms: Sequence[sounds.FloatArray], count: int = 120) -> list[Request]:
+def requests(stage: Stage, waveforms: Sequence[FloatArray], count: int = 120) -> list[Request]:
     """A mix of everything that is asked: lengths, formats, options, doors, and mistakes."""
     rng = np.random.default_rng(0)
     made = []

@@ -6,16 +6,13 @@ import io
 import os
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import soundfile
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import synthetic
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import DatasetError
-
-FloatArray = npt.NDArray[np.float32]
 
 RATE = synthetic.SAMPLE_RATE
 DEFAULT_FOLDER = Path("data/ESC-50")

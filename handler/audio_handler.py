@@ -25,6 +25,7 @@ from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier, Timings
 from audiocnn.config import AudioLimits, Config
 from audiocnn.errors import AudioError, BadOptionError, BudgetExceededError
+from audiocnn.model.engine import BATCH_SIZES
 from audiocnn.options import HEADERS, Options
 from audiocnn.request_body import read_base64, read_json_object
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_id
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 # TorchServe's worker would parse any JSON before the handler sees it: a gigabyte of memory for 40 MB.
 os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
 
-_BATCH_SIZES = (1, 2, 4, 8)  # those that the engine cuts a batch into
 AUDIO_FIELDS = ("data", "body", "audio_data")
 _NOT_IN_LABELS = re.compile(r"[|:,\s]")  # what separates the parts of TorchServe's metric lines
 
@@ -62,7 +62,7 @@ class AudioHandler:
             limits=AudioLimits(max_seconds=settings["max_seconds"], isolate=True),
         )
         self.batch_seconds = float(os.environ.get("AUDIOCNN_BATCH_SECONDS", settings["batch_seconds"]))
-        for size in _BATCH_SIZES:
+        for size in BATCH_SIZES:
             self.classifier.predict_batch([synthetic.wav("rain")] * size)
         self.monitor = open_monitor(context, self.classifier.config)
 

@@ -18,10 +18,10 @@ from functools import partial
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
+from audiocnn.arrays import FloatArray
 from audiocnn.audio.pyav import TRUNCATED, UNKNOWN_FRAMES, AvFile, demuxer_of, load_av
 from audiocnn.config import AudioLimits
 from audiocnn.errors import (
@@ -34,8 +34,6 @@ from audiocnn.errors import (
     UndecodableAudioError,
     UnsupportedFormatError,
 )
-
-FloatArray = npt.NDArray[np.float32]
 
 FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, M4A/AAC or WebM"
 _NOT_FINITE = "The audio has samples that are NaN, infinite, or too large to compute with."

@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import decoder
 from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, BudgetExceededError, UndecodableAudioError, error_class
-
-FloatArray = npt.NDArray[np.float32]
 
 _MEMORY_BYTES = 3 << 27  # beyond what the process has when it starts: the file, and a block at a time
 _WAIT_SECONDS = 0.05

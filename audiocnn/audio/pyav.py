@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
+from audiocnn.arrays import FloatArray
 from audiocnn.errors import EmptyAudioError, UndecodableAudioError, UnsupportedFormatError
-
-FloatArray = npt.NDArray[np.float32]
 
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
 TRUNCATED = "The file is truncated; what could be decoded was used."

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-FloatArray = npt.NDArray[np.float32]
+from audiocnn.arrays import FloatArray
 
 SAMPLE_RATE = 44_100
 SECONDS = 5.0

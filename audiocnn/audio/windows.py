@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from audiocnn.arrays import FloatArray
 from audiocnn.config import FrontendConfig
 
 MIN_TAIL_SECONDS = 0.25
-
-FloatArray = npt.NDArray[np.float32]
 
 
 def starts(num_samples: int, config: FrontendConfig) -> list[int]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from audiocnn.arrays import FloatArray
 from audiocnn.audio.window_stream import WindowStream
 from audiocnn.classifier import hop_of, softmax
 from audiocnn.config import Config
@@ -27,8 +28,6 @@ from audiocnn.errors import AudioError
 from audiocnn.model.engine import MAX_BATCH, Engine
 from audiocnn.model.loading import load_engine
 from audiocnn.results import SILENCE_PEAK
-
-FloatArray = npt.NDArray[np.float32]
 
 UNREADABLE = "unreadable_file"
 INTERNAL = "internal_error"

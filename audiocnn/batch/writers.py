@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiocnn.batch.scorer import Evidence, FileAnswer, FloatArray, WindowAnswer
+from audiocnn.arrays import FloatArray
+from audiocnn.batch.scorer import Evidence, FileAnswer, WindowAnswer
 from audiocnn.config import Config
 from audiocnn.model.frontend import map_axes
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from audiocnn.arrays import FloatArray
 from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import ModelFileError
 from audiocnn.files import sha256
@@ -29,12 +29,11 @@ from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
 
-FloatArray = npt.NDArray[np.float32]
-
 CONFIG_KEY = "audiocnn.config"  # the JSON of `Config`
 FRONTEND_KEY = "audiocnn.model.frontend"  # base64 of the safetensors bytes of `LogMel`
 INT8 = "-int8"  # ends the stem of a quantised file: audiocnn-int8.onnx beside audiocnn.onnx
 MAX_BATCH = 8
+BATCH_SIZES = tuple(1 << n for n in range(MAX_BATCH.bit_length()))  # 1, 2, 4, 8: the only ones that run
 
 
 class Graph(Protocol):

@@ -12,10 +12,10 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from audiocnn import audio
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import synthetic, windows
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import INT8, Engine
@@ -23,8 +23,9 @@ from audiocnn.model.engine import INT8, Engine
 PARITY_REPORT = "parity.json"
 REFERENCE = "reference.json"  # float32 logits, for a model that is shipped without its float32 file
 TOLERANCE = 0.15  # of the largest logit, between int8 and float32; sound files differ by 0.02 to 0.05
+STORE = Path("model_store")
+RELEASED = Path(__file__).resolve().parent.parent / "released"
 
-FloatArray = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,6 @@ def served_model_path(store: Path) -> Path:
     except OSError:
         name = "audiocnn.onnx"
     return store / name
-
-
-STORE = Path("model_store")
-RELEASED = Path(__file__).resolve().parent.parent / "released"
 
 
 def find_model() -> Path:

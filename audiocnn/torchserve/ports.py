@@ -32,14 +32,15 @@ def properties(base: int) -> dict[str, str]:
 
 def taken(numbers: dict[str, int]) -> dict[str, int]:
     """Those of the ports on which something listens already."""
-    return {name: port for name, port in numbers.items() if not _is_free(port)}
+    return {name: port for name, port in numbers.items() if not is_free("127.0.0.1", port)}
 
 
-def _is_free(port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do after a restart
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

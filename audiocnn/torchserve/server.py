@@ -22,6 +22,7 @@ from audiocnn.private_folder import PrivateFolder, remove_abandoned
 from audiocnn.torchserve.archives import known_sha256, verify
 from audiocnn.torchserve.logfiles import ends_of, open_log
 from audiocnn.torchserve.management_api import Management, ManagementError
+from audiocnn.torchserve.ports import is_free
 from audiocnn.torchserve.properties import ca_file, key_file, response_timeout_seconds
 from audiocnn.torchserve.store import remove_leftovers
 from audiocnn.torchserve.watchdog import HealthMonitor
@@ -107,7 +108,7 @@ class TorchServe:
         if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
             raise ServerStartError("there is no Java: `make setup` puts one into .venv/bin")
         for name, host, port in self._listeners():
-            if not _is_free(host, port):
+            if not is_free(host, port):
                 raise ServerStartError(
                     f"port {port} ({name}) is taken{_listener(port)}: stop what listens there, or give "
                     f"this server other ports with --set {name}=..."
@@ -293,16 +294,6 @@ def _listener(port: int) -> str:
             if listens and connection.pid:
                 return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def free_port() -> int:

@@ -31,8 +31,9 @@ from training.data import load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
 from training.teacher.fine_tuning import FRONTEND, Tuning, fine_tuned_teacher
-from training.teacher.head import fit_head
+from training.teacher.head import L2, fit_head
 from training.teacher.soft_labels import (
+    GROUPS,
     SoftLabels,
     Teach,
     all_views,
@@ -42,10 +43,9 @@ from training.teacher.soft_labels import (
     mean_over_views,
     recording_groups,
 )
-from training.teacher.views import VIEWS
+from training.teacher.views import DEFAULT_VIEWS, VIEWS
 from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 
-_DEFAULT_VIEWS = ["clean", "slower", "faster", "peak", "gain-20dB"]
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -239,10 +239,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--ensemble", type=Path, metavar="CHECKPOINT", help="also measure the mean with this network (none)")
     add("--soft-labels", type=Path, metavar="FILE", help="write labels of the training clips (none)")
     add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
-    views = f"views to fit on, of {', '.join(VIEWS)} ({','.join(_DEFAULT_VIEWS)})"
-    add("--views", type=parse_views, default=_DEFAULT_VIEWS, metavar="NAME,...", help=views)
-    add("--l2", type=float, default=2e-3, metavar="X", help="L2 penalty of the head (%(default)s)")
-    add("--groups", type=int, default=8, metavar="N", help="groups for cross-fitting (%(default)s)")
+    views = f"views to fit on, of {', '.join(VIEWS)} ({','.join(DEFAULT_VIEWS)})"
+    add("--views", type=parse_views, default=list(DEFAULT_VIEWS), metavar="NAME,...", help=views)
+    add("--l2", type=float, default=L2, metavar="X", help="L2 penalty of the head (%(default)s)")
+    add("--groups", type=int, default=GROUPS, metavar="N", help="groups for cross-fitting (%(default)s)")
     help_text = "fine-tune the network for so many epochs; needs a GPU (0: frozen)"
     add("--fine-tune", type=int, default=0, metavar="EPOCHS", help=help_text)
     default_cache = cache_folder()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from audiocnn.arrays import FloatArray, IntArray
 
+L2 = 2e-3  # penalty of the weights
 _MAX_ITERATIONS = 150
 
 
@@ -30,7 +31,7 @@ class Head:
 
 
 def fit_head(
-    features: FloatArray, target: IntArray, num_classes: int, *, l2: float = 2e-3, device: str = "cpu"
+    features: FloatArray, target: IntArray, num_classes: int, *, l2: float = L2, device: str = "cpu"
 ) -> Head:
     """Minimise the mean cross-entropy plus `l2 / 2` times the squared weights, with L-BFGS.
 

@@ -24,11 +24,10 @@ from training.data import targets
 from training.teacher.features import FeatureStore
 from training.teacher.head import Head, fit_head
 from training.teacher.network import NUM_FEATURES, TeacherFeatures
-from training.teacher.soft_labels import all_views, recording_groups
+from training.teacher.soft_labels import GROUPS, all_views, recording_groups
+from training.teacher.views import DEFAULT_VIEWS
 from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 
-VIEWS = ("clean", "slower", "faster", "peak", "gain-20dB")
-GROUPS = 8
 _MAX_DEVIATION = 5.0  # of a feature from its mean, in standard deviations; larger targets are clipped
 
 
@@ -61,21 +60,20 @@ def fit_heads(
     *,
     device: str = "cpu",
     cache: Path | None = None,
-    l2: float = 2e-3,
 ) -> Heads:
     """Fit one head per group of recordings, on the clips of the other groups.
 
     Features are kept in `cache`, see `FeatureStore`.
     """
     cache = cache or cache_folder()
-    features = FeatureStore(cache, device=device, cache=cache).features(clips, VIEWS)
+    features = FeatureStore(cache, device=device, cache=cache).features(clips, DEFAULT_VIEWS)
     target = targets(clips, class_names).numpy()
     groups = recording_groups(clips, GROUPS)
 
     def fit(group: int) -> Head:
         others = groups != group
         examples = all_views(features[:, others], target[others])
-        return fit_head(*examples, len(class_names), l2=l2, device=device)
+        return fit_head(*examples, len(class_names), device=device)
 
     heads = [fit(group) for group in range(GROUPS)]
     flat = features.reshape(-1, NUM_FEATURES)
@@ -92,7 +90,7 @@ def provenance() -> dict[str, Any]:
     return {
         "teacher": ATTRIBUTION,
         "teacher_sha256": WHEEL_SHA256,
-        "views": list(VIEWS),
+        "views": list(DEFAULT_VIEWS),
         "groups": GROUPS,
         "online": True,
     }

@@ -27,6 +27,8 @@ from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing
 from training.teacher.head import fit_head
 
+GROUPS = 8  # of recordings, for cross-fitting
+
 Mask = npt.NDArray[np.bool_]
 # Masks `(num_clips,)` of clips to fit on and clips to label -> log-probabilities of the latter,
 # `(num_views, num_labelled, num_classes)`

@@ -61,3 +61,4 @@ VIEWS: dict[str, View] = {
     "shift": _shift(0.37),
     "4kHz": _band_limit(4_000),
 }
+DEFAULT_VIEWS = ("clean", "slower", "faster", "peak", "gain-20dB")  # measured best, docs/training.md
