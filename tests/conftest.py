@@ -17,6 +17,12 @@ from tests.helpers.paths import ROOT, STORE
 from tests.helpers.servers import Server, running_server, server_settings
 from tests.helpers.sounds import sound_file, tone
 
+# Fixtures that several folders share stand beside what they start.
+pytest_plugins = [
+    f"tests.helpers.{name}"
+    for name in ("gateways", "kubernetes", "rollouts", "traffic", "training_runs", "uploads")
+]
+
 
 @pytest.fixture(scope="session")
 def esc50() -> Dataset:

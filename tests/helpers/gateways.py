@@ -15,6 +15,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_ports
+from tests.helpers.servers import Server
 from tests.helpers.waiting import wait_until
 
 KEY = "a-key-of-at-least-thirty-two-characters"
@@ -77,3 +78,26 @@ def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterat
         process.wait(timeout=120)
         printed = log.read_text()
         assert "Traceback" not in printed, printed
+
+
+@pytest.fixture(scope="module")
+def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """As it comes."""
+    with running_gateway(tmp_path_factory.mktemp("gateway"), server.inference) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """With keys, one foreign origin, and small limits."""
+    settings = {
+        "api_keys": f"{'x' * 32}, {KEY}",
+        "allowed_origins": "https://sounds.example, http://localhost:3000",
+        "max_upload_mb": 1,
+        "max_files": 3,
+        "header_seconds": 1,
+        "max_connections_per_address": 2000,
+        "upload_seconds": 2,
+    }
+    with running_gateway(tmp_path_factory.mktemp("strict"), server.inference, **settings) as running:
+        yield running

@@ -42,3 +42,19 @@ def queries() -> Iterator[str]:
     yield from (rule["metricsQuery"] for rule in adapter["rules"]["custom"])
     scaled = yaml.safe_load((FOLDER / "keda" / "scaled-object.yaml").read_text())
     yield from (trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"])
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Manifest]:
+    return {manifest["kind"]: manifest for manifest in rendered("base")}
+
+
+@pytest.fixture(scope="module")
+def pod(base: dict[str, Manifest]) -> Manifest:
+    spec: Manifest = base["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.fixture(scope="module")
+def containers(pod: Manifest) -> dict[str, Manifest]:
+    return {container["name"]: container for container in pod["initContainers"] + pod["containers"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import requests
 
 from audiocnn.audio import synthetic
 from tests.helpers.paths import ROOT, STORE
-from tests.helpers.servers import Server
+from tests.helpers.servers import Server, running_server, server_settings
 
 RAIN = synthetic.wav("rain")
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -101,3 +103,22 @@ def start_until(server: Server, word: str, *arguments: object) -> subprocess.Pop
     assert process.stdout is not None
     assert any(word in line for line in process.stdout)
     return process
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "store"  # the record of checksums is beside it
+    folder.mkdir()
+    shutil.copy(STORE / "audiocnn.mar", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Server]:
+    """A server that registers models, on a store of its own."""
+    settings = server_settings() | {
+        "enable_model_api": "true",
+        "model_store": str(store),
+    }
+    with running_server(tmp_path_factory.mktemp("open"), settings) as running:
+        yield running

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import numpy as np
+import pytest
+import requests
 import yaml
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
 from audiocnn.audio import synthetic
-from tests.helpers.gateways import RunningGateway
+from tests.helpers.gateways import RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
-from tests.helpers.servers import Server
+from tests.helpers.servers import Server, running_server, server_settings
 from tests.helpers.sounds import sound_file, tone
 from tests.helpers.waiting import wait_until
 
@@ -132,3 +134,18 @@ def answered(url: str, expression: str) -> bool:
     reply = httpx.get(f"{url}/api/v1/query", params={"query": expression}, trust_env=False)
     assert reply.status_code == 200, f"{expression}: {reply.text}"
     return bool(reply.json()["data"]["result"])
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("observed")
+    with (
+        running_server(folder / "logs", server_settings()) as server,
+        running_gateway(folder, server.inference) as gateway,
+    ):
+        both = Observed(server, gateway)
+        make_traffic(gateway)
+        broken = requests.post(server.predictions, data=BROKEN, headers=FORM, timeout=120)
+        assert broken.status_code == 500
+        assert wait_until(lambda: both.torchserve()[ours("errors_total", code="unsupported_format")] == 2, 10)
+        yield both

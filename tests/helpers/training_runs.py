@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.paths import ROOT
+from tests.helpers.sounds import sound_file, tone
 
 RECIPE = (
     "--recipe",
@@ -26,3 +29,15 @@ def train(data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[s
     command = [sys.executable, "-m", "training.train", "--data", str(data), "--train-folds", "1"]
     command += ["--out", str(out), "--width", "8", "--batch-size", "6", "--threads", "1", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def many_tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pitches, two folds of 40 clips."""
+    folder = tmp_path_factory.mktemp("tones")
+    rows = ["filename,fold,label"]
+    for number in range(80):
+        (folder / f"{number}.wav").write_bytes(sound_file(tone(0.5, hz=[300, 3000][number % 2] + number)))
+        rows.append(f"{number}.wav,{1 + number // 40},{'ab'[number % 2]}")
+    (folder / "tones.csv").write_text("\n".join(rows) + "\n")
+    return folder

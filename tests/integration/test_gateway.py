@@ -39,29 +39,6 @@ RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
 SIREN = (ROOT / "samples" / "siren.wav").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """As it comes."""
-    with running_gateway(tmp_path_factory.mktemp("gateway"), server.inference) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """With keys, one foreign origin, and small limits."""
-    settings = {
-        "api_keys": f"{'x' * 32}, {KEY}",
-        "allowed_origins": "https://sounds.example, http://localhost:3000",
-        "max_upload_mb": 1,
-        "max_files": 3,
-        "header_seconds": 1,
-        "max_connections_per_address": 2000,
-        "upload_seconds": 2,
-    }
-    with running_gateway(tmp_path_factory.mktemp("strict"), server.inference, **settings) as running:
-        yield running
-
-
 def code(reply: httpx.Response) -> str:
     """The error's code; checks what every error has."""
     body = reply.json()

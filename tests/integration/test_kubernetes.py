@@ -21,22 +21,6 @@ from tests.helpers.ports import free_ports
 from tests.helpers.servers import Server
 
 
-@pytest.fixture(scope="module")
-def base() -> dict[str, Manifest]:
-    return {manifest["kind"]: manifest for manifest in rendered("base")}
-
-
-@pytest.fixture(scope="module")
-def pod(base: dict[str, Manifest]) -> Manifest:
-    spec: Manifest = base["Deployment"]["spec"]["template"]["spec"]
-    return spec
-
-
-@pytest.fixture(scope="module")
-def containers(pod: Manifest) -> dict[str, Manifest]:
-    return {container["name"]: container for container in pod["initContainers"] + pod["containers"]}
-
-
 def test_the_gpu_overlay_changes_the_server_alone(base: dict[str, Manifest]) -> None:
     changed = {manifest["kind"]: manifest for manifest in rendered("gpu")}
     assert {kind for kind in base if base[kind] != changed[kind]} == {"Deployment"}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,29 +27,9 @@ from tests.helpers.rollouts import (
     start_until,
     versions,
 )
-from tests.helpers.servers import Server, running_server, server_settings
+from tests.helpers.servers import Server
 from tests.helpers.tokens import torchserve_with_tokens
 from tests.helpers.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "store"  # the record of checksums is beside it
-    folder.mkdir()
-    shutil.copy(STORE / "audiocnn.mar", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def open_server(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Server]:
-    """A server that registers models, on a store of its own."""
-    settings = server_settings() | {
-        "enable_model_api": "true",
-        "model_store": str(store),
-    }
-    with running_server(tmp_path_factory.mktemp("open"), settings) as running:
-        yield running
-
 
 # --- looking ---
 

@@ -33,26 +33,10 @@ from tests.helpers.traffic import (
     TRACE,
     Observed,
     expressions,
-    make_traffic,
     ours,
     scrape,
 )
 from tests.helpers.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    folder = tmp_path_factory.mktemp("observed")
-    with (
-        running_server(folder / "logs", server_settings()) as server,
-        running_gateway(folder, server.inference) as gateway,
-    ):
-        both = Observed(server, gateway)
-        make_traffic(gateway)
-        broken = requests.post(server.predictions, data=BROKEN, headers=FORM, timeout=120)
-        assert broken.status_code == 500
-        assert wait_until(lambda: both.torchserve()[ours("errors_total", code="unsupported_format")] == 2, 10)
-        yield both
 
 
 def test_torchserve_exports_what_its_workers_did(observed: Observed) -> None:

@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from audiocnn.gateway.settings import MIB
 from audiocnn.gateway.words import friendly
 from tests.helpers.gateways import RunningGateway, running_gateway
 from tests.helpers.uploads import HEAD, NOBODY, UPLOAD, upload
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[RunningGateway]:
-    limits = {"max_upload_mb": 1, "max_stored_mb": 2.5, "upload_seconds": 4}
-    with running_gateway(tmp_path, NOBODY, tmpdir=tmp_path, **limits) as running:
-        yield running
 
 
 def stored(folder: Path) -> set[str]:

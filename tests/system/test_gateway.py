@@ -7,40 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
-from tests.helpers.gateways import KEY, RunningGateway, running_gateway
+from tests.helpers.gateways import KEY, RunningGateway
 from tests.helpers.paths import ROOT
-from tests.helpers.servers import Server
 
 RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """As it comes."""
-    with running_gateway(tmp_path_factory.mktemp("gateway"), server.inference) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """With keys, one foreign origin, and small limits."""
-    settings = {
-        "api_keys": f"{'x' * 32}, {KEY}",
-        "allowed_origins": "https://sounds.example, http://localhost:3000",
-        "max_upload_mb": 1,
-        "max_files": 3,
-        "header_seconds": 1,
-        "max_connections_per_address": 2000,
-        "upload_seconds": 2,
-    }
-    with running_gateway(tmp_path_factory.mktemp("strict"), server.inference, **settings) as running:
-        yield running
 
 
 def test_a_thousand_slow_connections_harm_nobody(strict: RunningGateway) -> None:

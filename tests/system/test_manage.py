@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
 
 from audiocnn.audio import synthetic
-from tests.helpers.paths import STORE
 from tests.helpers.rollouts import (
     CONCURRENCY,
     RAIN,
@@ -24,26 +22,7 @@ from tests.helpers.rollouts import (
     start_until,
     versions,
 )
-from tests.helpers.servers import Server, running_server, server_settings
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "store"  # the record of checksums is beside it
-    folder.mkdir()
-    shutil.copy(STORE / "audiocnn.mar", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def open_server(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Server]:
-    """A server that registers models, on a store of its own."""
-    settings = server_settings() | {
-        "enable_model_api": "true",
-        "model_store": str(store),
-    }
-    with running_server(tmp_path_factory.mktemp("open"), settings) as running:
-        yield running
+from tests.helpers.servers import Server
 
 
 def assert_nothing_lost(seen: Counter[str]) -> None:

@@ -13,38 +13,17 @@ from typing import Any
 
 import httpx
 import pytest
-import requests
 import yaml
 
-from tests.helpers.gateways import running_gateway
 from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_ports
-from tests.helpers.servers import running_server, server_settings
 from tests.helpers.traffic import (
-    BROKEN,
-    FORM,
     Observed,
     answered,
     expressions,
     make_traffic,
-    ours,
 )
 from tests.helpers.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    folder = tmp_path_factory.mktemp("observed")
-    with (
-        running_server(folder / "logs", server_settings()) as server,
-        running_gateway(folder, server.inference) as gateway,
-    ):
-        both = Observed(server, gateway)
-        make_traffic(gateway)
-        broken = requests.post(server.predictions, data=BROKEN, headers=FORM, timeout=120)
-        assert broken.status_code == 500
-        assert wait_until(lambda: both.torchserve()[ours("errors_total", code="unsupported_format")] == 2, 10)
-        yield both
 
 
 @contextmanager

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from audiocnn.gateway.words import friendly
-from tests.helpers.gateways import RunningGateway, running_gateway
-from tests.helpers.uploads import HEAD, NOBODY, UPLOAD, upload
+from tests.helpers.gateways import RunningGateway
+from tests.helpers.uploads import HEAD, UPLOAD, upload
 from tests.helpers.waiting import wait_until
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[RunningGateway]:
-    limits = {"max_upload_mb": 1, "max_stored_mb": 2.5, "upload_seconds": 4}
-    with running_gateway(tmp_path, NOBODY, tmpdir=tmp_path, **limits) as running:
-        yield running
 
 
 def test_what_is_under_way_takes_room_too(small: RunningGateway, tmp_path: Path) -> None:

@@ -6,19 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.sounds import sound_file, tone
 from training import cross_validate
-
-
-@pytest.fixture(scope="module")
-def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tones")
-    rows = ["filename,fold,label"]
-    for number in range(80):
-        (folder / f"{number}.wav").write_bytes(sound_file(tone(0.5, hz=[300, 3000][number % 2] + number)))
-        rows.append(f"{number}.wav,{1 + number // 40},{'ab'[number % 2]}")
-    (folder / "tones.csv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def test_the_interval_is_that_of_the_textbook() -> None:
@@ -29,9 +17,9 @@ def test_the_interval_is_that_of_the_textbook() -> None:
 
 
 def test_a_run_that_fails_is_shown_with_the_end_of_its_log(
-    tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    many_tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--data", str(tones), "--out", str(tmp_path), "--folds", "2"]
+    arguments = ["--data", str(many_tones), "--out", str(tmp_path), "--folds", "2"]
     assert (
         cross_validate.main([*arguments, "--variant", "big=--recipe plain --width 8 --batch-size 999"]) == 2
     )

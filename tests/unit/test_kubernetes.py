@@ -19,22 +19,6 @@ OVERLAYS = ("base", "gpu", "keda", "monitoring")
 CUSTOM = {"ScaledObject", "PodMonitor"}  # kinds that the cluster learns from KEDA and Prometheus' operator
 
 
-@pytest.fixture(scope="module")
-def base() -> dict[str, Manifest]:
-    return {manifest["kind"]: manifest for manifest in rendered("base")}
-
-
-@pytest.fixture(scope="module")
-def pod(base: dict[str, Manifest]) -> Manifest:
-    spec: Manifest = base["Deployment"]["spec"]["template"]["spec"]
-    return spec
-
-
-@pytest.fixture(scope="module")
-def containers(pod: Manifest) -> dict[str, Manifest]:
-    return {container["name"]: container for container in pod["initContainers"] + pod["containers"]}
-
-
 # --- valid ---
 
 
