@@ -44,12 +44,12 @@ class Worker:
                     "results, the model and the sounds under the same paths"
                 )
         self._job = job
-        wishes = job.settings
+        settings = job.settings
         self._scorer = Scorer.load(
-            job.model, threads=job.threads, overlap=wishes.overlap, evidence=wishes.evidence
+            job.model, threads=job.threads, overlap=settings.overlap, evidence=settings.evidence
         )
         engine = self._scorer.engine
-        self._report = RowBuilder(engine.config, engine.sha256[:12], wishes.top_k, wishes.min_confidence)
+        self._report = RowBuilder(engine.config, engine.sha256[:12], settings.top_k, settings.min_confidence)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """`{"chunk", "start", "length"}`, arrays of one -> the outcome, and how long it took.
@@ -64,7 +64,7 @@ class Worker:
         return {"chunk": [chunk], "outcome": [text], "seconds": [time.monotonic() - began]}
 
     def _score(self, chunk: int, paths: Sequence[str]) -> Outcome:
-        deadly = poison_files(self._job.out, chunk)
+        poisoned = poison_files(self._job.out, chunk)
         attempt = self._job.out / state.ATTEMPTS / f"{chunk}-{uuid.uuid4().hex}"
         attempt.mkdir(parents=True)
         formats = self._job.settings.formats
@@ -74,7 +74,7 @@ class Worker:
         part = ChunkWriter(attempt, self._report, formats, labels)
         outcome = Outcome()
         with (attempt / _POSITION).open("wb", buffering=0) as position:
-            for item in self._answers(paths, deadly, position.fileno()):
+            for item in self._answers(paths, poisoned, position.fileno()):
                 if isinstance(item, tuple):
                     part.window(*item)
                     continue
@@ -92,9 +92,9 @@ class Worker:
         shutil.rmtree(attempt)
         return outcome
 
-    def _answers(self, paths: Sequence[str], deadly: set[int], position: int) -> Iterator[Item]:
-        alive = [number for number in range(len(paths)) if number not in deadly]
-        for number in deadly:
+    def _answers(self, paths: Sequence[str], poisoned: set[int], position: int) -> Iterator[Item]:
+        alive = [number for number in range(len(paths)) if number not in poisoned]
+        for number in poisoned:
             message = "Two workers died while they read this file."
             yield FileAnswer(paths[number], error=(WORKER_DIED, message))
         yield from self._scorer.score(
