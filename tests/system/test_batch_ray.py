@@ -162,7 +162,7 @@ def test_a_long_file_is_no_standstill_and_chunks_come_in_slices(tmp_path: Path) 
     code = (
         "import sys; from audiocnn import cli; from audiocnn.batch import cluster; "
         "cluster.ray.data.DataContext.get_current().execution_no_progress_timeout_s = 1; cluster.SLICE = 2; "
-        "sys.exit(cli.main(["batch", *sys.argv[1:]]))"
+        "sys.exit(cli.main(['batch', *sys.argv[1:]]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     done = subprocess.run(
