@@ -21,7 +21,6 @@ from typing import BinaryIO
 
 import numpy as np
 import soundfile
-import torch
 
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
@@ -59,8 +58,9 @@ class _Windows:
     """What is computed of the windows of one clip, in their order."""
 
     expected: int
-    log_mels: list[FloatArray] = field(default_factory=list)  # (1, n_mels, num_frames) each
+    inputs: list[FloatArray] = field(default_factory=list)  # what the network took, see `Engine.prepare`
     logits: list[FloatArray] = field(default_factory=list)  # (num_classes,) each
+    embeddings: list[FloatArray] = field(default_factory=list)  # (d,) each; none if the model has none
     log_mel_ms: float = 0.0
 
     @property
@@ -121,7 +121,7 @@ class Classifier:
         with opened(audio) as file:
             for start, end, window in WindowStream(file, self.config.frontend, hop=hop):
                 logits = self.engine.run(self._log_mel(window)[None])["logits"][0]
-                yield start, end, softmax(logits / self.config.temperature)
+                yield start, end, self._probabilities(logits)
 
     def predict_batch(
         self,
@@ -191,35 +191,42 @@ class Classifier:
             began = time.perf_counter()
             stack.append(self._log_mel(window))
             own.log_mel_ms += 1000 * (time.perf_counter() - began)
-            own.log_mels.append(stack[-1])
+            own.inputs.append(stack[-1])
         with _timed(timings.inference_ms):
-            logits = self.engine.run(np.stack(stack))["logits"]
-        for (own, _), row in zip(batch, logits, strict=True):
-            own.logits.append(row)
+            outputs = self.engine.run(np.stack(stack), self.engine.served_outputs)
+        for number, (own, _) in enumerate(batch):
+            own.logits.append(outputs["logits"][number])
+            if "embedding" in outputs:
+                own.embeddings.append(outputs["embedding"][number])
+
+    def _probabilities(self, logits: FloatArray) -> FloatArray:
+        """Calibrated: `(..., num_classes)` of logits of that shape."""
+        return probabilities(logits, self.config)
 
     def _log_mel(self, window: FloatArray) -> FloatArray:
-        """`(1, n_mels, num_frames)` of one window by itself: a matrix product's rounding depends on the
-        shape of its operands, and no answer may depend on a neighbour."""
-        with torch.inference_mode():
-            batch = torch.from_numpy(window[None]).to(self.engine.device)
-            log_mel: FloatArray = self.engine.log_mel(batch)[0].cpu().numpy()
-        return log_mel
+        """The network's input for one window by itself: a matrix product's rounding depends on the shape of
+        its operands, and no answer may depend on a neighbour."""
+        return self.engine.prepare(window)
 
     def _result(self, clip: audio.Clip, options: Options, done: _Windows, timings: Timings) -> Result:
-        window_probs = softmax(np.stack(done.logits) / self.config.temperature)
+        window_probs = self._probabilities(np.stack(done.logits))
         probs = windows.pool(window_probs)
         spans = windows.spans(len(clip.waveform), self.config.frontend)
         wanted = options.class_name
         shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
         surest = int(window_probs[:, shown_class].argmax())
-        log_mel = done.log_mels[surest]
+        network_input = done.inputs[surest]
         maps: dict[str, FloatArray] = {}
         if names := options.map_outputs(self.config):
             with _timed(timings.inference_ms):
-                raw = self.engine.run(log_mel[None], names)
+                raw = self.engine.run(network_input[None], names)
             maps = {name: array[0] for name, array in raw.items()}
-        shown = RepresentativeWindow(*spans[surest], log_mel=log_mel[0], outputs=maps)
-        return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model)
+        log_mel = self.engine.shown_log_mel(network_input) if options.spectrogram else None
+        shown = RepresentativeWindow(*spans[surest], log_mel=log_mel, outputs=maps)
+        embedding = np.stack(done.embeddings).mean(axis=0) if done.embeddings else None
+        return Result(
+            self.config, options, probs, window_probs, spans, clip, shown, self._model, embedding=embedding
+        )
 
 
 AudioInput = str | Path | bytes | BinaryIO | tuple[FloatArray, int]
@@ -259,9 +266,33 @@ def hop_of(config: Config, overlap_seconds: float | None) -> int:
     return window - round(overlap_seconds * config.frontend.sample_rate)
 
 
+def probabilities(logits: FloatArray, config: Config) -> FloatArray:
+    """Calibrated probabilities `(..., num_classes)` of logits; raises as `softmax`.
+
+    With a background class they sum to less than 1: the rest is the probability of the background.
+    """
+    logits = logits / config.temperature
+    if config.activation == "sigmoid":
+        return sigmoid(logits)
+    if not config.has_background:
+        return softmax(logits)
+    background = np.zeros((*logits.shape[:-1], 1), np.float32)
+    return softmax(np.concatenate([logits, background], axis=-1))[..., :-1]
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Probabilities of each class by itself, float32. Raises `ModelOutputError` if a logit is not finite."""
+    _check_finite(logits)
+    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), dtype=np.float32)
+
+
 def softmax(logits: FloatArray) -> FloatArray:
     """Probabilities along the last axis, float32. Raises `ModelOutputError` if a logit is not finite."""
-    if not np.isfinite(logits).all():
-        raise ModelOutputError("the network returned logits that are not finite")
+    _check_finite(logits)
     exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def _check_finite(logits: FloatArray) -> None:
+    if not np.isfinite(logits).all():
+        raise ModelOutputError("the network returned logits that are not finite")

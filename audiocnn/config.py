@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from audiocnn.errors import ModelFileError
 
 FORMAT_VERSION = 1
+ACTIVATIONS = ("softmax", "sigmoid")
 
 T = TypeVar("T")
 
@@ -31,9 +32,11 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "width": (int, 1, 1_024),
     "dropout": (float, 0.0, 1.0),
     "drop_path": (float, 0.0, 1.0),
+    "embedding_size": (int, 1, 1_000_000),
     "temperature": (float, 1e-3, 1e3),
     "unknown_threshold": (float, 0.0, 1.0),
 }
+_MAY_BE_NULL = ("unknown_threshold", "embedding_size")
 _MAX_CLASSES = 100_000
 _MAX_BLOCKS = 100  # in one stage
 
@@ -114,14 +117,29 @@ class Config:
 
     class_names: tuple[str, ...]
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | None = field(default_factory=ModelConfig)  # None: a network of another architecture
+    embedding_size: int | None = None  # of such a network; None: it has no embedding
+    has_background: bool = False  # a further class with logit 0, which is never reported
     name: str = "audiocnn"
     version: str = "1.0"
-    temperature: float = 1.0  # logits are divided by it before the softmax
+    activation: str = "softmax"  # one label a clip; "sigmoid": several, or none
+    temperature: float = 1.0  # logits are divided by it before the activation
     unknown_threshold: float | None = None  # below this confidence: "I don't know"; None: never
     fingerprint: str = ""  # SHA-256 of the stored front end, see audiocnn.model.frontend
     provenance: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def num_features(self) -> int | None:
+        """Numbers of an embedding; None: the model has none."""
+        return self.model.channels[-1] if self.model else self.embedding_size
+
+    @property
+    def architecture(self) -> ModelConfig:
+        """The size of our own network. Raises `ModelFileError` if the model is another one."""
+        if self.model is None:
+            raise ModelFileError(f"{self.name} is no network of this project: it has no weights to load")
+        return self.model
 
     def to_json(self) -> str:
         """A JSON document, two spaces of indent, keys in the order of the fields."""
@@ -147,9 +165,12 @@ class Config:
             )
         try:
             raw["frontend"] = _build(FrontendConfig, raw["frontend"])
-            raw["model"]["blocks"] = _read_blocks(raw["model"]["blocks"])
-            raw["model"] = _build(ModelConfig, raw["model"])
+            if raw["model"] is not None:
+                raw["model"]["blocks"] = _read_blocks(raw["model"]["blocks"])
+                raw["model"] = _build(ModelConfig, raw["model"])
             raw["class_names"] = _read_names(raw["class_names"])
+            if raw.get("activation", "softmax") not in ACTIVATIONS:
+                raise ModelFileError(f"config.json: activation must be {' or '.join(ACTIVATIONS)}")
             return _build(cls, raw)
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"config.json lacks or mistypes a value: {error}") from error
@@ -161,7 +182,7 @@ def _build(cls: type[T], raw: dict[str, Any]) -> T:
     if unknown := sorted(set(raw) - known):
         raise ModelFileError(f"config.json has unknown keys for {cls.__name__}: {', '.join(unknown)}")
     for name in _RANGES.keys() & raw.keys():
-        if not (name == "unknown_threshold" and raw[name] is None):
+        if not (name in _MAY_BE_NULL and raw[name] is None):
             _check_range(name, raw[name])
     return cls(**raw)
 
@@ -194,8 +215,10 @@ def _read_names(raw: object) -> tuple[str, ...]:
     return names
 
 
-def feature_map_names(config: ModelConfig) -> list[str]:
-    """Names of the feature maps in the order of computation: `conv1`, ..., `layer4`."""
+def feature_map_names(config: ModelConfig | None) -> list[str]:
+    """Names of the feature maps in the order of computation: `conv1`, ..., `layer4`. None: it has none."""
+    if config is None:
+        return []
     names = ["conv1"]
     for stage, count in enumerate(config.blocks, start=1):
         for block in range(count):

@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
     "spectrogram": _FLAG | {"description": "the log-mel spectrogram that the network saw"},
     "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
+    "embedding": _FLAG | {"description": "the feature vector of the sound, for search and clustering"},
     "windows": _FLAG | {"description": "the answer of every 5 s window"},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
 }
@@ -42,6 +43,7 @@ class Options:
     class_name: str | None = None  # whose evidence; None: that of the top class
     spectrogram: bool = False
     waveform: bool = False
+    embedding: bool = False
     windows: bool = False
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
@@ -60,20 +62,43 @@ class Options:
         return (*evidence, *(self.layer_names(config) if self.feature_maps != "none" else ()))
 
     @classmethod
-    def parse(cls, raw: Mapping[str, object], config: Config) -> Options:
-        """Options from names and values as they came; raises `BadOptionError` that names the culprit."""
+    def parse(cls, raw: Mapping[str, object], config: Config, *, explain: bool = False) -> Options:
+        """Options from names and values as they came.
+
+        Raises `BadOptionError` that names the culprit, also for what the model cannot give.
+        """
         values: dict[str, object] = {}
         for name, value in raw.items():
             if name not in OPTIONS:
                 raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
             values["class_name" if name == "class" else name] = _parse(name, value, config)
-        return cls(**values)  # type: ignore[arg-type]
+        options = cls(**values, explain=explain)  # type: ignore[arg-type]
+        options.check(config)
+        return options
+
+    def check(self, config: Config) -> None:
+        """Raise `BadOptionError` if the model cannot give what is asked for."""
+        wanted = {
+            "feature_maps": self.feature_maps != "none",
+            "evidence": self.evidence or self.explain,
+        }
+        if config.model is None and (missing := [name for name, is_wanted in wanted.items() if is_wanted]):
+            raise BadOptionError(
+                f"The model {config.name} cannot give {' and '.join(missing)}: only networks that were "
+                "trained with `training.train` can."
+            )
+        if self.embedding and config.num_features is None:
+            raise BadOptionError(
+                f"The model {config.name} cannot give an embedding: its file has no such output."
+            )
 
 
 def _parse(name: str, value: object, config: Config) -> object:
     kind = OPTIONS[name]
     if name == "classes":
         return _names(name, value, config.class_names)
+    if name == "layers" and config.model is None:
+        raise _bad(name, value, "the model has no feature maps")
     if name == "layers":
         return _names(name, value, feature_map_names(config.model))
     if name == "class":

@@ -38,7 +38,7 @@ class RepresentativeWindow:
 
     start: float  # seconds
     end: float
-    log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
+    log_mel: FloatArray | None  # (n_mels, num_frames), see `Engine.shown_log_mel`; None: not asked for
     outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
 
 
@@ -53,12 +53,13 @@ class Result:
 
     config: Config
     options: Options
-    probs: FloatArray  # (num_classes,), sums to 1
+    probs: FloatArray  # (num_classes,), sums to 1, or to less if the model has a background class
     window_probs: FloatArray  # (num_windows, num_classes)
     spans: list[tuple[float, float]]  # start and end of every window, seconds
     clip: Clip
     shown: RepresentativeWindow
     model: dict[str, str]  # name, version, sha256 (12 digits)
+    embedding: FloatArray | None = None  # (d,), the mean over the windows; None: the model has none
 
     @property
     def is_silent(self) -> bool:
@@ -78,9 +79,8 @@ class Result:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether the model is too unsure to name the sound."""
-        threshold = self.config.unknown_threshold
-        return threshold is not None and float(self.probs.max()) < threshold
+        """Whether the model is too unsure to name the sound, or takes it for background."""
+        return is_unknown(self.config, self.probs)
 
     @property
     def predictions(self) -> list[Prediction]:
@@ -121,6 +121,8 @@ class Result:
             return {"predictions": answer["predictions"]}
         if options.windows or len(self.spans) > 1:
             answer["windows"] = _windows(self)
+        if options.embedding and self.embedding is not None:
+            answer["embedding"] = [round(float(value), 6) for value in self.embedding]
         if options.feature_maps != "none":
             draw = _json_map if options.feature_maps == "json" else _png_map
             answer["visualization"] = {
@@ -129,7 +131,7 @@ class Result:
         if options.evidence:
             name = options.class_name or self.config.class_names[int(self.probs.argmax())]
             answer["evidence"] = _evidence(self, name)
-        if options.spectrogram:
+        if options.spectrogram and self.shown.log_mel is not None:
             answer["input_spectrogram"] = _placed_map(self, self.shown.log_mel)
         if options.waveform:
             answer["waveform"] = {
@@ -138,6 +140,16 @@ class Result:
                 "duration": answer["duration"],
             }
         return answer
+
+
+def is_unknown(config: Config, probs: FloatArray) -> bool:
+    """Whether `probs (num_classes,)` of a clip or window are too low to name a class.
+
+    That is below the threshold, or below the probability of the background class.
+    """
+    highest = float(probs.max())
+    is_background = config.has_background and highest < 1 - float(probs.sum())
+    return is_background or (config.unknown_threshold is not None and highest < config.unknown_threshold)
 
 
 def _windows(result: Result) -> list[dict[str, Any]]:

@@ -122,7 +122,7 @@ class Trainer:
 
     def _set_network(self, num_features: int) -> None:
         torch.manual_seed(self.recipe.seed)
-        model = AudioCNN(self.config.model, num_classes=len(self.config.class_names))
+        model = AudioCNN(self.config.architecture, num_classes=len(self.config.class_names))
         self.model = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student = Student(self.model, num_features).to(self.context.device)
         self.network: nn.Module = self.student

@@ -12,7 +12,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
@@ -109,13 +108,7 @@ def _difference(logits: FloatArray, expected: FloatArray) -> float:
 
 def synthetic_logits(engine: Engine) -> FloatArray:
     """Logits of the synthetic sounds, float32 `(5, num_classes)`."""
-    return engine.run(_log_mels(engine))["logits"]
-
-
-@torch.inference_mode()
-def _log_mels(engine: Engine) -> FloatArray:
     config = engine.config.frontend
     clips = [audio.decode(synthetic.wav(name), sample_rate=config.sample_rate) for name in synthetic.SOUNDS]
-    stack = np.stack([windows.cut(clip.waveform, config)[0] for clip in clips])
-    log_mels: FloatArray = engine.log_mel(torch.from_numpy(stack)).numpy()
-    return log_mels
+    stack = np.stack([engine.prepare(windows.cut(clip.waveform, config)[0]) for clip in clips])
+    return engine.run(stack)["logits"]

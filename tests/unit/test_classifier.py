@@ -254,3 +254,19 @@ def test_the_command_line_prints_a_table_and_explains_a_missing_model(tmp_path: 
     )
     assert run.returncode == 2
     assert "make export" in run.stderr
+
+
+def test_the_embedding_is_the_mean_over_windows(classifier: Classifier) -> None:
+    rain, siren = synthetic.SOUNDS["rain"](), synthetic.SOUNDS["siren"]()
+    reply = answer(classifier, sound_file(rain), embedding=True)
+    assert len(reply["embedding"]) == classifier.config.num_features
+    two = one(classifier, sound_file(np.concatenate([rain, rain])))
+    assert two.embedding is not None
+    cosine = _cosine(two.embedding, np.array(reply["embedding"]))
+    other = one(classifier, sound_file(siren)).embedding
+    assert other is not None
+    assert cosine > 0.99 > _cosine(two.embedding, other) + 0.1
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
