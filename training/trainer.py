@@ -20,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from audiocnn.backbone.network import NUM_FEATURES
 from audiocnn.config import Config
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
 from training.recipe import Augmenter, Recipe
-from training.teacher.network import NUM_FEATURES
 from training.teacher.online import Heads, OnlineTeacher
 
 Row = dict[str, float]

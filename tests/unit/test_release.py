@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from audiocnn.audio import synthetic
+from audiocnn.backbone.weights import ATTRIBUTION
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.results import Result
@@ -17,7 +18,6 @@ from tests.helpers.paths import CHECKPOINT
 from tests.helpers.sounds import SAMPLE_RATE, sound_file
 from training import model_card
 from training.evaluate import main as evaluate_command
-from training.teacher.weights import ATTRIBUTION
 
 
 @pytest.mark.parametrize("name", synthetic.SOUNDS)

@@ -16,28 +16,30 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from audiocnn.backbone import weights
+from audiocnn.backbone.network import (
+    NUM_FEATURES,
+    SAMPLE_RATE,
+    BackboneFeatures,
+    BackboneFrontend,
+    BackboneNetwork,
+    filter_bank,
+)
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
+from audiocnn.teach.head import fit_head
+from audiocnn.teach.views import VIEWS
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
 from training import train
 from training.data import load_waveforms
 from training.teacher import __main__ as teacher
-from training.teacher import fine_tuning, online, weights
+from training.teacher import fine_tuning, online
 from training.teacher.features import FeatureStore
-from training.teacher.head import fit_head
-from training.teacher.network import (
-    NUM_FEATURES,
-    SAMPLE_RATE,
-    TeacherFeatures,
-    TeacherFrontend,
-    TeacherNetwork,
-    filter_bank,
-)
 from training.teacher.soft_labels import (
     SoftLabels,
     check_names,
@@ -45,7 +47,6 @@ from training.teacher.soft_labels import (
     linear_teacher,
     recording_groups,
 )
-from training.teacher.views import VIEWS
 
 
 def clip(name: str, label: str = "a", source: str = "", fold: int = 1) -> LabelledClip:
@@ -56,7 +57,7 @@ def clip(name: str, label: str = "a", source: str = "", fold: int = 1) -> Labell
 def random_weights() -> dict[str, torch.Tensor]:
     """A teacher that was never trained: the shapes are right, and it needs no download."""
     torch.manual_seed(0)
-    return TeacherNetwork().state_dict()
+    return BackboneNetwork().state_dict()
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_offline_says_what_to_do(tmp_path: Path) -> None:
     }
     for name in [name for name in environment if name.startswith("PIP_") and "INDEX_URL" in name]:
         del environment[name]
-    code = "import sys, pathlib, training.teacher.weights as w; w.load_weights(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, audiocnn.backbone.weights as w; w.load_weights(pathlib.Path(sys.argv[1]))"
     run = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT,
@@ -128,7 +129,7 @@ def test_the_real_weights_fit_our_network() -> None:
     if not kept.is_file():
         pytest.skip("the teacher's weights have not been downloaded: python -m training.teacher")
     state = weights.load_weights()
-    TeacherNetwork().load_state_dict(state)
+    BackboneNetwork().load_state_dict(state)
     assert sum(t.numel() for n, t in state.items() if not n.endswith("num_batches_tracked")) > 4.68e6
 
 
@@ -146,7 +147,7 @@ def test_the_filter_bank_is_that_of_the_teacher() -> None:
 
 
 def test_a_tone_is_in_its_band_at_its_level() -> None:
-    mel = TeacherFrontend()(torch.from_numpy(tone(1.0, hz=1000.0))[None])
+    mel = BackboneFrontend()(torch.from_numpy(tone(1.0, hz=1000.0))[None])
     assert mel.shape == (1, 1, 44, 96)
     middle = mel[0, 0, 20]
     expected = 2595 * np.log10(1 + 1000 / 700) / (2595 * np.log10(1 + 22_050 / 700)) * 97 - 1
@@ -157,7 +158,7 @@ def test_a_tone_is_in_its_band_at_its_level() -> None:
 
 
 def test_features_hardly_change_with_a_rotation(random_weights: dict[str, torch.Tensor]) -> None:
-    network = TeacherFeatures(random_weights)
+    network = BackboneFeatures(random_weights)
     generator = torch.Generator().manual_seed(0)
     waveform = 0.1 * torch.randn(1, SAMPLE_RATE, generator=generator)
     features = network(torch.cat([waveform, VIEWS["shift"](waveform), 0 * waveform]))
@@ -190,7 +191,7 @@ def test_features_are_kept_and_follow_the_content_of_a_file(cache: Path, tones: 
     assert first.shape == (2, 8, NUM_FEATURES)
     kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
     assert len(kept) == 16
-    expected = TeacherFeatures(weights.load_weights(cache))(
+    expected = BackboneFeatures(weights.load_weights(cache))(
         load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
     )
     np.testing.assert_allclose(first[0], expected.numpy(), atol=2e-3, rtol=1e-3)
@@ -261,7 +262,7 @@ def test_fine_tuning_starts_at_the_frozen_teacher_and_moves_its_last_blocks(
     clips = read_dataset(tones).folds([1])
     waveforms = load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
     target = np.arange(8) % 2
-    features = TeacherFeatures(random_weights)(waveforms).numpy()
+    features = BackboneFeatures(random_weights)(waveforms).numpy()
     head = fit_head(features, target, 2, l2=1.0)
     start = fine_tuning.TunedTeacher(random_weights, head)
     (answers,) = fine_tuning.log_probs(start, waveforms, ["clean"], "cpu")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.teacher.network import SAMPLE_RATE
+from audiocnn.backbone.network import SAMPLE_RATE
 
 View = Callable[[Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""A linear head on the teacher's features: multinomial logistic regression."""
+"""A linear head on the features of a backbone: multinomial logistic regression."""
 
 from __future__ import annotations
 
