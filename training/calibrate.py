@@ -20,11 +20,12 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import calibration
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
-from training import calibration, command
+from training import command
 from training.data import parse_folds
 from training.evaluate import predict, trained_on
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from audiocnn.arrays import FloatArray
-from training.calibration import softmax
+from audiocnn.calibration import softmax
 
 Scores = npt.NDArray[np.floating]
 

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import calibration
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 from audiocnn.classifier import Classifier
@@ -29,7 +30,7 @@ from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.teach.head import L2, fit_head
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
-from training import calibration, command
+from training import command
 from training.data import load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore

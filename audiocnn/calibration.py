@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.integer[Any]]
@@ -65,7 +64,13 @@ def as_logits(probs: Floats, temperature: float) -> Floats:
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
     """Probabilities float64 `(n, k)` of logits divided by a temperature."""
-    return np.asarray(special.softmax(logits.astype(np.float64) / temperature, axis=1))
+    return np.exp(log_softmax(logits.astype(np.float64) / temperature))
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Log-probabilities `(n, k)` of logits."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def fit_temperature(logits: Floats, target: Indices) -> float:
@@ -77,7 +82,7 @@ def fit_temperature(logits: Floats, target: Indices) -> float:
     assert len(logits) == len(target) > 0, "nothing to fit on"
 
     def loss(log_t: float) -> float:
-        log_probs = special.log_softmax(logits.astype(np.float64) / np.exp(log_t), axis=1)
+        log_probs = log_softmax(logits.astype(np.float64) / np.exp(log_t))
         return float(-log_probs[np.arange(len(target)), target].mean())
 
     return float(np.exp(_minimise(loss, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))))
