@@ -223,10 +223,8 @@ class Classifier:
             maps = {name: array[0] for name, array in raw.items()}
         log_mel = self.engine.shown_log_mel(network_input) if options.spectrogram else None
         shown = RepresentativeWindow(*spans[surest], log_mel=log_mel, outputs=maps)
-        embedding = np.stack(done.embeddings).mean(axis=0) if done.embeddings else None
-        return Result(
-            self.config, options, probs, window_probs, spans, clip, shown, self._model, embedding=embedding
-        )
+        embeddings = np.stack(done.embeddings) if done.embeddings else None
+        return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model, embeddings)
 
 
 AudioInput = str | Path | bytes | BinaryIO | tuple[FloatArray, int]

@@ -49,7 +49,8 @@ class Dataset:
 def read_dataset(root: Path) -> Dataset:
     """Read ESC-50, UrbanSound8K, a CSV file, a folder with one CSV in it, or a folder with one per class.
 
-    In the folder of a class each file is a recording; the files of a folder in it are one recording. Raises `DatasetError` if the folder is none of these.
+    In the folder of a class each file is a recording; the files of a folder in it are one recording. Raises
+    `DatasetError` if the folder is none of these.
     """
     if (table := root / "meta" / "esc50.csv").is_file():
         return _read_esc50(root, table)

@@ -59,7 +59,7 @@ class Result:
     clip: Clip
     shown: RepresentativeWindow
     model: dict[str, str]  # name, version, sha256 (12 digits)
-    embedding: FloatArray | None = None  # (d,), the mean over the windows; None: the model has none
+    window_embeddings: FloatArray | None = None  # (num_windows, d); None: the model has none
 
     @property
     def is_silent(self) -> bool:
@@ -79,8 +79,9 @@ class Result:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether the model is too unsure to name the sound, or takes it for background."""
-        return is_unknown(self.config, self.probs)
+        """Whether the model is too unsure to name the sound."""
+        threshold = self.config.unknown_threshold
+        return threshold is not None and float(self.probs.max()) < threshold
 
     @property
     def predictions(self) -> list[Prediction]:
@@ -89,6 +90,11 @@ class Result:
         ranked = [Prediction(self.config.class_names[i], float(self.probs[i])) for i in self._order]
         chosen = [p for p in ranked if p.label in allowed and p.confidence >= self.options.min_confidence]
         return chosen[: self.options.top_k]
+
+    @property
+    def embedding(self) -> FloatArray | None:
+        """The feature vector `(d,)`, the mean over the windows; None: the model has none."""
+        return None if self.window_embeddings is None else self.window_embeddings.mean(axis=0)
 
     @cached_property
     def _order(self) -> list[int]:
@@ -121,8 +127,8 @@ class Result:
             return {"predictions": answer["predictions"]}
         if options.windows or len(self.spans) > 1:
             answer["windows"] = _windows(self)
-        if options.embedding and self.embedding is not None:
-            answer["embedding"] = [round(float(value), 6) for value in self.embedding]
+        if options.embedding and (embedding := self.embedding) is not None:
+            answer["embedding"] = [round(float(value), 6) for value in embedding]
         if options.feature_maps != "none":
             draw = _json_map if options.feature_maps == "json" else _png_map
             answer["visualization"] = {
@@ -140,16 +146,6 @@ class Result:
                 "duration": answer["duration"],
             }
         return answer
-
-
-def is_unknown(config: Config, probs: FloatArray) -> bool:
-    """Whether `probs (num_classes,)` of a clip or window are too low to name a class.
-
-    That is below the threshold, or below the probability of the background class.
-    """
-    highest = float(probs.max())
-    is_background = config.has_background and highest < 1 - float(probs.sum())
-    return is_background or (config.unknown_threshold is not None and highest < config.unknown_threshold)
 
 
 def _windows(result: Result) -> list[dict[str, Any]]:

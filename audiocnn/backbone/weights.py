@@ -30,6 +30,7 @@ ATTRIBUTION = (
     "aisfx 0.1.2 (A. B. Ma and A. Lerch, Representation Learning for the Automatic Indexing of Sound Effects "
     "Libraries, ISMIR 2022), CC BY 4.0"
 )
+LICENCE = "CC BY 4.0"
 _MEMBER = "aisfx/models/checkpoint.pth"
 _PREFIX = "embedding_net."
 

@@ -78,6 +78,11 @@ class Engine:
         return feature_map_names(self.config.model)
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What the file carries besides its graph."""
+        return self._graph.metadata
+
+    @property
     def served_outputs(self) -> tuple[str, ...]:
         """Names of the outputs of the served graph: `logits`, and `embedding` if it has one."""
         return tuple(name for name in WithEmbedding.output_names if name in self._graph.output_names)

@@ -63,6 +63,8 @@ def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) 
     int8 file without it is compared with the logits in `reference.json` beside it. Raises `ModelFileError`
     as `Engine` does, and if int8 is wrong here and there is nothing else.
     """
+    if path.is_dir() and (path / PARITY_REPORT).is_file():  # a taught model, or a model store
+        path = served_model_path(path)
     float32 = float32_of(path)
     if float32 == path:
         return Engine(path, device=device, threads=threads)

@@ -31,7 +31,6 @@ from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
-from audiocnn.teach.head import fit_head
 from audiocnn.teach.views import VIEWS
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
@@ -40,6 +39,7 @@ from training.data import load_waveforms
 from training.teacher import __main__ as teacher
 from training.teacher import fine_tuning, online
 from training.teacher.features import FeatureStore
+from training.teacher.head import fit_head
 from training.teacher.soft_labels import (
     SoftLabels,
     check_names,

@@ -28,13 +28,13 @@ from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, l
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
-from audiocnn.teach.head import L2, fit_head
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
 from training import command
 from training.data import load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
 from training.teacher.fine_tuning import FRONTEND, Tuning, fine_tuned_teacher
+from training.teacher.head import L2, fit_head
 from training.teacher.soft_labels import (
     GROUPS,
     SoftLabels,

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.network import SAMPLE_RATE, BackboneFrontend, BackboneNetwork, pooled
 from audiocnn.config import FrontendConfig
-from audiocnn.teach.head import Head
 from audiocnn.teach.views import VIEWS
 from training.recipe import RECIPES, Augmenter
+from training.teacher.head import Head
 from training.teacher.soft_labels import Mask, Teach, all_views
 
 FRONTEND = FrontendConfig(sample_rate=SAMPLE_RATE)

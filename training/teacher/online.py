@@ -22,10 +22,10 @@ from audiocnn.backbone.network import NUM_FEATURES, BackboneFeatures
 from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 from audiocnn.datasets import LabelledClip
 from audiocnn.files import replacing
-from audiocnn.teach.head import Head, fit_head
 from audiocnn.teach.views import DEFAULT_VIEWS
 from training.data import targets
 from training.teacher.features import FeatureStore
+from training.teacher.head import Head, fit_head
 from training.teacher.soft_labels import GROUPS, all_views, recording_groups
 
 _MAX_DEVIATION = 5.0  # of a feature from its mean, in standard deviations; larger targets are clipped

@@ -25,7 +25,7 @@ from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing
-from audiocnn.teach.head import fit_head
+from training.teacher.head import fit_head
 
 GROUPS = 8  # of recordings, for cross-fitting
 

@@ -1,4 +1,4 @@
-"""A linear head on the features of a backbone: multinomial logistic regression."""
+"""A linear head on the teacher's features: multinomial logistic regression."""
 
 from __future__ import annotations
 
@@ -30,12 +30,6 @@ class Head:
         return np.asarray(logits.log_softmax(dim=-1).cpu().numpy(), dtype=np.float32)
 
 
-def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `(d,)` of `(n, d)`; that of a constant column is infinite: it is ignored."""
-    std, mean = torch.std_mean(x, dim=0)
-    return mean, torch.where(std > 1e-6, std, torch.inf)
-
-
 def fit_head(
     features: FloatArray, target: IntArray, num_classes: int, *, l2: float = L2, device: str = "cpu"
 ) -> Head:
@@ -47,31 +41,20 @@ def fit_head(
     assert len(features) == len(target) > 1, "a target for every example"
     x = torch.from_numpy(features).to(device)
     y = torch.from_numpy(target).to(device)
-    mean, std = standardisation(x)
-    weight, bias = fit_linear((x - mean) / std, y, num_classes, l2=l2)
-    return Head(mean, std, weight, bias)
-
-
-def fit_linear(
-    x: Tensor, y: Tensor, num_classes: int, *, l2: float, importance: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Weight `(num_classes, d)` and bias `(num_classes,)` for `x (n, d)`, `y (n,)`; see `fit_head`.
-
-    `importance (n,)` multiplies the loss of each example; None: 1.
-    """
-    weight = torch.zeros(num_classes, x.shape[1], device=x.device, dtype=x.dtype, requires_grad=True)
-    bias = torch.zeros(num_classes, device=x.device, dtype=x.dtype, requires_grad=True)
+    std, mean = torch.std_mean(x, dim=0)
+    std = torch.where(std > 1e-6, std, torch.inf)
+    x = (x - mean) / std
+    weight = torch.zeros(num_classes, x.shape[1], device=device, requires_grad=True)
+    bias = torch.zeros(num_classes, device=device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=_MAX_ITERATIONS, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
 
     def loss() -> float:
         optimizer.zero_grad()
-        losses = torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
-        mean = losses.mean() if importance is None else (losses * importance).mean()
-        value = mean + l2 / 2 * weight.square().sum()
+        value = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
+    return Head(mean, std, weight.detach(), bias.detach())
