@@ -13,7 +13,7 @@ from audiocnn.backbone.weights import ATTRIBUTION, LICENCE
 from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import Engine, OnnxGraph
-from audiocnn.model.loading import find_model, load_engine
+from audiocnn.model.loading import find_model, float32_of, load_engine
 
 NAMES = ("aisfx", "released")
 _BATCH = 4
@@ -38,7 +38,7 @@ class Backbone:
             self.attribution, self.licence = ATTRIBUTION, LICENCE
             self._graph = OnnxGraph(self.path, "cpu", threads)
             return
-        self._engine = load_engine(find_model() if name == "released" else Path(name), threads=threads)
+        self._engine = load_engine(_released() if name == "released" else Path(name), threads=threads)
         if self._engine.path.suffix != ".onnx" or "embedding" not in self._engine.served_outputs:
             raise ModelFileError(f"{self._engine.path} is no ONNX file with an output embedding")
         self.path, self.frontend = self._engine.path, self._engine.config.frontend
@@ -65,3 +65,9 @@ class Backbone:
     def metadata(self) -> dict[str, str]:
         """What the file says about itself, such as its stored front end."""
         return dict(self._engine.metadata) if self._engine else {}
+
+
+def _released() -> Path:
+    """The released model in float32 if it is here, else in int8."""
+    path = find_model()
+    return float32 if (float32 := float32_of(path)).is_file() else path

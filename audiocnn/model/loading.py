@@ -108,9 +108,9 @@ def _difference(logits: FloatArray, expected: FloatArray) -> float:
     return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
-def synthetic_logits(engine: Engine) -> FloatArray:
-    """Logits of the synthetic sounds, float32 `(5, num_classes)`."""
+def synthetic_logits(engine: Engine, *, only: int | None = None) -> FloatArray:
+    """Logits of the synthetic sounds, float32 `(5, num_classes)`, or of one of them `(1, num_classes)`."""
     config = engine.config.frontend
     clips = [audio.decode(synthetic.wav(name), sample_rate=config.sample_rate) for name in synthetic.SOUNDS]
     stack = np.stack([engine.prepare(windows.cut(clip.waveform, config)[0]) for clip in clips])
-    return engine.run(stack)["logits"]
+    return engine.run(stack if only is None else stack[only : only + 1])["logits"]

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.utils import Extractor
 
+from audiocnn.arrays import FloatArray
 from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
@@ -23,7 +24,13 @@ from audiocnn.teach.fit import TaughtHead
 
 MODEL = "audiocnn.onnx"
 MODEL_INT8 = f"audiocnn{INT8}.onnx"
+PARITY_TOLERANCE = 0.02  # features are kept with 16 bits
 CONFIG, FEATURES, CARD, NOTICE = "config.json", "features.npz", "MODEL_CARD.md", "NOTICE"
+
+
+def model_name(backbone: Path) -> str:
+    """The name of the ONNX file: an int8 backbone makes an int8 model."""
+    return MODEL_INT8 if backbone.stem.endswith(INT8) else MODEL
 
 
 def is_taught(folder: Path) -> bool:
@@ -75,6 +82,21 @@ def write_reports(folder: Path, serves: str, extra: dict[str, Any]) -> None:
     engine = Engine(folder / serves)
     _write_json(folder / REFERENCE, {"logits": synthetic_logits(engine).round(4).tolist()})
     _write_json(folder / PARITY_REPORT, {"serves": serves, **extra})
+
+
+def check_parity(path: Path, windows: FloatArray, expected: FloatArray) -> float:
+    """Largest difference of the logits on windows `(n, window_samples)`, as a share of the largest logit.
+
+    Raises `ModelFileError` if it is above `PARITY_TOLERANCE`.
+    """
+    engine = Engine(path)
+    logits = engine.run(np.stack([engine.prepare(window) for window in windows]))["logits"]
+    difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
+    if not difference <= PARITY_TOLERANCE:
+        raise ModelFileError(
+            f"{path} differs from its training features by {difference:.1%}: not usable here"
+        )
+    return difference
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -30,8 +31,10 @@ from audiocnn.teach.examples import (
     read_examples,
     refuse,
 )
-from audiocnn.teach.features import MADE, FeatureTable, compute, made_table, views_for
+from audiocnn.teach.features import MADE, FeatureTable, compute, made_table, view_features, views_for
 from audiocnn.teach.fit import TaughtHead, fit
+
+_COMPARED = 8  # windows on which the written file is compared with the features
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -64,12 +67,12 @@ def teach(
     known = _known(out, backbone) if add else None
     network = Backbone(_backbone_name(out, backbone, add=add), threads=threads)
     console.print(f"backbone {network.name}: {network.attribution}", highlight=False, soft_wrap=True)
-    table, warnings = _features(read_examples(source, background), network, known, console)
+    table, clips, warnings = _features(read_examples(source, background), network, known, console)
     with console.status("fitting, leaving each recording out in turn"):
         head = fit(table)
     summary = report.summarise(head, table)
     config = _config(head, table, network, summary)
-    _write(out, config, head, table, network, summary)
+    _write(out, config, head, table, network, summary, clips)
     seconds = round(time.monotonic() - began, 1)
     return Teaching(config, summary | {"seconds": seconds}, warnings)
 
@@ -90,8 +93,8 @@ def _backbone_name(out: Path, backbone: str | None, *, add: bool) -> str:
 
 def _features(
     dataset: Any, network: Backbone, known: FeatureTable | None, console: Console
-) -> tuple[FeatureTable, list[str]]:
-    """The table to fit on, with that of earlier classes, and warnings."""
+) -> tuple[FeatureTable, list[Clip], list[str]]:
+    """The table to fit on, with that of earlier classes, the new clips, and warnings."""
     with Progress(console=console, transient=True) as progress:
         reading = progress.add_task("reading", total=len(dataset.clips))
         clips = _load(dataset.clips, network, lambda: progress.advance(reading))
@@ -103,7 +106,7 @@ def _features(
         warnings = check_recordings(labels, recordings)
         needs_made = BACKGROUND not in labels
         num_windows = sum(len(clip.windows) for clip in clips)
-        views = views_for(num_windows, COUNT if needs_made else 0)
+        views = views_for(num_windows, 2 * _COMPARED + COUNT * needs_made)
         total = num_windows * len(views) + COUNT * needs_made
         computing = progress.add_task("computing features", total=total)
 
@@ -113,7 +116,7 @@ def _features(
         table = compute(clips, network, views, advance)
         if needs_made:
             table = table.merged(made_table(network, advance))
-    return (known.merged(table) if known else table), warnings
+    return (known.merged(table) if known else table), clips, warnings
 
 
 def _load(rows: Sequence[LabelledClip], network: Backbone, advance: Callable[[], None]) -> list[Clip]:
@@ -158,15 +161,21 @@ def _write(
     table: FeatureTable,
     network: Backbone,
     summary: dict[str, Any],
+    clips: Sequence[Clip],
 ) -> None:
     metadata = artefact.metadata_of(config, network.metadata())
-    artefact.write_model(network.path, head, metadata, out / artefact.MODEL)
-    (out / artefact.MODEL_INT8).unlink(missing_ok=True)
+    name = artefact.model_name(network.path)
+    artefact.write_model(network.path, head, metadata, out / name)
+    for other in {artefact.MODEL, artefact.MODEL_INT8} - {name}:
+        (out / other).unlink(missing_ok=True)
+    windows = np.concatenate([clip.windows for clip in clips])[:_COMPARED]
+    expected = head.logits(view_features(windows, "clean", network))
+    summary["parity"] = artefact.check_parity(out / name, windows, expected)
     table.save(out / artefact.FEATURES)
     artefact.write_text(out / artefact.CONFIG, config.to_json())
     artefact.write_text(out / artefact.CARD, report.model_card(config, summary))
     artefact.write_text(out / artefact.NOTICE, report.notice(config))
-    artefact.write_reports(out, artefact.MODEL, {"taught": summary})
+    artefact.write_reports(out, name, {"taught": summary})
 
 
 @app.command(epilog="Example: audiocnn teach recordings/ --out mine")

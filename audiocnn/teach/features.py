@@ -66,9 +66,9 @@ class FeatureTable:
             raise ModelFileError(f"{path} has no features to add to: {error}") from error
 
 
-def views_for(num_windows: int, num_background: int) -> tuple[str, ...]:
+def views_for(num_windows: int, num_others: int) -> tuple[str, ...]:
     """As many views as `MAX_PASSES` passes allow, one at least."""
-    count = (MAX_PASSES - num_background) // max(1, num_windows)
+    count = (MAX_PASSES - num_others) // max(1, num_windows)
     return TEACH_VIEWS[: max(1, count)]
 
 
