@@ -1,7 +1,7 @@
 """Whether an ONNX file from elsewhere can be served: `audiocnn check model.onnx`.
 
 A waveform model takes `waveform (batch, num_samples)`, float32 in [-1, 1], and returns `logits` or `probs`,
-`(batch, num_classes)`. `model.json` beside it has `sample_rate`, `clip_seconds` and `class_names`, and perhaps
+`(batch, num_classes)`. `model.json` beside it has `sample_rate`, `clip_seconds` and `class_names`, perhaps
 `activation` (softmax or sigmoid), `temperature`, `unknown_threshold`, `name`, `version`.
 """
 
@@ -118,9 +118,9 @@ def check(
     stack = _test_inputs(engine)
     gives = ["predictions"] + ["embedding"] * (config.num_features is not None)
     gives += ["evidence", "feature maps"] * (config.model is not None)
+    window = f"windows of {config.frontend.clip_seconds:g} s at {config.frontend.sample_rate:,} Hz"
     console.print(
-        f"{path}: {len(config.class_names)} classes ({config.activation}), windows of "
-        f"{config.frontend.clip_seconds:g} s at {config.frontend.sample_rate:,} Hz; gives {', '.join(gives)}\n"
+        f"{path}: {len(config.class_names)} classes ({config.activation}), {window}; gives {', '.join(gives)}\n"
         f"{milliseconds(lambda: engine.run(stack[:1])):.1f} ms a window alone, "
         f"{milliseconds(lambda: engine.run(stack[:4])) / 4:.1f} ms in batches of 4 "
         f"({threads or 'all'} CPU threads)\nIt can be served: make serve CHECKPOINT={path}",
