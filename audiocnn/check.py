@@ -120,7 +120,8 @@ def check(
     gives += ["evidence", "feature maps"] * (config.model is not None)
     window = f"windows of {config.frontend.clip_seconds:g} s at {config.frontend.sample_rate:,} Hz"
     console.print(
-        f"{path}: {len(config.class_names)} classes ({config.activation}), {window}; gives {', '.join(gives)}\n"
+        f"{path}: {len(config.class_names)} classes ({config.activation}), {window}\n"
+        f"It gives {', '.join(gives)}.\n"
         f"{milliseconds(lambda: engine.run(stack[:1])):.1f} ms a window alone, "
         f"{milliseconds(lambda: engine.run(stack[:4])) / 4:.1f} ms in batches of 4 "
         f"({threads or 'all'} CPU threads)\nIt can be served: make serve CHECKPOINT={path}",

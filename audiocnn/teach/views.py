@@ -98,5 +98,10 @@ VIEWS: dict[str, View] = {
     "far": _chain(_shift(0.37), _band_limit(8_000), _noise(20), _gain(-20)),
     "short": _chain(_tile(1.5), _normalised),
 }
-TEACH_VIEWS = ("clean", "gain-20dB", "far")  # of `audiocnn teach`: the first, or as many as the time allows
+TEACH_VIEWS = (
+    "clean",
+    "gain-20dB",
+    "far",
+    "short",
+)  # of `audiocnn teach`: the first, or as many as the time allows
 DEFAULT_VIEWS = ("clean", "slower", "faster", "peak", "gain-20dB")  # measured best, docs/training.md
