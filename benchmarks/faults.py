@@ -18,7 +18,7 @@ import requests
 from audiocnn.client.retry import Endpoint, read_reply
 from audiocnn.errors import AudioError, ServerBusyError, ServerError
 from audiocnn.torchserve.management_api import Management
-from audiocnn.torchserve.rollout import copy_as
+from audiocnn.torchserve.scale import copy_as
 from benchmarks.background_load import Account, Asked, Known
 from benchmarks.load import OCTETS
 from benchmarks.server_fixture import ARCHIVE, Stage
@@ -135,7 +135,7 @@ def _flood(scene: Scene, clips: Sequence[Known], count: int) -> None:
 
 
 def roll_out(scene: Scene) -> None:
-    """`audiocnn.torchserve.manage rollout` to another version, and `rollback`"""
+    """`audiocnn manage rollout` to another version, and `rollback`"""
     store, archive = scene.stage.store, scene.stage.store.parent / "new.mar"
     copy_as(store / ARCHIVE, archive, "2.0")
     scene.manage("rollout", str(archive), "--store", str(store))
@@ -143,7 +143,7 @@ def roll_out(scene: Scene) -> None:
 
 
 def scale(scene: Scene) -> None:
-    """`audiocnn.torchserve.manage scale` to 1, 4, 1 and 2 workers"""
+    """`audiocnn manage scale` to 1, 4, 1 and 2 workers"""
     for workers in (1, 4, 1, 2):
         scene.manage("scale", str(workers), "--store", str(scene.stage.store))
 

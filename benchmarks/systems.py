@@ -23,8 +23,9 @@ from typing import Protocol
 import requests
 
 from audiocnn.classifier import Classifier
+from audiocnn.torchserve.ports import free_port
 from audiocnn.torchserve.properties import read_properties
-from audiocnn.torchserve.server import MODEL, TorchServe, free_port
+from audiocnn.torchserve.server import MODEL, TorchServe
 from audiocnn.torchserve.tune import Setting, entry
 from benchmarks import baselines, load
 from benchmarks.corpus import Clips

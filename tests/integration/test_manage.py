@@ -69,7 +69,7 @@ def test_scaling_down_without_registering_waits_for_a_quiet_moment(server: Serve
     assert "may get a 500" not in printed
     assert "1 workers ready" in printed
     assert "2 workers ready" in manage(server, "scale", 2)
-    assert not (STORE / "audiocnn-stand-in.mar").exists()
+    assert not (STORE / "audiocnn-standby.mar").exists()
 
 
 def test_a_store_that_is_not_the_servers_is_explained(open_server: Server, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from audiocnn.client.client import Client
-from audiocnn.torchserve.launch import Gateway
+from audiocnn.torchserve.gateway_process import GatewayProcess
 from audiocnn.torchserve.server import ServerStartError, TorchServe
 from tests.helpers.paths import ROOT, STORE
 from tests.helpers.ports import free_ports
@@ -34,7 +34,7 @@ def test_a_gateway_starts_again_with_what_it_was_told(
     archive, logs = tmp_path / "audiocnn.mar", tmp_path / "logs"
     (port,) = free_ports(1)
     server = TorchServe(server_settings() | {"model_store": str(tmp_path)}, log_folder=logs)
-    gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=logs)
+    gateway = GatewayProcess(f"127.0.0.1:{port}", server, log_folder=logs)
     told = logs / "model-config.json"
     archive.write_bytes(b"no archive")
     with pytest.raises(ServerStartError, match="front end of the model"):
@@ -49,7 +49,7 @@ def test_a_gateway_starts_again_with_what_it_was_told(
         gateway.stop()
         write_archive(archive, after := before + b"\n")
         with monkeypatch.context() as disk:
-            disk.setattr("audiocnn.torchserve.launch.replacing", no_space)
+            disk.setattr("audiocnn.torchserve.gateway_process.replacing", no_space)
             gateway.start()
         assert told.read_bytes() == before
         gateway.stop()
@@ -72,7 +72,7 @@ def test_a_gateway_that_ends_says_why_and_the_next_run_keeps_its_log(
     write_archive(tmp_path / "audiocnn.mar", read_config(STORE / "audiocnn.mar"))
     server.properties["model_store"] = str(tmp_path)
     for _ in range(2):
-        gateway = Gateway(f"127.0.0.1:{free_ports(1)[0]}", server, log_folder=tmp_path)
+        gateway = GatewayProcess(f"127.0.0.1:{free_ports(1)[0]}", server, log_folder=tmp_path)
         gateway.start()
         assert wait_until(lambda gateway=gateway: not gateway.is_alive(), 60)
         assert gateway.failure_reason().startswith(f"the gateway ended by itself, see {gateway.log_file}\n")
@@ -97,7 +97,7 @@ def test_the_next_run_keeps_the_log_of_torchserve(tmp_path: Path, monkeypatch: p
 def test_a_second_signal_waits_for_nothing_in_the_gateway(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
-    gateway, hurry = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path), threading.Event()
+    gateway, hurry = GatewayProcess(f"127.0.0.1:{port}", server, log_folder=tmp_path), threading.Event()
     gateway.start()
     try:
         gateway.wait_ready(600, threading.Event())

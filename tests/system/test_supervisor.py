@@ -18,8 +18,8 @@ import pytest
 import requests
 
 from audiocnn.client.client import Client
-from audiocnn.torchserve.launch import Gateway
-from audiocnn.torchserve.rollout import copy_as
+from audiocnn.torchserve.gateway_process import GatewayProcess
+from audiocnn.torchserve.scale import copy_as
 from audiocnn.torchserve.server import TorchServe
 from audiocnn.torchserve.supervisor import Supervisor
 from tests.helpers.paths import ROOT, STORE
@@ -60,7 +60,7 @@ def test_a_gateway_that_hangs_is_started_again(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (port,) = free_ports(1)
     server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
-    gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path)
+    gateway = GatewayProcess(f"127.0.0.1:{port}", server, log_folder=tmp_path)
     kept = Supervisor([gateway], stopping, timeout_seconds=600, restart=True)
     watching = threading.Thread(target=kept.watch)
     try:

@@ -23,7 +23,7 @@ from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.loading import served_model_path
 from audiocnn.model.network import AudioCNN
-from audiocnn.torchserve.server import free_port
+from audiocnn.torchserve.ports import free_port
 from audiocnn.torchserve.tune import Setting
 from benchmarks import baselines, load, offline
 from benchmarks import corpus as clips_module

@@ -107,7 +107,7 @@ def test_without_any_record_an_archive_is_served(store: Path) -> None:
 
 
 def test_one_command_at_a_time_changes_a_store(store: Path) -> None:
-    copies = [store / "audiocnn-stand-in.mar", store / "audiocnn-2.0.mar.part"]
+    copies = [store / "audiocnn-standby.mar", store / "audiocnn-2.0.mar.part"]
     for path in copies:
         path.touch()
     with locked(store) as is_locked:
