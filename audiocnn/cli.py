@@ -18,7 +18,7 @@ from audiocnn import __version__
 
 COMMANDS = {
     "classify": ("audiocnn.classify", "Label sound files, without a server."),
-    "listen": ("audiocnn.client.stream", "Play a file to a running gateway in real time."),
+    "listen": ("audiocnn.listen", "Send a file to a running gateway in real time."),
     "batch": ("audiocnn.batch.runner", "Label folders of sound files, millions of them (Ray)."),
     "gateway": ("audiocnn.gateway.server", "Start the gateway in front of a running TorchServe."),
     "serve": ("audiocnn.torchserve.launch", "Start TorchServe, and the gateway with --gateway."),

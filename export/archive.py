@@ -29,7 +29,10 @@ from export.parity import read_report
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
 # Parts of `audiocnn` that a worker does not import.
-_NOT_SERVED = ("__pycache__", "batch", "client", "gateway", "torchserve", "released", "cli.py", "classify.py")
+_NOT_SERVED = (
+    *("__pycache__", "batch", "client", "gateway", "torchserve", "released"),
+    *("cli.py", "classify.py", "listen.py"),
+)
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """
 import pathlib, types

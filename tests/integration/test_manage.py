@@ -82,7 +82,7 @@ def test_a_store_that_is_not_the_servers_is_explained(open_server: Server, tmp_p
 
 def test_a_wrong_address_is_explained(server: Server) -> None:
     wrong = Server(server.process, "localhost:8080", server.management, "", Path())
-    assert "is no address" in manage(wrong, "ready", code=1)
+    assert "invalid address" in manage(wrong, "ready", code=1)
 
 
 def test_a_server_that_registers_nothing_names_the_line(server: Server, tmp_path: Path) -> None:

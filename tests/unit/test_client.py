@@ -177,7 +177,7 @@ def test_a_server_that_starts_late_is_waited_for(ask: Ask) -> None:
 
 
 def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="invalid address"):
         Client("localhost:8080")
 
 

@@ -116,7 +116,8 @@ def test_a_good_look_ends_it(api: Api) -> None:
 def test_a_rollout_that_switches_while_it_asks_does_not_end_the_monitor(api: Api) -> None:
     """The old version is the default in one reply, and gone in the next."""
     api.registered = "2.0"
-    with closing(api.connect()) as management, pytest.raises(ManagementError, match="changed during the request"):
+    changed = pytest.raises(ManagementError, match="changed during the request")
+    with closing(api.connect()) as management, changed:
         management.default()
     with monitor_of(api) as monitor:
         seen = api.looks
