@@ -76,7 +76,7 @@ def test_a_store_that_is_not_the_servers_is_explained(open_server: Server, tmp_p
     archive = repack(tmp_path / "new.mar", "6.0")
     (tmp_path / "elsewhere").mkdir()
     printed = manage(open_server, "rollout", archive, "--store", tmp_path / "elsewhere", code=1)
-    assert "is this the server's model store?" in printed
+    assert "--store is the server's model store" in printed
     assert os.listdir(tmp_path / "elsewhere") == ["rollout.lock"]
 
 
