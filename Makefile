@@ -59,11 +59,11 @@ ports:
 	@$(PYTHON) -m audiocnn.torchserve.ports $(PORT_BASE)
 
 .PHONY: test
-test: $(STAMP) archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)
+test: $(STAMP) archive ## unit and integration tests, with a real TorchServe (some need ESC-50: CONTRIBUTING.md)
 	$(PY) -m pytest tests/unit tests/integration
 
 .PHONY: test-slow
-test-slow: $(STAMP) archive ## run the tests that take minutes: browser, Ray, images, chaos
+test-slow: $(STAMP) archive ## tests that take minutes: browser, Ray, images, chaos
 	$(PY) -m pytest tests/system
 
 BUILD ?= docker build
