@@ -165,7 +165,7 @@ def ready(
 @app.command(name="scale")
 def scale_workers(
     context: typer.Context,
-    workers: Annotated[int, typer.Argument(min=1)],
+    workers: Annotated[int, typer.Argument(min=1, help="Number of workers.")],
     store: Store = None,
     drain_seconds: DrainSeconds = 120.0,
 ) -> None:
