@@ -102,10 +102,8 @@ def test_an_answer_is_torchserves(gateway: RunningGateway, server: Server) -> No
 
 
 def test_an_option_that_is_a_space_is_the_callers_fault(gateway: RunningGateway) -> None:
-    began = time.monotonic()
     reply = gateway.post("/predict", files={"file": RAIN}, data={"top_k": " "})
-    assert (reply.status_code, code(reply)) == (400, "bad_option")
-    assert time.monotonic() - began < 20  # it was asked again for 30 s, and then called unreachable
+    assert (reply.status_code, code(reply)) == (400, "bad_option")  # no server error, which is retried
 
 
 @pytest.mark.parametrize("name", ["request_id", "trace", "clip", "self"])

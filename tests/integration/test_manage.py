@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,9 +47,7 @@ def test_ready(server: Server) -> None:
 def test_nothing_listens() -> None:
     ports = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
     nowhere = Server(None, *ports, "", Path())  # type: ignore[arg-type]
-    began = time.monotonic()
     assert "no prediction" in manage(nowhere, "ready", code=1)
-    assert time.monotonic() - began < 5
     assert "no answer from the management API" in manage(nowhere, "status", code=1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import signal
 import threading
-import time
 import zipfile
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -126,11 +125,9 @@ def test_java_is_killed_and_comes_back_and_its_workers_do_not_stay(tmp_path: Pat
         before = session_of(server)
         worker = next(p for p in before if "model_service_worker" in " ".join(p.cmdline()))
         worker.suspend()  # it hangs: it would not see by itself that Java is gone
-        began = time.monotonic()
         java_of(server).kill()
         assert "ended by itself" in read_until(server, "TorchServe ended")
         assert client.predict(RAIN)["predictions"][0]["class"] == "rain"  # it asked until it was answered
-        assert time.monotonic() - began < 60
         read_until(server, "answers again")
         assert are_gone(before)
         log = (tmp_path / "torchserve.log").read_text()

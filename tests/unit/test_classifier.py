@@ -21,6 +21,7 @@ from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioError, BadOptionError
 from audiocnn.options import Options
 from audiocnn.results import Result
+from tests.helpers.command_line import run
 from tests.helpers.paths import ROOT, STORE
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 
@@ -220,21 +221,9 @@ def test_the_command_line_prints_json_and_goes_on_after_a_bad_file(tmp_path: Pat
     good, bad = tmp_path / "rain.wav", tmp_path / "text.wav"
     good.write_bytes(synthetic.wav("rain"))
     bad.write_text("this is no sound")
-    command = [
-        sys.executable,
-        "-m",
-        "audiocnn",
-        "classify",
-        str(bad),
-        str(tmp_path / "none.wav"),
-        str(good),
-        "--json",
-        "--top-k",
-        "2",
-    ]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    done = run("classify", bad, tmp_path / "none.wav", good, "--json", "--top-k", "2")
+    assert done.returncode == 1
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row.get("error", {}).get("code") for row in rows] == [
         "unsupported_format",
         "unreadable_file",
@@ -246,11 +235,9 @@ def test_the_command_line_prints_json_and_goes_on_after_a_bad_file(tmp_path: Pat
 def test_the_command_line_prints_a_table_and_explains_a_missing_model(tmp_path: Path) -> None:
     (tmp_path / "rain.wav").write_bytes(synthetic.wav("rain"))
     command = [sys.executable, "-m", "audiocnn", "classify", str(tmp_path / "rain.wav")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0
-    assert "rain.wav" in run.stdout
-    run = subprocess.run(
-        [*command, "--model", "no.onnx"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 2
-    assert "make export" in run.stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "rain.wav" in done.stdout
+    missing = run("classify", tmp_path / "rain.wav", "--model", "no.onnx")
+    assert missing.returncode == 2
+    assert "make export" in missing.stderr
