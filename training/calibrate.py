@@ -20,12 +20,13 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
-from training import calibration, command
-from training.data import parse_folds
+from training import calibration
+from training.data import add_data_option, parse_folds
 from training.evaluate import predict, trained_on
 
 REJECTED_SHARE = 0.05  # of the known sounds, that the threshold for unknown sounds may reject
@@ -173,7 +174,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="CHECKPOINT=FOLDS",
         help="a run and folds that it was not trained on; once per run",
     )
-    command.add_data(parser)
+    add_data_option(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)"
     )

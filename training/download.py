@@ -20,10 +20,9 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from audiocnn import files
+from audiocnn import command, files
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import DatasetError
-from training import command
 
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
 _RETRIES = 2

@@ -22,15 +22,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.arrays import FloatArray
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
-from training import command, far_sounds
+from training import far_sounds
 from training.calibrate import REJECTED_SHARE, FoldModel, parse_fold_model
 from training.calibration import auroc, threshold_for
-from training.data import load_waveforms, parse_folds
+from training.data import add_data_option, load_waveforms, parse_folds
 from training.evaluate import trained_on
 from training.job_runner import TrainingJob, run_all
 from training.scores import SCORES, NetworkOutputs, Reference, Scores
@@ -167,7 +168,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     example = '--data data/ESC-50 --out runs/open-set --folds 4 --flags "--recipe strong --width 32"'
     parser = command.new_parser("training.open_set", __doc__, example)
-    command.add_data(parser)
+    add_data_option(parser)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
     help_text = "measure far sounds on a trained network and a fold that it was not trained on (train)"
