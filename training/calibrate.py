@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
 from audiocnn import command
-from audiocnn.arrays import FloatArray, IntArray
+from audiocnn.arrays import AnyFloatArray, FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
@@ -41,7 +40,7 @@ class FoldPredictions:
     run: str  # name of its folder
     fold: int
     probs: FloatArray  # (num_clips, num_classes), at the run's own temperature
-    logits: npt.NDArray[np.floating[Any]]  # (num_clips, num_classes), see calibration.as_logits
+    logits: AnyFloatArray  # (num_clips, num_classes), see calibration.as_logits
     target: IntArray  # (num_clips,)
 
     @property
@@ -123,7 +122,7 @@ def summarise(parts: Sequence[FoldPredictions]) -> dict[str, Any]:
     }
 
 
-def _row(part: FoldPredictions, temperature: float, scaled: calibration.Floats) -> dict[str, Any]:
+def _row(part: FoldPredictions, temperature: float, scaled: AnyFloatArray) -> dict[str, Any]:
     return {
         "run": part.run,
         "fold": part.fold,

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from audiocnn import command
-from audiocnn.arrays import FloatArray
+from audiocnn.arrays import AnyFloatArray, FloatArray
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
@@ -34,13 +34,13 @@ from training.calibration import auroc, threshold_for
 from training.data import add_data_option, load_waveforms, parse_folds
 from training.evaluate import trained_on
 from training.job_runner import TrainingJob, run_all
-from training.scores import SCORES, NetworkOutputs, Reference, Scores
+from training.scores import SCORES, NetworkOutputs, Reference
 
 ROTATIONS = 5
 _BATCH = 32
 _NEVER = 10**9  # epochs
 
-ScoresByGroup = dict[str, dict[str, Scores]]  # {score: {group: (n,)}}
+ScoresByGroup = dict[str, dict[str, AnyFloatArray]]  # {score: {group: (n,)}}
 
 
 def left_out(class_names: Sequence[str], rotation: int) -> list[str]:
@@ -146,7 +146,7 @@ def _auroc_table(runs: Sequence[ScoresByGroup]) -> dict[str, dict[str, list[floa
     }
 
 
-def _rejected(groups: dict[str, Scores]) -> dict[str, float]:
+def _rejected(groups: dict[str, AnyFloatArray]) -> dict[str, float]:
     """The share of every group below the threshold."""
     threshold = threshold_for(groups["known"], REJECTED_SHARE)
     return {group: float((values < threshold).mean()) for group, values in groups.items()}

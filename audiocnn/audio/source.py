@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -26,10 +26,15 @@ def to_bytes(audio: AudioInput) -> bytes:
         return Path(audio).read_bytes()
     if isinstance(audio, tuple):
         waveform, sample_rate = audio
-        file = io.BytesIO()
-        soundfile.write(file, np.asarray(waveform, np.float32), sample_rate, format="WAV", subtype="FLOAT")
-        return file.getvalue()
+        return encode(np.asarray(waveform, np.float32), sample_rate, format="WAV", subtype="FLOAT")
     return audio.read()
+
+
+def encode(waveform: FloatArray, sample_rate: int, *, format: str, subtype: str, **options: Any) -> bytes:
+    """The bytes of a sound file; integer formats clip at full scale. Arguments: see `soundfile.write`."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, sample_rate, format=format, subtype=subtype, **options)
+    return file.getvalue()
 
 
 @contextmanager

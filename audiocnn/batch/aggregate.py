@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from audiocnn.arrays import FloatArray
+from audiocnn.arrays import AnyFloatArray, FloatArray
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError
 from audiocnn.results import StreamEnd, WindowProbs
@@ -50,7 +49,7 @@ class FileResult:
     num_windows: int = 0
     warnings: list[str] = field(default_factory=list)
     error: tuple[str, str] | None = None  # code and message
-    _sum: npt.NDArray[np.float64] | None = field(default=None, init=False)  # of all windows, (num_classes,)
+    _sum: AnyFloatArray | None = field(default=None, init=False)  # of all windows, (num_classes,)
     # Kept until a second one comes: a row of the only window would repeat the file's.
     _first: WindowResult | None = field(default=None, init=False)
     _best: list[Evidence] = field(
