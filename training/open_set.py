@@ -177,7 +177,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--flags", default="--recipe strong", help="options of training.train (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (%(default)s)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    add("--minutes", type=float, metavar="N", help="stop after so long; the same command resumes (no limit)")
+    add("--minutes", type=float, metavar="N", help="time limit; the same command resumes (no limit)")
     return parser.parse_args(arguments)
 
 

@@ -53,8 +53,11 @@ def release(
     config = checkpoint.save(out, replace(config, **_calibrated(fitted)), log_mel, network, half=True)
     print_report(report)
     print(f"accuracy of the float32 weights: {report['accuracy_float32']:.2%}")
-    # `is_twin`: measured on a fold model. The key is older than the word.
-    report |= {"training": config.provenance, "is_twin": model != run, "cross_validation": fitted or None}
+    report |= {
+        "training": config.provenance,
+        "is_fold_model": model != run,
+        "cross_validation": fitted or None,
+    }
     if scratch:
         report["from_scratch"] = _from_scratch(scratch, data)
     if notice := model_card.notice(config):

@@ -294,7 +294,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--online-teacher", action="store_true", help="a teacher labels every mix; needs a GPU (off)")
     add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
     add("--watch-folds", type=parse_folds, default=[], metavar="FOLDS", help="validation folds (none)")
-    add("--watch-every", type=int, default=10, metavar="EPOCHS", help="measure them so often (%(default)s)")
+    add(
+        "--watch-every",
+        type=int,
+        default=10,
+        metavar="EPOCHS",
+        help="evaluate on them every EPOCHS epochs (%(default)s)",
+    )
     add(
         "--early-stopping",
         type=int,
