@@ -9,31 +9,29 @@ is asked for; feature maps and evidence come from its float32 counterpart, for o
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import soundfile
 import torch
 
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.audio.budget import Budget, decode_in_turns
+from audiocnn.audio.source import AudioInput, to_bytes
 from audiocnn.audio.window_stream import WindowStream
-from audiocnn.config import AudioLimits, Config
+from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
 from audiocnn.model.engine import MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
 from audiocnn.options import Options
-from audiocnn.results import RepresentativeWindow, Result
+from audiocnn.results import RepresentativeWindow, Result, StreamEnd, WindowProbs
 
 
 @dataclass
@@ -52,6 +50,15 @@ def _timed(into: list[float]) -> Iterator[None]:
         yield
     finally:
         into.append(1000 * (time.perf_counter() - began))
+
+
+@dataclass
+class _StreamWindow:
+    """A window of a stream that waits for the network."""
+
+    start: float  # seconds
+    end: float
+    samples: FloatArray  # (window_samples,)
 
 
 @dataclass
@@ -115,13 +122,71 @@ class Classifier:
         """Start and end in seconds and probabilities `(num_classes,)` of each window of a file of any length.
 
         Memory stays that of a few windows. `overlap_seconds` of neighbouring windows: None for half a window.
-        Raises `AudioError`, perhaps after windows that were good.
+        Raises `AudioError` or `OSError`, perhaps after windows that were good.
         """
-        hop = hop_of(self.config, overlap_seconds)
-        with opened(audio) as file:
-            for start, end, window in WindowStream(file, self.config.frontend, hop=hop):
-                logits = self.engine.run(self._log_mel(window)[None])["logits"][0]
-                yield start, end, softmax(logits / self.config.temperature)
+        for _, item in self.predict_streams([audio], overlap_seconds=overlap_seconds):
+            if isinstance(item, WindowProbs):
+                yield item.start, item.end, item.probs
+            elif item.error:
+                raise item.error
+
+    def predict_streams(
+        self,
+        files: Iterable[AudioInput],
+        *,
+        overlap_seconds: float | None = None,
+        outputs: Sequence[str] = (),
+    ) -> Iterator[tuple[int, WindowProbs | StreamEnd]]:
+        """Windows of many files of any length, `MAX_BATCH` windows at a time whatever files they are of.
+
+        Yields the number of a file with each of its windows, then with its `StreamEnd`, in the order of
+        `files`. An error ends its own file only. `files` is read lazily: an item is taken, then opened.
+        `outputs`: names of further outputs of the network (`evidence`, feature maps) for each window.
+        """
+        waiting: list[tuple[int, _StreamWindow | StreamEnd]] = []
+        num_windows = 0
+        for number, item in self._windows_of(files, overlap_seconds):
+            waiting.append((number, item))
+            num_windows += isinstance(item, _StreamWindow)
+            if num_windows in (0, MAX_BATCH):
+                yield from self._run_waiting(waiting, outputs)
+                waiting, num_windows = [], 0
+        yield from self._run_waiting(waiting, outputs)
+
+    def _windows_of(
+        self, files: Iterable[AudioInput], overlap_seconds: float | None
+    ) -> Iterator[tuple[int, _StreamWindow | StreamEnd]]:
+        for number, file in enumerate(files):
+            stream = WindowStream(file, self.config.frontend, overlap_seconds=overlap_seconds)
+            error = None
+            try:
+                for start, end, samples in stream:
+                    yield number, _StreamWindow(start, end, samples)
+            except Exception as caught:  # also unforeseen ones: the other files do not depend on this one
+                error = caught
+            yield number, StreamEnd(stream.seconds, stream.peak, stream.warnings, error)
+
+    def _run_waiting(
+        self, waiting: Sequence[tuple[int, _StreamWindow | StreamEnd]], outputs: Sequence[str]
+    ) -> Iterator[tuple[int, WindowProbs | StreamEnd]]:
+        samples = [item.samples for _, item in waiting if isinstance(item, _StreamWindow)]
+        rows = iter(self._run_samples(samples, outputs) if samples else ())
+        for number, item in waiting:
+            if isinstance(item, _StreamWindow):
+                probs, further = next(rows)
+                yield number, WindowProbs(item.start, item.end, probs, further)
+            else:
+                yield number, item
+
+    def _run_samples(
+        self, samples: Sequence[FloatArray], outputs: Sequence[str]
+    ) -> Iterator[tuple[FloatArray, dict[str, FloatArray]]]:
+        """Probabilities and further outputs of each window."""
+        log_mels = np.stack([self._log_mel(window) for window in samples])
+        probs = self._probabilities(self.engine.run(log_mels)["logits"])
+        further = self.engine.run(log_mels, outputs) if outputs else {}
+        for row in range(len(samples)):
+            yield probs[row], {name: array[row] for name, array in further.items()}
 
     def predict_batch(
         self,
@@ -197,6 +262,10 @@ class Classifier:
         for (own, _), row in zip(batch, logits, strict=True):
             own.logits.append(row)
 
+    def _probabilities(self, logits: FloatArray) -> FloatArray:
+        """Calibrated: `(..., num_classes)` of logits of that shape."""
+        return softmax(logits / self.config.temperature)
+
     def _log_mel(self, window: FloatArray) -> FloatArray:
         """`(1, n_mels, num_frames)` of one window by itself: a matrix product's rounding depends on the
         shape of its operands, and no answer may depend on a neighbour."""
@@ -206,7 +275,7 @@ class Classifier:
         return log_mel
 
     def _result(self, clip: audio.Clip, options: Options, done: _Windows, timings: Timings) -> Result:
-        window_probs = softmax(np.stack(done.logits) / self.config.temperature)
+        window_probs = self._probabilities(np.stack(done.logits))
         probs = windows.pool(window_probs)
         spans = windows.spans(len(clip.waveform), self.config.frontend)
         wanted = options.class_name
@@ -220,43 +289,6 @@ class Classifier:
             maps = {name: array[0] for name, array in raw.items()}
         shown = RepresentativeWindow(*spans[surest], log_mel=log_mel[0], outputs=maps)
         return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model)
-
-
-AudioInput = str | Path | bytes | BinaryIO | tuple[FloatArray, int]
-
-
-def to_bytes(audio: AudioInput) -> bytes:
-    """The bytes of a sound file; a waveform becomes a WAV file of float32."""
-    if isinstance(audio, bytes | bytearray | memoryview):
-        return bytes(audio)
-    if isinstance(audio, str | Path):
-        return Path(audio).read_bytes()
-    if isinstance(audio, tuple):
-        waveform, sample_rate = audio
-        file = io.BytesIO()
-        soundfile.write(file, np.asarray(waveform, np.float32), sample_rate, format="WAV", subtype="FLOAT")
-        return file.getvalue()
-    return audio.read()
-
-
-@contextmanager
-def opened(audio: AudioInput) -> Iterator[BinaryIO]:
-    """A file that can seek: a path is opened, not read; a stream that cannot seek is read."""
-    if isinstance(audio, str | Path):
-        with Path(audio).open("rb") as file:
-            yield file
-    elif isinstance(audio, bytes | bytearray | memoryview | tuple) or not audio.seekable():
-        yield io.BytesIO(to_bytes(audio))
-    else:
-        yield audio
-
-
-def hop_of(config: Config, overlap_seconds: float | None) -> int:
-    """Samples from one window to the next when they overlap by so many seconds; None: by half."""
-    window = config.frontend.window_samples
-    if overlap_seconds is None:
-        return window // 2
-    return window - round(overlap_seconds * config.frontend.sample_rate)
 
 
 def softmax(logits: FloatArray) -> FloatArray:

@@ -10,15 +10,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import Clip
 from audiocnn.config import Config
 from audiocnn.model.frontend import map_axes
 from audiocnn.options import Options
-
-FloatArray = npt.NDArray[np.float32]
 
 MAX_WAVEFORM_VALUES = 8000
 SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: a clip below it is silent
@@ -40,6 +38,31 @@ class RepresentativeWindow:
     end: float
     log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
     outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+
+
+@dataclass(frozen=True)
+class WindowProbs:
+    """One window of a stream."""
+
+    start: float  # seconds
+    end: float
+    probs: FloatArray  # (num_classes,), calibrated, sums to 1
+    outputs: dict[str, FloatArray]  # further outputs of the network that were asked for
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """The end of a file of a stream, after its windows."""
+
+    seconds: float  # decoded
+    peak: float  # absolute, 0 to 1
+    warnings: list[str]
+    error: Exception | None  # what ended the file early: `AudioError`, `OSError` or a fault of this library
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the whole file is digital silence or close to it."""
+        return self.peak < SILENCE_PEAK
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiocnn import files
+from audiocnn import command, files
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import Engine
 from audiocnn.model.loading import PARITY_REPORT
@@ -123,7 +123,7 @@ def parse_version(text: str) -> str:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = common.new_parser("export.archive", __doc__, "--store model_store --version 1.1")
+    parser = command.new_parser("export.archive", __doc__, "--store model_store --version 1.1")
     common.add_folders(parser, "store")
     engine_help = "engine of the worker (auto: the file that the parity report names)"
     parser.add_argument("--engine", choices=["auto", *SUFFIXES], default="auto", help=engine_help)
@@ -136,7 +136,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parse_arguments(arguments)
-    return common.exit_code(lambda: print(common.described(build(args.store, args.engine, args.version))))
+    return command.exit_code(lambda: print(common.described(build(args.store, args.engine, args.version))))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from audiocnn import command
 from audiocnn.arrays import FloatArray
-from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import EagerGraph, Graph, open_graph, pack_metadata
@@ -84,16 +84,6 @@ def described(path: Path) -> str:
     return f"{path}  {path.stat().st_size / 1e6:.1f} MB"
 
 
-def new_parser(module: str, doc: str | None, example: str) -> argparse.ArgumentParser:
-    """The parser of `python -m MODULE`, described by the first paragraph of its docstring."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=(doc or "").partition("\n\n")[0],
-        epilog=f"Example:\n  python -m {module} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
     """The options `--checkpoint`, and `--out` or `--store` for the folder of the exported files."""
     texts = {"checkpoint": "checkpoint folder", "out": "output folder", "store": "folder of exported files"}
@@ -103,21 +93,11 @@ def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(f"--{name}", type=Path, default=default, metavar="DIR", help=text)
 
 
-def exit_code(run: Callable[[], object]) -> int:
-    """Call `run`: 0 if it returns, 2 with a message for bad input or a bad model."""
-    try:
-        run()
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def exporter(
     module: str, doc: str | None, suffix: str, write: Writer, arguments: Sequence[str] | None
 ) -> int:
     """The command of an exporter; returns the exit code."""
-    parser = new_parser(module, doc, "--checkpoint checkpoints/esc50 --out model_store")
+    parser = command.new_parser(module, doc, "--checkpoint checkpoints/esc50 --out model_store")
     add_folders(parser, "checkpoint", "out")
     args = parser.parse_args(arguments)
-    return exit_code(lambda: export(args.checkpoint, args.out, suffix, write))
+    return command.exit_code(lambda: export(args.checkpoint, args.out, suffix, write))

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from tqdm import tqdm
 
-from audiocnn import audio
+from audiocnn import audio, command
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.classifier import softmax
@@ -269,7 +269,7 @@ def parse_run(text: str) -> tuple[Path, list[int]]:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     example = "--checkpoint runs/mine --data data/ESC-50 --fold-model runs/mine=4"
-    parser = common.new_parser("export.parity", __doc__, example)
+    parser = command.new_parser("export.parity", __doc__, example)
     common.add_folders(parser, "checkpoint", "store")
     parser.add_argument("--data", type=Path, metavar="DATASET", help="measure accuracy on it (not measured)")
     parser.add_argument("--folds", help="folds of --data to measure on: 4 (all that were not trained on)")
@@ -313,7 +313,7 @@ def _labelled(model: Model, data: Path | None, folds: str | None) -> list[Labell
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 2 if a gate fails."""
     args = parse_arguments(arguments)
-    return common.exit_code(lambda: run(args))
+    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

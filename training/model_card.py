@@ -70,7 +70,7 @@ def render(report: dict[str, Any], config: Config) -> str:
         "recipe": _recipe(provenance, config.frontend.max_gain_db),
         "minutes": sum(stage["minutes"] for stage in _stages(provenance)),
         "folds": _join(report["folds"]),
-        "measured": _measured(report["is_twin"]),
+        "measured": _measured(report["is_fold_model"]),
         "error": (accuracy * (1 - accuracy) / report["num_clips"]) ** 0.5,
         "spread": _spread(report["cross_validation"]),
         "from_scratch": _from_scratch(report.get("from_scratch")),

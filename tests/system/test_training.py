@@ -66,7 +66,7 @@ def test_a_release_is_measured_on_folds_that_it_or_a_fold_model_has_not_seen(
     assert config["provenance"]["train_folds"] == [1, 2]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["accuracy"] >= 0.9
-    assert (metrics["folds"], metrics["is_twin"]) == ([2], True)
+    assert (metrics["folds"], metrics["is_fold_model"]) == ([2], True)
     assert metrics["from_scratch"] == {"accuracy": metrics["accuracy"], "folds": [2], "epochs": 40}
     assert not (out / "NOTICE").exists()  # no teacher asks for it
     card = (out / "MODEL_CARD.md").read_text()

@@ -21,7 +21,7 @@ from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.model.engine import Engine
 from audiocnn.model.loading import served_model_path
-from audiocnn.torchserve.server import free_port
+from audiocnn.torchserve.ports import free_port
 from audiocnn.torchserve.tune import Setting
 from benchmarks import baselines, corpus, load, offline
 from benchmarks.load import LoadResult, Sample, Target

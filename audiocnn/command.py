@@ -1,16 +1,12 @@
-"""What the commands of `training` share: help with an example, and exit codes."""
+"""Help with an example, and exit codes, of the commands `python -m training...` and `python -m export...`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from audiocnn.errors import DatasetError, ModelFileError
-
-DATA = "data/ESC-50"
-DATA_HELP = "folder in the layout of ESC-50 or UrbanSound8K, or with one CSV (filename, fold, label)"
 
 
 def new_parser(module: str, doc: str | None, *examples: str) -> argparse.ArgumentParser:
@@ -27,11 +23,6 @@ def new_parser(module: str, doc: str | None, *examples: str) -> argparse.Argumen
     )
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """The option `--data`."""
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=DATA_HELP)
-
-
 def exit_code(run: Callable[[], object]) -> int:
     """Call `run`: 0 if it returns, 2 with a message for bad input or a bad model, 130 after Ctrl-C."""
     try:
@@ -40,6 +31,6 @@ def exit_code(run: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to continue", file=sys.stderr)
+        print("\ninterrupted: run the same command again", file=sys.stderr)
         return 130
     return 0
