@@ -23,8 +23,8 @@ import torch
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
+from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
-from audiocnn.audio.source import AudioInput, to_bytes
 from audiocnn.audio.window_stream import WindowStream
 from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError

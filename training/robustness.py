@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from audiocnn.arrays import FloatArray
-from audiocnn.audio.source import encode
+from audiocnn.audio.audio_input import encode
 
 Condition = Callable[[FloatArray, int], bytes]
 

@@ -1,65 +1,138 @@
-"""What may be given as audio: a path, bytes, a file object, or a waveform with its sample rate."""
+"""Files as decoders read them: a whole one, pieces of one, or one recording of several in it."""
 
 from __future__ import annotations
 
-import io
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-import numpy as np
-import soundfile
-
-from audiocnn.arrays import FloatArray
-
-AudioInput = str | Path | bytes | BinaryIO | tuple[FloatArray, int]
+Shortfall = Literal["cut", "damage", "unknown"]
+Piece = bytes | tuple[int, int]  # bytes, or where they start and end in the file
+_CHUNK_BYTES = 1 << 20
 
 
-def to_bytes(audio: AudioInput) -> bytes:
-    """The bytes of a sound file; a waveform becomes a WAV file of float32."""
-    if isinstance(audio, bytes | bytearray | memoryview):
-        return bytes(audio)
-    if isinstance(audio, str | Path):
-        return Path(audio).read_bytes()
-    if isinstance(audio, tuple):
-        waveform, sample_rate = audio
-        return encode(np.asarray(waveform, np.float32), sample_rate, format="WAV", subtype="FLOAT")
-    return audio.read()
+class Source(Protocol):
+    """A file that is open for reading; see `audiocnn.audio.decoder`."""
+
+    size: int  # in bytes
+
+    def read(self, size: int = ..., /) -> bytes:
+        """At most `size` bytes."""
+        ...
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """The new position; -1 where there is none."""
+        ...
+
+    def tell(self) -> int:
+        """The position."""
+        ...
+
+    def between(self, start: int, end: int) -> bytes:
+        """The bytes there, or as many as there are; the next `read` starts wherever."""
+        ...
+
+    def check(self) -> None:
+        """Raises why the file ended early, if it did."""
+        ...
 
 
-def encode(waveform: FloatArray, sample_rate: int, *, format: str, subtype: str, **options: Any) -> bytes:
-    """The bytes of a sound file; integer formats clip at full scale. Arguments: see `soundfile.write`."""
-    file = io.BytesIO()
-    soundfile.write(file, waveform, sample_rate, format=format, subtype=subtype, **options)
-    return file.getvalue()
+class View:
+    """Pieces of a file, one behind another, as a file.
 
-
-@contextmanager
-def opened(audio: AudioInput) -> Iterator[BinaryIO]:
-    """A file that can seek: a path is opened, not read; a stream that cannot seek is read.
-
-    Raises `OSError` for a path that is not a regular file; it does not wait for a named pipe.
+    >>> View(source, [b"RF64", (4, source.size)])  # a BW64 under its older name
     """
-    if isinstance(audio, str | Path):
-        with open(_regular_file(audio), "rb") as file:
-            yield file
-    elif isinstance(audio, bytes | bytearray | memoryview | tuple) or not audio.seekable():
-        yield io.BytesIO(to_bytes(audio))
-    else:
-        yield audio
+
+    def __init__(self, source: Source, pieces: Sequence[Piece]) -> None:
+        self._source = source
+        self._pieces = pieces
+        self._starts = [0]
+        for piece in pieces:
+            self._starts.append(self._starts[-1] + _length(piece))
+        self.size = self._starts[-1]
+        self._position = self._number = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, all that are left if it is negative."""
+        wanted = self.size - self._position if size < 0 else size
+        parts: list[bytes] = []
+        while wanted > 0 and self._position < self.size:
+            part = self._read_piece(wanted)
+            if not part:
+                break
+            parts.append(part)
+            self._position += len(part)
+            wanted -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_piece(self, wanted: int) -> bytes:
+        while self._position >= self._starts[self._number + 1]:
+            self._number += 1
+        piece, skip = self._pieces[self._number], self._position - self._starts[self._number]
+        if isinstance(piece, bytes):
+            return piece[skip : skip + wanted]
+        start = piece[0] + skip
+        return self._source.between(start, min(start + wanted, piece[1]))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See `Source`."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
+        if base is None or base + offset < 0:
+            return -1
+        self._position, self._number = base + offset, 0
+        return self._position
+
+    def tell(self) -> int:
+        """See `Source`."""
+        return self._position
+
+    def between(self, start: int, end: int) -> bytes:
+        """See `Source`."""
+        self.seek(max(0, start))
+        return self.read(max(0, end - max(0, start)))
+
+    def check(self) -> None:
+        """See `Source`."""
+        self._source.check()
 
 
-def _regular_file(path: str | Path) -> int:
-    """A file descriptor, open for reading."""
-    try:
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except ValueError as error:  # a NUL in the name
-        raise OSError(f"There cannot be such a file: {error}") from error
-    mode = os.fstat(number).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(number)
-        raise OSError("It is a folder" if stat.S_ISDIR(mode) else "It is not a regular file")
-    return number
+def _length(piece: Piece) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
+
+
+def find(source: Source, needle: bytes, start: int, end: int | None = None) -> int | None:
+    """Where the bytes next are, from `start` on; None if they are not before `end`."""
+    end = source.size if end is None else min(end, source.size)
+    while start < end:
+        chunk = source.between(start, min(start + _CHUNK_BYTES, end))
+        if (place := chunk.find(needle)) >= 0:
+            return start + place
+        if len(chunk) < len(needle):
+            return None
+        start += len(chunk) - len(needle) + 1
+    return None
+
+
+@dataclass
+class Part:
+    """One recording in a file."""
+
+    start: int  # byte in the file
+    end: int  # the byte behind it
+    pieces: Sequence[Piece]  # what its decoder reads
+    demuxer: str | None = None  # FFmpeg's name, for PyAV; None: libsndfile reads it
+    is_risky: bool = False  # whether it is decoded in a process of its own where that is wanted
+    if_short: Shortfall = "unknown"  # what it means that its header promises more than can be decoded
+    is_cut: bool = False  # the file ends before the recording does
+    least_seconds: float = 0.0  # surely in it
+    lost_seconds: float = 0.0  # about, of damaged spots that the pieces leave out
+    unread_codec: str | None = None  # its name, if neither decoder reads it
+    warnings: Sequence[str] = ()
+
+    def view(self, source: Source) -> Source:
+        """What its decoder reads, as a file."""
+        if list(self.pieces) != [(0, source.size)]:
+            return View(source, self.pieces)
+        source.seek(0)
+        return source

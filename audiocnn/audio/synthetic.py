@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from audiocnn.arrays import AnyFloatArray, FloatArray
-from audiocnn.audio.source import encode
+from audiocnn.audio.audio_input import encode
 
 SAMPLE_RATE = 44_100
 SECONDS = 5.0

@@ -9,8 +9,8 @@ import numpy as np
 
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
+from audiocnn.audio.audio_input import AudioInput, opened
 from audiocnn.audio.decoder import stream
-from audiocnn.audio.source import AudioInput, opened
 from audiocnn.config import AudioLimits, FrontendConfig
 
 _UNLIMITED = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
