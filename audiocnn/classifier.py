@@ -30,6 +30,7 @@ from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
 from audiocnn.model.engine import MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
+from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
 from audiocnn.results import RepresentativeWindow, Result, StreamEnd, WindowProbs
 
@@ -288,7 +289,8 @@ class Classifier:
                 raw = self.engine.run(log_mel[None], names)
             maps = {name: array[0] for name, array in raw.items()}
         shown = RepresentativeWindow(*spans[surest], log_mel=log_mel[0], outputs=maps)
-        return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model)
+        whole = clip_spectrogram(clip.waveform, self.engine.log_mel) if options.clip_spectrogram else None
+        return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model, whole)
 
 
 def softmax(logits: FloatArray) -> FloatArray:

@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
     "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
     "spectrogram": _FLAG | {"description": "the log-mel spectrogram that the network saw"},
+    "clip_spectrogram": _FLAG | {"description": "the mel spectrogram of the whole clip in dB"},
     "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
     "windows": _FLAG | {"description": "the answer of every 5 s window"},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
@@ -41,6 +42,7 @@ class Options:
     evidence: bool = False
     class_name: str | None = None  # whose evidence; None: that of the top class
     spectrogram: bool = False
+    clip_spectrogram: bool = False
     waveform: bool = False
     windows: bool = False
     reduce_payload: bool = False  # predictions only, whatever else is asked for

@@ -16,6 +16,7 @@ from audiocnn.arrays import FloatArray
 from audiocnn.audio import Clip
 from audiocnn.config import Config
 from audiocnn.model.frontend import map_axes
+from audiocnn.model.spectrogram import ClipSpectrogram
 from audiocnn.options import Options
 
 MAX_WAVEFORM_VALUES = 8000
@@ -38,6 +39,10 @@ class RepresentativeWindow:
     end: float
     log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
     outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+
+    def to_dict(self) -> dict[str, float]:
+        """`start` and `end` in seconds."""
+        return {"start": round(self.start, 3), "end": round(self.end, 3)}
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Result:
     clip: Clip
     shown: RepresentativeWindow
     model: dict[str, str]  # name, version, sha256 (12 digits)
+    spectrogram: ClipSpectrogram | None = None  # of the whole clip, if it was asked for
 
     @property
     def is_silent(self) -> bool:
@@ -154,6 +160,10 @@ class Result:
             answer["evidence"] = _evidence(self, name)
         if options.spectrogram:
             answer["input_spectrogram"] = _placed_map(self, self.shown.log_mel)
+        if options.feature_maps != "none" or options.evidence or options.spectrogram:
+            answer["representative_window"] = self.shown.to_dict()
+        if self.spectrogram is not None:
+            answer["clip_spectrogram"] = _clip_map(self, self.spectrogram)
         if options.waveform:
             answer["waveform"] = {
                 "values": _thin(self.clip.waveform),
@@ -190,14 +200,21 @@ def _explanations(result: Result) -> list[dict[str, Any]]:
 def _evidence(result: Result, name: str) -> dict[str, Any]:
     """What every cell of the window adds to the class's score: their mean and a constant are its logit."""
     values = result.shown.outputs["evidence"][result.config.class_names.index(name)]
-    window = {"start": round(result.shown.start, 3), "end": round(result.shown.end, 3)}
-    return {"class": name, **window, **_placed_map(result, values)}
+    return {"class": name, **result.shown.to_dict(), **_placed_map(result, values)}
 
 
 def _placed_map(result: Result, values: FloatArray) -> dict[str, Any]:
     """A map with the Hz of its rows and the seconds of its columns; past `end` a short clip repeats."""
     hz, seconds = map_axes(values.shape, result.config.frontend)
     return _json_map(values) | {"hz": hz, "seconds": [round(result.shown.start + s, 4) for s in seconds]}
+
+
+def _clip_map(result: Result, spectrogram: ClipSpectrogram) -> dict[str, Any]:
+    """Values in dB, one decimal, with the Hz of the rows and the seconds of the columns."""
+    values = spectrogram.decibels.astype(np.float64)
+    hz, _ = map_axes((len(values), 1), result.config.frontend)
+    seconds = [round(column * spectrogram.column_seconds, 4) for column in range(values.shape[1])]
+    return {"shape": list(values.shape), "values": np.round(values, 1).tolist(), "hz": hz, "seconds": seconds}
 
 
 def _json_map(values: FloatArray) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket
 from audiocnn import __version__
 from audiocnn.gateway import page
 from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
+from audiocnn.gateway.compat import add_compat_routes
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
 from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware
 from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def stream(socket: WebSocket) -> None:
         await gateway.streams.serve(socket)
 
+    add_compat_routes(app, gateway)
     page.mount(app, gateway.predict_counted, gateway.door, gateway.budget, settings)
     return app
 

@@ -177,7 +177,9 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             body = await read_json_bytes(chunks)
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             state = request.state
-            answer = await gateway.predict(audio, state.request_id, SEED_OPTIONS | options, state.trace)
+            wanted = SEED_OPTIONS | options
+            wanted.setdefault("clip_spectrogram", wanted["spectrogram"])
+            answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
         return await asyncio.to_thread(_with_scaled_maps, answer)
 
     @app.post(
@@ -195,6 +197,9 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
 
 
 def _with_scaled_maps(answer: dict[str, Any]) -> Response:
+    whole = answer.pop("clip_spectrogram", None)
+    if whole and len(answer.get("windows", ())) > 1:
+        answer["input_spectrogram"] = whole
     if "visualization" in answer:
         answer["visualization"] = pictures.scaled_maps(answer["visualization"])
     return json_reply(answer)

@@ -51,6 +51,13 @@ class Map(BaseModel):
     range: list[float] | None = None
 
 
+class Span(BaseModel):
+    """Seconds from the start of the clip."""
+
+    start: float
+    end: float
+
+
 class PlacedMap(BaseModel):
     """A map with the Hz of its rows and the seconds of its columns."""
 
@@ -91,6 +98,8 @@ class Answer(BaseModel):
     visualization: dict[str, Map] | None = None
     evidence: Evidence | None = None
     input_spectrogram: PlacedMap | None = None
+    representative_window: Span | None = Field(None, description="which window the maps are of")
+    clip_spectrogram: PlacedMap | None = Field(None, description="values in dB, at most 2,000 columns")
     waveform: Waveform | None = None
 
 

@@ -231,6 +231,22 @@ def test_inference_gives_what_the_seeds_front_ends_read(
     assert len(reply["waveform"]["values"]) <= 8000
 
 
+def test_inference_draws_the_whole_of_a_long_clip(gateway: RunningGateway) -> None:
+    """Waveform and spectrogram are of the clip; the answer says which window the maps are of."""
+    audio = base64.b64encode(
+        sound_file(np.concatenate([tone(5.0, hz=300.0), tone(10.0, hz=3000.0)]))
+    ).decode()
+    reply = gateway.post("/inference", json={"data": audio}).json()
+    shown = reply["input_spectrogram"]
+    assert reply["waveform"]["duration"] == 15.0
+    assert shown["seconds"][-1] == pytest.approx(15.0, abs=0.05)
+    values = np.array(shown["values"])
+    for column, hz in ((len(values[0]) // 6, 300.0), (-len(values[0]) // 3, 3000.0)):
+        assert shown["hz"][int(values[:, column].argmax())] == pytest.approx(hz, rel=0.05)
+    spans = [{name: row[name] for name in ("start", "end")} for row in reply["windows"]]
+    assert reply["representative_window"] in spans
+
+
 def test_inference_takes_options(gateway: RunningGateway) -> None:
     audio = base64.b64encode(RAIN).decode()
     reply = gateway.post("/inference", json={"data": audio, "top_k": 1, "reduce_payload": True}).json()

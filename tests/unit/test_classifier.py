@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from audiocnn.audio import synthetic
@@ -19,6 +20,7 @@ from audiocnn.classifier import Classifier
 from audiocnn.config import feature_map_names
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioError, BadOptionError
+from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
 from audiocnn.results import Result
 from tests.helpers.command_line import run
@@ -106,7 +108,13 @@ def test_nothing_extra_unless_asked_for(classifier: Classifier) -> None:
         windows=1,
         feature_maps="json",
     )
-    assert set(full) == expected | {"windows", "visualization", "evidence", "input_spectrogram", "waveform"}
+    assert set(full) == expected | {
+        "windows",
+        "visualization",
+        "evidence",
+        "input_spectrogram",
+        "waveform",
+    } | {"representative_window"}
     assert set(answer(classifier, synthetic.wav("rain"), evidence=1, reduce_payload=1)) == {"predictions"}
 
 
@@ -202,6 +210,29 @@ def test_the_spectrogram_is_what_the_network_saw(classifier: Classifier) -> None
     shown = answer(classifier, sound_file(tone(5.0)), spectrogram=True)["input_spectrogram"]
     config = classifier.config.frontend
     assert shown["shape"] == [config.n_mels, config.num_frames]
+
+
+def test_the_spectrogram_of_a_whole_clip(classifier: Classifier) -> None:
+    """A tone that rises after 40 of 60 s, at its place in time and frequency, with its level."""
+    low, high = tone(40.0, hz=500.0), tone(20.0, hz=4000.0)
+    reply = answer(classifier, sound_file(np.concatenate([low, high])), clip_spectrogram=True)
+    shown = reply["clip_spectrogram"]
+    values = np.array(shown["values"])
+    assert list(values.shape) == shown["shape"] == [len(shown["hz"]), len(shown["seconds"])]
+    assert values.shape[1] <= 2000
+    for seconds, hz in ((10.0, 500.0), (39.0, 500.0), (41.0, 4000.0), (59.0, 4000.0)):
+        column = int(np.searchsorted(shown["seconds"], seconds))
+        assert shown["hz"][int(values[:, column].argmax())] == pytest.approx(hz, rel=0.05)
+    amplitude = float(np.abs(tone(1.0)).max())
+    assert values.max() == pytest.approx(20 * np.log10(amplitude) - 6, abs=1.5)
+
+
+def test_the_spectrogram_of_a_whole_clip_has_no_seams(classifier: Classifier) -> None:
+    """Computed in blocks, it is what one computation gives."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 38 * SAMPLE_RATE).astype(np.float32)
+    log_mel = classifier.engine.log_mel
+    whole = 10 * torch.log10(log_mel.power_mel(torch.from_numpy(noise)[None])[0]).numpy()
+    np.testing.assert_allclose(clip_spectrogram(noise, log_mel).decibels, whole, atol=0.01)
 
 
 def test_silence_is_called_silent(classifier: Classifier) -> None:
