@@ -17,6 +17,7 @@ from audiocnn.arrays import FloatArray
 LOWEST_DBFS = -120.0  # the level of digital silence
 
 _PIECE_SECONDS = 0.5
+_LOW_RATE = 11_025  # Hz
 _LEAST_SECONDS = 0.1  # a shorter piece is too short to judge by: what held before it holds
 _CANCELLED = 0.4  # power of a pair's sum, to that of two independent channels: 4 dB are lost
 _RELEVANT = 0.1  # power of a pair, to that of all channels
@@ -80,11 +81,9 @@ class Mixer:
 
     def _choose(self, piece: FloatArray) -> FloatArray:
         """The weights of the channels: the mean, unless some cancel each other."""
-        mean = _means(piece)
-        covariance = (piece.T @ piece / len(piece) - np.outer(mean, mean)).astype(np.float64)
+        covariance, low = _covariance(piece), _covariance(_low_band(piece, self._rate))
         power = covariance.diagonal()
-        pairs = np.add.outer(power, power)
-        cancels = (pairs + 2 * covariance < _CANCELLED * pairs) & (pairs >= _RELEVANT * power.sum())
+        cancels = _cancelling(covariance, power) | _cancelling(low, power)
         if not cancels.any():
             return self._mean
         kept: list[int] = []
@@ -110,6 +109,34 @@ def level_dbfs(total: float, squares: float, count: int) -> float:
     """
     power = squares / count - (total / count) ** 2 if count else 0.0
     return max(LOWEST_DBFS, 10 * math.log10(max(power, 1e-30)))
+
+
+def _low_band(piece: FloatArray, sample_rate: int) -> FloatArray:
+    """Means of so few samples that what is below about 5 kHz stays.
+
+    Codecs that join the channels (Vorbis) keep opposite phases only there.
+    """
+    factor = max(1, round(sample_rate / _LOW_RATE))
+    length = len(piece) // factor * factor
+    if factor == 1 or not length:
+        return piece
+    total = piece[:length:factor].copy()
+    for first in range(1, factor):
+        total += piece[first:length:factor]
+    return total / np.float32(factor)
+
+
+def _covariance(samples: FloatArray) -> npt.NDArray[np.float64]:
+    """Of the channels: `(frames, channels)` -> `(channels, channels)`."""
+    mean = _means(samples)
+    return (samples.T @ samples / len(samples) - np.outer(mean, mean)).astype(np.float64)
+
+
+def _cancelling(covariance: npt.NDArray[np.float64], power: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which pairs lose most of their power in a sum, if it matters to all `power`: `(channels, channels)`."""
+    pairs = np.add.outer(covariance.diagonal(), covariance.diagonal())
+    loses = pairs + 2 * covariance < _CANCELLED * pairs
+    return np.asarray(loses & (pairs >= _RELEVANT * power.sum()))
 
 
 def _means(samples: FloatArray) -> FloatArray:
