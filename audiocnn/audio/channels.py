@@ -8,6 +8,8 @@ out, and so are channels without signal. This is decided for pieces of about hal
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -63,25 +65,28 @@ class Mixer:
     def _mixed(self, block: FloatArray) -> FloatArray:
         if len(self._mean) == 1:
             return block[:, 0]
+        mono = np.empty(len(block), np.float32)
         count = max(1, round(len(block) / (_PIECE_SECONDS * self._rate)))
-        return np.concatenate([self._mix_piece(piece) for piece in np.array_split(block, count)])
+        edges = [len(block) * number // count for number in range(count + 1)]
+        for start, end in pairwise(edges):
+            self._mix_piece(block[start:end], mono[start:end])
+        return mono
 
-    def _mix_piece(self, piece: FloatArray) -> FloatArray:
+    def _mix_piece(self, piece: FloatArray, mono: FloatArray) -> None:
         before, is_short = self._weights, len(piece) < _LEAST_SECONDS * self._rate
         weights = before if before is not None and is_short else self._choose(piece)
         self._weights = weights
         if weights is not self._mean:
             self.cancelled_seconds += len(piece) / self._rate
-        mono: FloatArray = piece @ weights
-        if before is not None and not np.array_equal(before, weights):
+        np.matmul(piece, weights, out=mono)
+        if before is not None and before is not weights:
             ramp = min(len(piece), math.ceil(_RAMP_SECONDS * self._rate))
             share = np.arange(ramp, dtype=np.float32) / ramp
             mono[:ramp] = share * mono[:ramp] + (1 - share) * (piece[:ramp] @ before)
-        return mono
 
     def _choose(self, piece: FloatArray) -> FloatArray:
         """The weights of the channels: the mean, unless some cancel each other."""
-        covariance, low = _covariance(piece), _covariance(_low_band(piece, self._rate))
+        covariance, low = _covariances(piece, max(1, round(self._rate / _LOW_RATE)))
         power = covariance.diagonal()
         cancels = _cancelling(covariance, power) | _cancelling(low, power)
         if not cancels.any():
@@ -111,25 +116,27 @@ def level_dbfs(total: float, squares: float, count: int) -> float:
     return max(LOWEST_DBFS, 10 * math.log10(max(power, 1e-30)))
 
 
-def _low_band(piece: FloatArray, sample_rate: int) -> FloatArray:
-    """Means of so few samples that what is below about 5 kHz stays.
+def _covariances(piece: FloatArray, factor: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of the channels `(channels, channels)`: of all frequencies, and of those below about 5 kHz.
 
-    Codecs that join the channels (Vorbis) keep opposite phases only there.
+    Codecs that join the channels (Vorbis) keep opposite phases only there. The former are those of every
+    `factor`-th sample, the latter of the means of so many: a product of matrices gives both at once.
     """
-    factor = max(1, round(sample_rate / _LOW_RATE))
-    length = len(piece) // factor * factor
-    if factor == 1 or not length:
-        return piece
-    total = piece[:length:factor].copy()
-    for first in range(1, factor):
-        total += piece[first:length:factor]
-    return total / np.float32(factor)
-
-
-def _covariance(samples: FloatArray) -> npt.NDArray[np.float64]:
-    """Of the channels: `(frames, channels)` -> `(channels, channels)`."""
+    channels = piece.shape[1]
+    factor = min(factor, len(piece))
+    length = len(piece) // factor
+    samples = piece[: length * factor].reshape(length, factor * channels) @ _both(factor, channels)
     mean = _means(samples)
-    return (samples.T @ samples / len(samples) - np.outer(mean, mean)).astype(np.float64)
+    both = (samples.T @ samples / length - np.outer(mean, mean)).astype(np.float64)
+    return both[:channels, :channels], both[channels:, channels:]
+
+
+@cache
+def _both(factor: int, channels: int) -> FloatArray:
+    """Frames side by side -> the first of them, and the mean of them: `(factor * channels, 2 * channels)`."""
+    one = np.eye(channels, dtype=np.float32)
+    first = np.concatenate([one, np.zeros(((factor - 1) * channels, channels), np.float32)])
+    return np.concatenate([first, np.tile(one / factor, (factor, 1))], axis=1)
 
 
 def _cancelling(covariance: npt.NDArray[np.float64], power: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
