@@ -8,6 +8,8 @@ out, and so are channels without signal. This is decided for pieces of about hal
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from audiocnn.arrays import FloatArray
 LOWEST_DBFS = -120.0  # the level of digital silence
 
 _PIECE_SECONDS = 0.5
+_LOW_RATE = 11_025  # Hz
 _LEAST_SECONDS = 0.1  # a shorter piece is too short to judge by: what held before it holds
 _CANCELLED = 0.4  # power of a pair's sum, to that of two independent channels: 4 dB are lost
 _RELEVANT = 0.1  # power of a pair, to that of all channels
@@ -62,29 +65,30 @@ class Mixer:
     def _mixed(self, block: FloatArray) -> FloatArray:
         if len(self._mean) == 1:
             return block[:, 0]
+        mono = np.empty(len(block), np.float32)
         count = max(1, round(len(block) / (_PIECE_SECONDS * self._rate)))
-        return np.concatenate([self._mix_piece(piece) for piece in np.array_split(block, count)])
+        edges = [len(block) * number // count for number in range(count + 1)]
+        for start, end in pairwise(edges):
+            self._mix_piece(block[start:end], mono[start:end])
+        return mono
 
-    def _mix_piece(self, piece: FloatArray) -> FloatArray:
+    def _mix_piece(self, piece: FloatArray, mono: FloatArray) -> None:
         before, is_short = self._weights, len(piece) < _LEAST_SECONDS * self._rate
         weights = before if before is not None and is_short else self._choose(piece)
         self._weights = weights
         if weights is not self._mean:
             self.cancelled_seconds += len(piece) / self._rate
-        mono: FloatArray = piece @ weights
-        if before is not None and not np.array_equal(before, weights):
+        np.matmul(piece, weights, out=mono)
+        if before is not None and before is not weights:
             ramp = min(len(piece), math.ceil(_RAMP_SECONDS * self._rate))
             share = np.arange(ramp, dtype=np.float32) / ramp
             mono[:ramp] = share * mono[:ramp] + (1 - share) * (piece[:ramp] @ before)
-        return mono
 
     def _choose(self, piece: FloatArray) -> FloatArray:
         """The weights of the channels: the mean, unless some cancel each other."""
-        mean = _means(piece)
-        covariance = (piece.T @ piece / len(piece) - np.outer(mean, mean)).astype(np.float64)
+        covariance, low = _covariances(piece, max(1, round(self._rate / _LOW_RATE)))
         power = covariance.diagonal()
-        pairs = np.add.outer(power, power)
-        cancels = (pairs + 2 * covariance < _CANCELLED * pairs) & (pairs >= _RELEVANT * power.sum())
+        cancels = _cancelling(covariance, power) | _cancelling(low, power)
         if not cancels.any():
             return self._mean
         kept: list[int] = []
@@ -110,6 +114,36 @@ def level_dbfs(total: float, squares: float, count: int) -> float:
     """
     power = squares / count - (total / count) ** 2 if count else 0.0
     return max(LOWEST_DBFS, 10 * math.log10(max(power, 1e-30)))
+
+
+def _covariances(piece: FloatArray, factor: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of the channels `(channels, channels)`: of all frequencies, and of those below about 5 kHz.
+
+    Codecs that join the channels (Vorbis) keep opposite phases only there. The former are those of every
+    `factor`-th sample, the latter of the means of so many: a product of matrices gives both at once.
+    """
+    channels = piece.shape[1]
+    factor = min(factor, len(piece))
+    length = len(piece) // factor
+    samples = piece[: length * factor].reshape(length, factor * channels) @ _both(factor, channels)
+    mean = _means(samples)
+    both = (samples.T @ samples / length - np.outer(mean, mean)).astype(np.float64)
+    return both[:channels, :channels], both[channels:, channels:]
+
+
+@cache
+def _both(factor: int, channels: int) -> FloatArray:
+    """Frames side by side -> the first of them, and the mean of them: `(factor * channels, 2 * channels)`."""
+    one = np.eye(channels, dtype=np.float32)
+    first = np.concatenate([one, np.zeros(((factor - 1) * channels, channels), np.float32)])
+    return np.concatenate([first, np.tile(one / factor, (factor, 1))], axis=1)
+
+
+def _cancelling(covariance: npt.NDArray[np.float64], power: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which pairs lose most of their power in a sum, if it matters to all `power`: `(channels, channels)`."""
+    pairs = np.add.outer(covariance.diagonal(), covariance.diagonal())
+    loses = pairs + 2 * covariance < _CANCELLED * pairs
+    return np.asarray(loses & (pairs >= _RELEVANT * power.sum()))
 
 
 def _means(samples: FloatArray) -> FloatArray:

@@ -66,7 +66,8 @@ class Run:
     samples: int = 0
     ranges: list[tuple[int, int]] = field(default_factory=list)  # of bytes: what is between is damaged
     lost_seconds: float = 0.0  # about, for what is damaged
-    missing_seconds: float = 0.0  # promised by an info frame, and not there
+    promised_frames: int | None = None  # by an info frame
+    missing_seconds: float = 0.0  # promised, and not there
     is_cut: bool = False  # the last frame is not whole
 
 
@@ -122,6 +123,19 @@ def _promised_frames(source: Source, start: int, setup: tuple[int, ...]) -> int 
     if info[:4] not in (b"Xing", b"Info") or not info[7:8] or not info[7] & 1:
         return None
     return int.from_bytes(info[8:12], "big") or None
+
+
+def info_frame(source: Source, run: Run) -> bytes:
+    """An info frame for a run of MP3 that has none: without one, libsndfile stops at a guess."""
+    head = source.between(run.ranges[0][0], run.ranges[0][0] + 4)
+    first = mpeg_header(head, 0)
+    if run.promised_frames is not None or first is None or first.setup[1] != 3:
+        return b""
+    head = bytes([0xFF, head[1] | 1, 0x90 | head[2] & 0x0C, head[3]])  # the tenth bit rate, no checksum
+    frame = mpeg_header(head, 0)
+    assert frame is not None
+    info = head.ljust(_info_offset(frame.setup), b"\0") + b"Xing" + (1).to_bytes(4, "big")
+    return (info + run.frames.to_bytes(4, "big")).ljust(frame.length, b"\0")
 
 
 class _Reader:
@@ -196,7 +210,7 @@ def read_run(source: Source, start: int, read_header: ReadHeader, *, max_seconds
     first = reader.at(start)
     assert first is not None
     promised = _promised_frames(source, start, first.setup)
-    run, position, begin = Run(start, first.rate), start, start
+    run, position, begin = Run(start, first.rate, promised_frames=promised), start, start
     most = max_seconds * first.rate
     promise_end, damaged = None, 0
     while run.samples <= most:

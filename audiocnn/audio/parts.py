@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from audiocnn.audio.frames import ReadHeader, adts_header, find_frames, mpeg_header, read_run, starts_frames
+from audiocnn.audio.frames import (
+    ReadHeader,
+    adts_header,
+    find_frames,
+    info_frame,
+    mpeg_header,
+    read_run,
+    starts_frames,
+)
 from audiocnn.audio.padding import skip_padding
 from audiocnn.audio.riff import aiff_part, is_aiff, is_riff, riff_part
 from audiocnn.audio.source import Part, Source, find
@@ -116,7 +124,9 @@ class FileParts:
             demuxer="aac" if is_adts else None,
             is_risky=is_adts,
             is_cut=run.is_cut or run.missing_seconds > _MISSING_SECONDS,
+            samples=run.samples,
             least_seconds=max(0.0, run.samples / run.rate - 1),  # encoders add some, which decoders leave out
+            info_frame=b"" if is_adts else info_frame(self._source, run),
             lost_seconds=run.lost_seconds,
         )
 

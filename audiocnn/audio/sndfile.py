@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from audiocnn.errors import UndecodableAudioError
 
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
 _BLOCK_FRAMES = 1 << 16
+_SLACK_FRAMES = 2 * 1152  # two of MP3
 _MISSING_SECONDS = 0.25  # less is an estimate that is off
 
 
@@ -24,18 +26,25 @@ class SndFile:
     def __init__(self, source: Source, part: Part) -> None:
         """Read the header. Raises `UndecodableAudioError`."""
         self._source, self._part = source, part
-        try:
-            self._file = soundfile.SoundFile(part.view(source))
-        except soundfile.LibsndfileError as error:
-            source.check()
-            raise UndecodableAudioError(
-                f"The file looks like audio but cannot be opened: {error.error_string} Is it complete?"
-            ) from error
+        self._file = self._open()
+        if part.info_frame and self._file.frames < part.samples - _SLACK_FRAMES:
+            self._file.close()
+            self._part = replace(part, pieces=[part.info_frame, *part.pieces])
+            self._file = self._open()
         self.channels: int = self._file.channels
         self.samplerate: int = self._file.samplerate
         self.frames: int = self._file.frames
         self.lost_seconds, self.is_cut = 0.0, False  # known when the blocks are through
         self.warnings: list[str] = []
+
+    def _open(self) -> soundfile.SoundFile:
+        try:
+            return soundfile.SoundFile(self._part.view(self._source))
+        except soundfile.LibsndfileError as error:
+            self._source.check()
+            raise UndecodableAudioError(
+                f"The file looks like audio but cannot be opened: {error.error_string} Is it complete?"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +97,7 @@ class SndFile:
         self._part, first = found
         self._file.close()
         try:
-            self._file = soundfile.SoundFile(self._part.view(self._source))
-        except soundfile.LibsndfileError:
+            self._file = self._open()
+        except UndecodableAudioError:
             return None
         return first

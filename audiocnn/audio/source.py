@@ -125,7 +125,11 @@ class Part:
     is_risky: bool = False  # whether it is decoded in a process of its own where that is wanted
     if_short: Shortfall = "unknown"  # what it means that its header promises more than can be decoded
     is_cut: bool = False  # the file ends before the recording does
+    samples: int = 0  # of one channel, if they were counted
     least_seconds: float = 0.0  # surely in it
+    info_frame: bytes = (
+        b""  # to be put in front where libsndfile guesses too few samples, and would stop there
+    )
     lost_seconds: float = 0.0  # about, of damaged spots that the pieces leave out
     unread_codec: str | None = None  # its name, if neither decoder reads it
     warnings: Sequence[str] = ()
