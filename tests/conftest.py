@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the real clips, the served engine and a real TorchServe."""
+"""Fixtures of all tests: clips, engines, and a real TorchServe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports compute what PyTorch computes, and an answer does not depend on its neighbours."""
+"""Exported models: the outputs of PyTorch, alone and in any batch."""
 
 from __future__ import annotations
 

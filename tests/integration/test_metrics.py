@@ -1,4 +1,4 @@
-"""Metrics, logs and traces: what operators see of real servers, and what the dashboard shows."""
+"""Metrics, logs and traces of real servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model store and its record of checksums: writers at once, a full disk, killed commands, links."""
+"""The model store: concurrent writers, and folders of a killed server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dies is started again; what dies again and again is given up; nothing is left behind."""
+"""The supervisor with a real TorchServe and a real gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many runs: bounded, resumable, and a table that says what was measured."""
+"""Cross-validation: parallel runs, resuming and failures."""
 
 from __future__ import annotations
 

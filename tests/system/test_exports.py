@@ -1,4 +1,4 @@
-"""int8, the waveform file, and the parity report that decides which file is served."""
+"""Exports of a small network: int8, the waveform file, and the parity report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dies is started again; what dies again and again is given up; nothing is left behind."""
+"""The supervisor: crashes, hangs and lost folders of real servers."""
 
 from __future__ import annotations
 

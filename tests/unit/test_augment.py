@@ -1,4 +1,4 @@
-"""Each augmentation keeps its word."""
+"""Augmentations: ranges, levels and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration on synthetic answers whose truth is known."""
+"""Temperature, calibration error and AUROC on synthetic predictions."""
 
 from __future__ import annotations
 

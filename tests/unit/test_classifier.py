@@ -1,4 +1,4 @@
-"""Real clips through the classifier, and what every answer promises."""
+"""The classifier on real clips: results, options, windows and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client: against a server that misbehaves by script, and against a real TorchServe."""
+"""The clients against a scripted server: retries, deadlines, options and tokens."""
 
 from __future__ import annotations
 

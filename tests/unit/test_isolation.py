@@ -1,4 +1,4 @@
-"""Small files whose headers take minutes or gigabytes: each is an attack that killed a worker."""
+"""Decoding in separate processes: files that take minutes or gigabytes, crashes, reuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library as README shows it, and the command line over it."""
+"""The library and the command `audiocnn classify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics, logs and traces: what operators see of real servers, and what the dashboard shows."""
+"""Counters of a worker, log formats and trace ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model store and its record of checksums: writers at once, a full disk, killed commands, links."""
+"""The model store: checksums, links, a full disk, locks and leftovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaving classes out, and telling what was left out from what was learnt."""
+"""Open-set evaluation: classes left out, scores and far sounds."""
 
 from __future__ import annotations
 

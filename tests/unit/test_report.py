@@ -1,4 +1,4 @@
-"""The numbers of an evaluation beside accuracy, the pooled folds, and the page that people read."""
+"""Reports of an evaluation, and predictions pooled over folds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every condition does to the sound what its name says, and is answered like any upload."""
+"""The conditions of the robustness evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a server counts as unhealthy: only polls that failed count."""
+"""The health monitor: only failed polls count as unhealthy time."""
 
 from __future__ import annotations
 
