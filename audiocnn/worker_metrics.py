@@ -58,9 +58,11 @@ _QUIET_SECONDS = 0.2  # without a batch: then nothing is held back
 class WorkerMetrics:
     """Adds up in the worker's thread, hands over in one of its own."""
 
-    def __init__(self, emit: Emit, class_names: Iterable[str]) -> None:
+    def __init__(
+        self, emit: Emit, class_names: Iterable[str], *, period_seconds: float = _PERIOD_SECONDS
+    ) -> None:
         """Hands over a zero of every counter at once, so that the first clip is seen as an increase."""
-        self._emit = emit
+        self._emit, self._period_seconds = emit, period_seconds
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self._observed = {name: [0] * (len(bounds) + 1) for name, bounds in HISTOGRAMS.items()}
@@ -118,7 +120,7 @@ class WorkerMetrics:
     def _run(self) -> None:
         while True:
             self._has_news.wait()
-            due = time.monotonic() + _PERIOD_SECONDS
+            due = time.monotonic() + self._period_seconds
             while (now := time.monotonic()) < (until := min(due, self._last_batch_at + _QUIET_SECONDS)):
                 time.sleep(until - now)
             self._has_news.clear()

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the real clips, the served engine and a real TorchServe."""
+"""Fixtures of all tests: clips, engines, and a real TorchServe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.sounds import sound_file, tone
 # Fixtures that several folders share stand beside what they start.
 pytest_plugins = [
     f"tests.helpers.{name}"
-    for name in ("gateways", "kubernetes", "rollouts", "traffic", "training_runs", "uploads")
+    for name in ("gateways", "kubernetes", "rollouts", "teacher", "traffic", "training_runs", "uploads")
 ]
 
 

@@ -67,11 +67,13 @@ class TorchServe:
         *,
         log_folder: Path,
         reread: Callable[[], Mapping[str, str]] | None = None,
+        max_unhealthy_seconds: float = _WORKLESS_SECONDS,
     ) -> None:
         """`reread` returns the current configuration. It is called before a restart, because a rollout may
-        have changed the served archive."""
+        have changed the served archive. A restart is needed after `max_unhealthy_seconds` without a worker.
+        """
         self.properties = dict(properties)
-        self._reread = reread
+        self._reread, self._max_unhealthy_seconds = reread, max_unhealthy_seconds
         self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
         self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
         self.is_ready = False
@@ -178,8 +180,8 @@ class TorchServe:
         """
         if not self.is_alive():
             return f"TorchServe ended by itself, see {self.log_file}\n{self._ends_of_logs()}"
-        if self.unhealthy_seconds > _WORKLESS_SECONDS:
-            seconds = f"{_WORKLESS_SECONDS:.0f} s"
+        if self.unhealthy_seconds > self._max_unhealthy_seconds:
+            seconds = f"{self._max_unhealthy_seconds:.0f} s"
             return f"TorchServe has had no worker for {seconds}, see {self.log_file}\n{self._ends_of_logs()}"
         return ""
 

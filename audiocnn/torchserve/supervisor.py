@@ -53,8 +53,15 @@ class ManagedProcess(Protocol):
 class RestartBackoff:
     """Counts failures in a row and returns the pause before the next attempt."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
+        stable_seconds: float = _STABLE_SECONDS,
+    ) -> None:
         self._clock = clock
+        self._first_pause_seconds, self._stable_seconds = first_pause_seconds, stable_seconds
         self._ready_since: float | None = None
         self.failures = 0  # in a row
 
@@ -65,16 +72,17 @@ class RestartBackoff:
     def pause(self, unhealthy_seconds: float = 0.0) -> float | None:
         """Note a failure; returns the seconds until the next attempt, None after too many failures.
 
-        60 s of running reset the counter; time spent unhealthy does not count.
+        `stable_seconds` of running reset the counter; time spent unhealthy does not count.
         """
         now = self._clock()
-        if self._ready_since is not None and now - self._ready_since - unhealthy_seconds >= _STABLE_SECONDS:
-            self.failures = 0
+        if self._ready_since is not None:
+            healthy_seconds = now - self._ready_since - unhealthy_seconds
+            self.failures = 0 if healthy_seconds >= self._stable_seconds else self.failures
         self._ready_since = None
         self.failures += 1
         if self.failures > _MAX_FAILURES:
             return None
-        return float(min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (self.failures - 1)))
+        return float(min(_LONGEST_PAUSE_SECONDS, self._first_pause_seconds * 2 ** (self.failures - 1)))
 
 
 class Supervisor:
@@ -87,9 +95,10 @@ class Supervisor:
         *,
         timeout_seconds: float,
         restart: bool,
+        backoff: Callable[[], RestartBackoff] = RestartBackoff,
     ) -> None:
         """`timeout_seconds` bounds each start. Without `restart` the first failure is an error."""
-        self._children = [(child, RestartBackoff()) for child in children]
+        self._children = [(child, backoff()) for child in children]
         self._stopping = stopping
         self._timeout_seconds = timeout_seconds
         self._restart = restart

@@ -11,12 +11,19 @@ _PERIOD_SECONDS = 5.0
 
 
 class HealthMonitor:
-    """Runs a health check every 5 s in a thread."""
+    """Runs a health check every `period_seconds` in a thread."""
 
-    def __init__(self, is_healthy: Callable[[], bool], *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        is_healthy: Callable[[], bool],
+        *,
+        timeout_seconds: float,
+        period_seconds: float = _PERIOD_SECONDS,
+    ) -> None:
         """Start the thread. `is_healthy` takes at most `timeout_seconds`; an exception means unhealthy."""
         self._is_healthy = is_healthy
-        self._longest_poll_seconds = _PERIOD_SECONDS + timeout_seconds
+        self._period_seconds = period_seconds
+        self._longest_poll_seconds = period_seconds + timeout_seconds
         self._stopped = threading.Event()
         self.unhealthy_seconds = 0.0  # since the last successful check
         threading.Thread(target=self._watch, name="health monitor", daemon=True).start()
@@ -27,7 +34,7 @@ class HealthMonitor:
 
     def _watch(self) -> None:
         polled = time.monotonic()
-        while not self._stopped.wait(_PERIOD_SECONDS):
+        while not self._stopped.wait(self._period_seconds):
             is_healthy = self._check()
             before, polled = polled, time.monotonic()
             # Cap the elapsed time: a suspended process (Ctrl-Z, `docker pause`) is not an unhealthy server.

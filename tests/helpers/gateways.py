@@ -1,4 +1,4 @@
-"""A real gateway in a process of its own, for the tests that talk to one."""
+"""A real gateway as a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real TorchServe on loopback: what people and programs get over HTTP."""
+"""A real TorchServe over HTTP: predictions, options, signals and start errors."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""What dies is started again; what dies again and again is given up; nothing is left behind."""
+"""The supervisor with a real TorchServe and a real gateway."""
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import subprocess
+import sys
 import threading
 import zipfile
 from contextlib import AbstractContextManager, closing
@@ -136,3 +139,16 @@ def test_java_is_killed_and_comes_back_and_its_workers_do_not_stay(tmp_path: Pat
         )  # the second start did not erase the first one's log
         server.process.terminate()
         assert server.process.wait(timeout=120) == 0
+
+
+def test_what_cannot_be_printed_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "audiocnn", "serve", "--logs", str(tmp_path)]
+    for key, value in server_settings(minWorkers=1).items():
+        command += ["--set", f"{key}={value}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=full)
+    with process:
+        assert wait_until(lambda: (tmp_path / "torchserve.log").exists() or process.poll() is not None, 30)
+        process.terminate()
+        assert process.wait(timeout=120) == 0

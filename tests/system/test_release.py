@@ -1,4 +1,4 @@
-"""The released weights are what their metrics say."""
+"""Exports have the published accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch that is bounded in time: who is answered, and who is told to ask again."""
+"""The time limit of a batch: which clips are answered and which get "busy"."""
 
 from __future__ import annotations
 

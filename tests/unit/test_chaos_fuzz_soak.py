@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from audiocnn import audio
-from audiocnn.audio import synthetic
 from audiocnn.client.client import Client
 from audiocnn.errors import AudioError, ServerBusyError, ServerFailedError, UndecodableAudioError
 from benchmarks import chaos, soak_report
@@ -24,12 +18,8 @@ from benchmarks.fuzz import FuzzSummary, summarise
 from benchmarks.fuzz_inputs import INTACT_EVERY, FuzzInput, fuzz_input
 from benchmarks.http_fuzz import FuzzRequest, fuzz_request
 from benchmarks.mutations import KINDS, intact_file, with_ogg_checksum
-from benchmarks.sandbox import FuzzResult, Sandbox
+from benchmarks.sandbox import FuzzResult
 from benchmarks.soak_report import CompletedRequest, growth, latency
-from tests.helpers.waiting import wait_until
-
-CLIP = FuzzInput(7, synthetic.wav("rain"), {}, "rain")
-
 
 # --- the request log of chaos ---
 
@@ -169,32 +159,6 @@ def test_an_undamaged_clip_with_another_result_is_wrong() -> None:
     assert (part.intact, part.wrong) == (4, 3)
     summary = summarise({"classifier": part}, True)
     assert (summary["inputs"], summary["answered"]) == (4, 3)
-
-
-@pytest.fixture(scope="module")
-def sandbox(narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    running = Sandbox(narrow, 0, tmp_path_factory.mktemp("sandbox") / "log", input_seconds=10.0)
-    yield running
-    running.close()
-
-
-def test_a_sandbox_finds_the_input_that_raises_crashes_or_hangs(sandbox: Sandbox) -> None:
-    broken = replace(CLIP, number=8, body=3)  # type: ignore[arg-type]
-    assert [r.outcome for r in sandbox.run([CLIP, broken, CLIP])] == ["answered", "exception", "answered"]
-
-    crashing = sandbox.process
-    assert crashing.pid is not None
-    os.kill(crashing.pid, signal.SIGSTOP)
-    threading.Timer(0.5, crashing.kill).start()
-    (result,) = sandbox.run([INTACT_EVERY])
-    assert (result.outcome, result.number) == ("crash", INTACT_EVERY)
-
-    hanging = sandbox.process
-    assert hanging.pid is not None
-    os.kill(hanging.pid, signal.SIGSTOP)
-    assert [r.outcome for r in sandbox.run([INTACT_EVERY])] == ["hang"]
-    assert wait_until(lambda: not hanging.is_alive(), 5)
-    assert [r.outcome for r in sandbox.run([CLIP])] == ["answered"]
 
 
 # --- soak ---

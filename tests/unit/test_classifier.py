@@ -1,12 +1,10 @@
-"""Real clips through the classifier, and what every answer promises."""
+"""The classifier on real clips: results, options, windows and errors."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
 from audiocnn.results import Result
 from tests.helpers.command_line import run
-from tests.helpers.paths import ROOT, STORE
+from tests.helpers.paths import STORE
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 
 
@@ -39,7 +37,7 @@ def answer(classifier: Classifier, data: bytes, **options: object) -> dict:
 
 
 def test_most_unseen_clips_are_named_rightly(classifier: Classifier, fold4: list[LabelledClip]) -> None:
-    clips = fold4[::4]
+    clips = fold4[::10]
     results = classifier.predict_batch([clip.path.read_bytes() for clip in clips])
     right = [r.label == clip.label for r, clip in zip(results, clips, strict=True)]
     assert np.mean(right) > 0.6
@@ -58,7 +56,7 @@ def test_a_clip_alone_and_beside_any_neighbour(classifier: Classifier, fold4: li
 
 
 @pytest.mark.parametrize(
-    ("seconds", "num_windows"), [(1 / SAMPLE_RATE, 1), (0.05, 1), (1.0, 1), (5.02, 1), (7.0, 2), (180.0, 71)]
+    ("seconds", "num_windows"), [(1 / SAMPLE_RATE, 1), (0.05, 1), (1.0, 1), (5.02, 1), (7.0, 2), (60.0, 23)]
 )
 def test_any_length_is_answered(classifier: Classifier, seconds: float, num_windows: int) -> None:
     reply = answer(classifier, sound_file(tone(seconds)))
@@ -261,14 +259,3 @@ def test_the_command_line_prints_json_and_goes_on_after_a_bad_file(tmp_path: Pat
         None,
     ]
     assert len(rows[2]["predictions"]) == 2
-
-
-def test_the_command_line_prints_a_table_and_explains_a_missing_model(tmp_path: Path) -> None:
-    (tmp_path / "rain.wav").write_bytes(synthetic.wav("rain"))
-    command = [sys.executable, "-m", "audiocnn", "classify", str(tmp_path / "rain.wav")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "rain.wav" in done.stdout
-    missing = run("classify", tmp_path / "rain.wav", "--model", "no.onnx")
-    assert missing.returncode == 2
-    assert "make export" in missing.stderr

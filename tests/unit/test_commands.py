@@ -1,4 +1,4 @@
-"""Every command of `training`, `export` and `benchmarks` has an example in its help, and can read it."""
+"""The commands of `training`, `export` and `benchmarks`: help, examples and options."""
 
 from __future__ import annotations
 

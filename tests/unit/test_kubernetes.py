@@ -1,4 +1,4 @@
-"""deploy/kubernetes: valid, and every probe, port, metric and setting that it names exists."""
+"""deploy/kubernetes: valid, and every probe, port, metric and setting in it exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The released weights are what their metrics say."""
+"""The released checkpoint and its model card."""
 
 from __future__ import annotations
 

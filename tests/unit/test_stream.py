@@ -1,4 +1,4 @@
-"""Live streams: real WebSockets to a real gateway in front of a real TorchServe."""
+"""The ring buffer and the smoothing of live streams."""
 
 from __future__ import annotations
 

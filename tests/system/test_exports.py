@@ -1,4 +1,4 @@
-"""int8, the waveform file, and the parity report that decides which file is served."""
+"""Exports of a small network: int8, the waveform file, and the parity report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
 from export import archive, common, parity, quantize, test_signals, torchscript, waveform
 from export import onnx as export_onnx
-from tests.helpers.paths import STORE
+from export.common import export
+from tests.helpers.paths import CHECKPOINT, STORE
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 
 
@@ -239,3 +240,17 @@ def test_pictures_of_an_int8_model_come_from_float32(copy: Path) -> None:
     ours = Engine(copy / "audiocnn-int8.onnx").run(log_mels, outputs)
     theirs = Engine(copy / "audiocnn.onnx").run(log_mels, outputs)
     np.testing.assert_array_equal(ours["evidence"], theirs["evidence"])
+
+
+@pytest.mark.parametrize(("suffix", "write"), [(".onnx", export_onnx.write), (".pt", torchscript.write)])
+def test_an_export_that_differs_gets_no_file(tmp_path: Path, suffix: str, write: object) -> None:
+    """The exporter is handed a network with one weight changed; the check has to see it."""
+
+    def write_wrong(module, example, outputs, metadata, path):  # type: ignore[no-untyped-def]
+        weight = next(parameter for parameter in module.parameters() if parameter.ndim == 4)
+        weight.data[0, 0, 3, 3] += 0.01
+        write(module, example, outputs, metadata, path)  # type: ignore[operator]
+
+    with pytest.raises(ModelFileError, match="differs from PyTorch"):
+        export(CHECKPOINT, tmp_path, suffix, write_wrong)
+    assert list(tmp_path.iterdir()) == []
