@@ -31,7 +31,7 @@ SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
 # Parts of `audiocnn` that a worker does not import.
 _NOT_SERVED = (
     *("__pycache__", "batch", "client", "gateway", "torchserve", "released"),
-    *("cli.py", "classify.py", "listen.py"),
+    *("cli.py", "classify.py", "command.py", "listen.py"),
 )
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """
@@ -57,6 +57,9 @@ def stage(store: Path, engine_name: str, folder: Path) -> Engine:
     served = read_report(store)["serves"] if engine_name == "auto" else NAME + SUFFIXES[engine_name]
     suffix = Path(served).suffix
     shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns(*_NOT_SERVED))
+    (folder / "handler").mkdir()
+    for name in ("__init__.py", "metrics.py"):
+        shutil.copy(ROOT / "handler" / name, folder / "handler" / name)
     # Beside int8 goes float32: for processors where int8 is wrong, for GPUs and for feature maps.
     for name in dict.fromkeys((served, NAME + suffix, f"{NAME}-maps{suffix}", PARITY_REPORT)):
         if not (store / name).is_file():

@@ -29,7 +29,7 @@ from audiocnn.model.engine import BATCH_SIZES
 from audiocnn.options import HEADERS, Options
 from audiocnn.request_body import read_base64, read_json_object
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_id
-from audiocnn.worker_metrics import NAMES, WorkerMetrics
+from handler.metrics import NAMES, WorkerMetrics
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from audiocnn.logs import JsonFormatter, TextFormatter
 from audiocnn.probe import probe_wav
 from audiocnn.results import LOWEST_DBFS
 from audiocnn.tracing import trace_headers, trace_id
-from audiocnn.worker_metrics import HISTOGRAMS, NAMES, WorkerMetrics
+from handler.metrics import HISTOGRAMS, NAMES, WorkerMetrics
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
 from tests.helpers.traffic import (
