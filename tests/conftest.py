@@ -19,8 +19,7 @@ from tests.helpers.sounds import sound_file, tone
 
 # Fixtures that several folders share stand beside what they start.
 pytest_plugins = [
-    f"tests.helpers.{name}"
-    for name in ("gateways", "kubernetes", "rollouts", "traffic", "training_runs", "uploads")
+    f"tests.helpers.{name}" for name in ("gateways", "kubernetes", "rollouts", "traffic", "training_runs")
 ]
 
 

@@ -13,13 +13,14 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from audiocnn import __version__
-from audiocnn.gateway import page
 from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
-from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware
+from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware, SecurityHeadersMiddleware
+from audiocnn.gateway.page.static_files import add_page
 from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
+from audiocnn.options import HEADERS
 
 DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
 request may bring its own `X-Request-Id`. If keys are set, send one as `X-API-Key` or `Authorization: Bearer`.
@@ -42,6 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         static_url=DOCS_ASSETS,
     )
     app.state.metrics = gateway.metrics
@@ -49,10 +51,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
         CORSMiddleware,
         allow_origins=settings.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type"],
+        allow_methods=["GET", "POST", "PUT"],
+        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type", *HEADERS],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
+    app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(HostMiddleware, settings=settings, metrics=gateway.metrics)
     app.add_middleware(BodyMiddleware, upload_seconds=settings.upload_seconds)
     add_error_handlers(app)
@@ -65,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def stream(socket: WebSocket) -> None:
         await gateway.streams.serve(socket)
 
-    page.mount(app, gateway.predict_counted, gateway.door, gateway.budget, settings)
+    add_page(app)
     return app
 
 

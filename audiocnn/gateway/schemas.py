@@ -187,6 +187,7 @@ class ConfigReply(BaseModel):
     limits: Limits
     stream: StreamLimits
     needs_key: bool
+    examples: list[str] = Field(description="classes of which `/examples/NAME.wav` is a sound to try")
 
 
 _FORMAT = {"type": "string", "enum": ["json", "png"], "default": "json"}
@@ -201,6 +202,14 @@ def form_body(name: str, *, many: bool = False, more: dict[str, Any] | None = No
     properties = {name: audio, **(OPTIONS if more is None else more)}
     schema = {"type": "object", "required": [name], "properties": properties, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def clip_body() -> dict[str, Any]:
+    """`openapi_extra` of the route that takes a file as the body or in a form, options also in the query."""
+    content = form_body("file")["requestBody"]["content"]
+    content |= {"application/octet-stream": {"schema": _FILE}, "audio/*": {"schema": _FILE}}
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in OPTIONS.items()]
+    return {"requestBody": {"required": True, "content": content}, "parameters": query}
 
 
 def json_body() -> dict[str, Any]:
