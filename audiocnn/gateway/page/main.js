@@ -109,4 +109,5 @@ startTabs();
 startDropping();
 explainMicrophone();
 startModel();
+performance.mark("usable");
 document.documentElement.dataset.ready = "true";
