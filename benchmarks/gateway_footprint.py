@@ -1,9 +1,9 @@
 """What an idle gateway takes: `python -m benchmarks.gateway_footprint`, of another checkout `--checkout DIR`.
 
-Starts the gateway without TorchServe and reads `/proc`: seconds until `/health` answers, resident memory, and
-wake-ups a second (voluntary context switches of all threads). Then the packages that the extra `gateway`
-needs besides Python, as they are installed here, and the lines of code of `audiocnn/gateway`. Prints a table,
-then the same as one line of JSON.
+Starts the gateway without TorchServe and reads `/proc`: seconds until `/health` answers and CPU seconds until
+then, resident memory, and wake-ups a second (voluntary context switches of all threads). Then the packages
+that the extra `gateway` needs besides Python, as they are installed here, and the lines of code of
+`audiocnn/gateway`. Prints a table, then the same as one line of JSON.
 """
 
 from __future__ import annotations
@@ -73,15 +73,27 @@ def status_sum(pid: int, name: str) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(checkout: Path, seconds: float) -> dict[str, float]:
     """One start."""
     with gateway(checkout) as (pid, start_seconds):
+        start_cpu = cpu_seconds(pid)
         time.sleep(3)  # what it does at first
         before = status_sum(pid, "voluntary_ctxt_switches")
         time.sleep(seconds)
         woken = status_sum(pid, "voluntary_ctxt_switches") - before
         memory = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0])
-    return {"start_seconds": start_seconds, "memory_mb": memory / 1024, "wakeups_per_second": woken / seconds}
+    return {
+        "start_seconds": start_seconds,
+        "start_cpu_seconds": start_cpu,
+        "memory_mb": memory / 1024,
+        "wakeups_per_second": woken / seconds,
+    }
 
 
 def packages(checkout: Path) -> dict[str, Distribution]:

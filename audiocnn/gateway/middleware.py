@@ -102,7 +102,6 @@ class SecurityHeadersMiddleware:
                 headers["Content-Security-Policy"] = _policy_of(path)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
-                headers["Cross-Origin-Opener-Policy"] = "same-origin"
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

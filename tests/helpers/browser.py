@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FAKE_MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
@@ -16,6 +16,8 @@ DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 DONE = "#panel-sound:is([data-state=drawn], [data-state=failed])"
 WAIT_MS = 120_000
+
+expect.set_options(timeout=WAIT_MS / 2)
 
 
 @contextlib.contextmanager
@@ -47,7 +49,8 @@ class Watched:
 
     def expect_failure(self, status: int) -> None:
         """A reply with this status is what the test is about; Chromium says so in the console too."""
-        said = [problem for problem in self.problems if f"{status}" in problem]
+        marks = (f"{status} http", f"Failed to load resource: the server responded with a status of {status}")
+        said = [problem for problem in self.problems if problem.startswith(marks)]
         assert said
         self.problems[:] = [problem for problem in self.problems if problem not in said]
 

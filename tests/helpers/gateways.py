@@ -58,6 +58,7 @@ def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterat
     """`audiocnn gateway` with these settings, up, and stopped afterwards."""
     (port,) = free_ports(1)
     values = {"torchserve_url": torchserve, "gateway_port": port} | settings
+    port = int(str(values["gateway_port"]))
     log = folder / "gateway.log"
     with log.open("wb") as file:
         process = subprocess.Popen(

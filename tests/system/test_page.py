@@ -228,11 +228,11 @@ class TestAFile:
             page.goto(gateway.url)
             expect(page.locator("#model")).to_have_text("The model does not answer")
             port = gateway.port
-        expect(page.locator("#model")).to_have_text("The connection was lost", timeout=60_000)
+        expect(page.locator("#model")).to_have_text("The connection was lost")
         with running_gateway(tmp_path, server.inference, gateway_port=port):
-            expect(page.locator("#model")).to_contain_text("50 classes", timeout=60_000)
+            expect(page.locator("#model")).to_contain_text("50 classes")
             page.set_input_files("#file", ROOT / "samples" / "rain.wav")
-            expect(page.locator("#answer h2")).to_have_text("rain", timeout=60_000)
+            expect(page.locator("#answer h2")).to_have_text("rain")
             page.close()
 
 
@@ -274,7 +274,7 @@ class TestALongSound:
         piece.click()
         expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
         expect(page.locator("#mel .overlay")).to_have_attribute("data-class", "clock_tick")
-        assert position(page) >= start
+        assert position(page) >= start - 0.06
         assert not np.array_equal(pixels(page.locator("#mel .tile")), before)
         assert wait_until(lambda: page.get_attribute("#play", "aria-label") == "Play", 8)  # at its end
 
@@ -480,8 +480,9 @@ class TestAccessibility:
         for _ in range(60):
             page.keyboard.press("Tab")
             reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
-        ids = {"file", "record", "save-csv", "position", "play", "window-before", "overlay", "picker"}
-        assert reached >= ids | {"piece", "save-json", "save-png", "copy"}
+        ids = {"file", "record", "save-csv", "position", "play", "overlay", "picker", "save-json", "copy"}
+        assert reached >= ids | {"piece"}
+        assert reached & {"window-before", "window-after"}  # at an end one of them is disabled
         page.focus("#tab-sound")
         page.keyboard.press("ArrowRight")
         expect(page.locator("#panel-live")).to_be_visible()
@@ -504,13 +505,13 @@ class TestTheMicrophone:
         with watching(speaking, url) as seen:
             page = seen.page
             page.click("#tab-live")
-            before = pixels(page.locator("#live-mel .inside canvas")).sum(dtype=float)
+            before = spread(page.locator("#live-mel .inside canvas"))
             page.click("#listen")
             expect(page.locator("#live-answer h2")).to_have_text(spoken(clip.label))
             expect(page.locator("#live-bars li")).to_have_count(6)
             first = answers(page)
             assert wait_until(lambda: answers(page) >= first + 4, 15)
-            assert pixels(page.locator("#live-mel .inside canvas")).sum(dtype=float) > 1.2 * before
+            assert spread(page.locator("#live-mel .inside canvas")) > before + 5
             assert wait_until(
                 lambda: float(page.get_attribute("#live-level", "aria-valuenow") or -60) > -60, 5
             )

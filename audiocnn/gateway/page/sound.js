@@ -31,12 +31,15 @@ export async function analyse(blob, name, { isRecording = false } = {}) {
     if (mine !== current) return;
     await showAll(mine, Math.round(performance.now() - began));
   } catch (error) {
-    if (error.name === "AbortError" || mine !== current) return;
-    if (!(error instanceof ApiError)) console.error(error);
-    clear(name);
-    panel.dataset.state = "failed";
-    showProblem(card, error);
+    if (error.name !== "AbortError" && mine === current) fail(name, error);
   }
+}
+
+function fail(name, error) {
+  if (!(error instanceof ApiError)) console.error(error);
+  clear(name);
+  panel.dataset.state = "failed";
+  showProblem(card, error);
 }
 
 async function check(blob) {
@@ -74,7 +77,7 @@ async function showAll(mine, milliseconds) {
   picker.replaceChildren(...answer.predictions.map((row) =>
     element("option", { value: row.class }, `${emojiOf(row.class)} ${spoken(row.class)}`)));
   setSound(blob, answer);
-  showTimeline(answer, playSegment);
+  showTimeline(answer.is_silent ? {} : answer, playSegment);
   await showPictures(answer);
   if (mine === current) panel.dataset.state = "drawn";
 }
@@ -136,10 +139,11 @@ export function showExamples(names) {
   byId("examples").querySelector(".actions").replaceChildren(...names.map((name) => {
     const button = element("button", { class: "button small" }, `${emojiOf(name)} ${spoken(name)}`);
     button.addEventListener("click", async () => {
+      const fileName = `${name}.wav`;
       try {
-        analyse(await example(name), `${name}.wav`);
+        analyse(await example(name), fileName);
       } catch (error) {
-        showProblem(card, error);
+        fail(fileName, error);
       }
     });
     return button;
@@ -172,8 +176,7 @@ async function record() {
     };
     frame();
   } catch (error) {
-    panel.dataset.state = "failed";
-    showProblem(card, error);
+    fail("recording.wav", error);
   } finally {
     button.disabled = Boolean(missingReason());
   }
@@ -182,8 +185,11 @@ async function record() {
 async function copy() {
   const code = byId("curl"), button = byId("copy");
   getSelection().selectAllChildren(code);
-  if (navigator.clipboard) await navigator.clipboard.writeText(code.textContent);
-  else document.execCommand("copy"); // without a secure context
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+  } catch {
+    document.execCommand("copy"); // without a secure context or a permission
+  }
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
