@@ -83,4 +83,8 @@ def add_error_handlers(app: FastAPI) -> None:
         request.state.code = known.code
         reply = error_response(known, request.state.request_id)
         reply.headers.update(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the first route only
+            routes = [route for route in app.routes if getattr(route, "path", "") == request.url.path]
+            methods = {method for route in routes for method in getattr(route, "methods", ())}
+            reply.headers["Allow"] = ", ".join(sorted(methods))
         return reply

@@ -51,11 +51,9 @@ class Map(BaseModel):
     range: list[float] | None = None
 
 
-class PlacedMap(BaseModel):
+class PlacedMap(Map):
     """A map with the Hz of its rows and the seconds of its columns."""
 
-    shape: list[int] = Field(examples=[[128, 251]])
-    values: list[list[float]]
     hz: list[float]
     seconds: list[float]
 
@@ -87,6 +85,9 @@ class Answer(BaseModel):
     warnings: list[str] | None = None
     duration: float | None = Field(None, examples=[5.0], description="seconds")
     model: ModelId | None = None
+    precision: dict[str, str] | None = Field(
+        None, examples=[{"predictions": "int8", "pictures": "float32"}], description="with maps or evidence"
+    )
     windows: list[Window] | None = None
     visualization: dict[str, Map] | None = None
     evidence: Evidence | None = None
