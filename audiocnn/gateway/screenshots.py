@@ -119,10 +119,14 @@ def take_files(browser: Browser, args: argparse.Namespace, folder: Path) -> None
     text = folder / "holiday.wav"
     text.write_bytes(b"This is a text with the name of a sound. " * 99)
     bells = args.samples / "church_bells.wav"
-    shots = [("desktop", "desktop", bells, None), ("dark", "dark", args.samples / "siren.wav", None)]
-    shots += [("phone", "phone", bells, 844), ("error", "desktop", text, 480)]
-    shots += [("long", "desktop", join(args.samples, LONG, folder / "long.wav"), None)]
-    shots += [("unknown", "desktop", hiss(folder / "hiss.wav"), 1130)]
+    shots: list[tuple[str, str, Path, int | None]] = [
+        ("desktop", "desktop", bells, None),
+        ("dark", "dark", args.samples / "siren.wav", None),
+        ("phone", "phone", bells, 844),
+        ("long", "desktop", join(args.samples, LONG, folder / "long.wav"), None),
+        ("unknown", "desktop", hiss(folder / "hiss.wav"), 1130),
+        ("error", "desktop", text, 480),
+    ]
     for name, screen, file, height in shots:
         with opened(browser, args.url, screen) as page:
             page.set_input_files("#file", file)
