@@ -28,7 +28,7 @@ from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
 from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
-from audiocnn.model.engine import MAX_BATCH, Engine
+from audiocnn.model.engine import INT8, MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
 from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
@@ -88,6 +88,7 @@ class Classifier:
             "version": self.config.version,
             "sha256": engine.sha256[:12],
         }
+        self._precision = "int8" if engine.path.stem.endswith(INT8) else "float32"
 
     @classmethod
     def load(
@@ -281,16 +282,29 @@ class Classifier:
         spans = windows.spans(len(clip.waveform), self.config.frontend)
         wanted = options.class_name
         shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
-        surest = int(window_probs[:, shown_class].argmax())
-        log_mel = done.log_mels[surest]
+        chosen = int(window_probs[:, shown_class].argmax())
+        if options.at_seconds is not None:
+            chosen = int(np.abs(np.mean(spans, axis=1) - options.at_seconds).argmin())
+        log_mel = done.log_mels[chosen]
         maps: dict[str, FloatArray] = {}
         if names := options.map_outputs(self.config):
             with _timed(timings.inference_ms):
                 raw = self.engine.run(log_mel[None], names)
             maps = {name: array[0] for name, array in raw.items()}
-        shown = RepresentativeWindow(*spans[surest], log_mel=log_mel[0], outputs=maps)
+        shown = RepresentativeWindow(*spans[chosen], log_mel=log_mel[0], outputs=maps)
         whole = clip_spectrogram(clip.waveform, self.engine.log_mel) if options.clip_spectrogram else None
-        return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model, whole)
+        return Result(
+            self.config,
+            options,
+            probs,
+            window_probs,
+            spans,
+            clip,
+            shown,
+            self._model,
+            precision=self._precision,
+            spectrogram=whole,
+        )
 
 
 def softmax(logits: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "layers": {"type": "string", "description": "which feature maps (all)", "example": "conv1,layer4"},
     "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
     "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
-    "spectrogram": _FLAG | {"description": "the log-mel spectrogram that the network saw"},
+    "spectrogram": {
+        "enum": [False, True, "png"],
+        "default": False,
+        "description": "the log-mel spectrogram that the network saw, as numbers or as a PNG",
+    },
     "clip_spectrogram": _FLAG | {"description": "the mel spectrogram of the whole clip in dB"},
     "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
     "windows": _FLAG | {"description": "the answer of every 5 s window"},
+    "at_seconds": {
+        "type": "number",
+        "minimum": 0,
+        "description": "maps, evidence and spectrogram of the window nearest to this time (the surest one)",
+    },
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
 }
 OPTION_NAMES = tuple(OPTIONS)
@@ -41,10 +51,11 @@ class Options:
     layers: tuple[str, ...] = ()  # feature maps to send; empty: all
     evidence: bool = False
     class_name: str | None = None  # whose evidence; None: that of the top class
-    spectrogram: bool = False
+    spectrogram: bool | str = False  # True or "png"
     clip_spectrogram: bool = False
     waveform: bool = False
     windows: bool = False
+    at_seconds: float | None = None  # which window the pictures are of; None: the surest one
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
 
@@ -80,10 +91,13 @@ def _parse(name: str, value: object, config: Config) -> object:
         return _names(name, value, feature_map_names(config.model))
     if name == "class":
         return _names(name, [_text(value)], config.class_names)[0]
+    if name == "spectrogram":
+        return "png" if _text(value).lower() == "png" else _flag(name, value, ", false or png")
     if "enum" in kind:
         return _choice(name, value, kind["enum"])
-    parse = {"integer": _positive_int, "number": _fraction, "boolean": _flag}[kind["type"]]
-    return parse(name, value)
+    if kind["type"] == "number":
+        return _number(name, value, kind["minimum"], kind.get("maximum"))
+    return {"integer": _positive_int, "boolean": _flag}[kind["type"]](name, value)
 
 
 def _text(value: object) -> str:
@@ -103,23 +117,25 @@ def _positive_int(name: str, value: object) -> int:
     return int(text)
 
 
-def _fraction(name: str, value: object) -> float:
+def _number(name: str, value: object, least: float, most: float | None) -> float:
     try:
         number = float(_text(value))
     except ValueError:
-        number = -1.0
-    if not 0.0 <= number <= 1.0:
-        raise _bad(name, value, "it must be a number from 0 to 1")
+        number = math.nan
+    if not least <= number <= (math.inf if most is None else most) or math.isinf(number):
+        raise _bad(
+            name, value, f"it must be a number from {least} " + ("on" if most is None else f"to {most}")
+        )
     return number
 
 
-def _flag(name: str, value: object) -> bool:
+def _flag(name: str, value: object, others: str = " or false") -> bool:
     text = _text(value).lower()
     if text in ("true", "1", "yes", "on"):
         return True
     if text in ("false", "0", "no", "off"):
         return False
-    raise _bad(name, value, "it must be true or false")
+    raise _bad(name, value, f"it must be true{others}")
 
 
 def _choice(name: str, value: object, choices: Sequence[str]) -> str:

@@ -88,6 +88,7 @@ class Result:
     shown: RepresentativeWindow
     model: dict[str, str]  # name, version, sha256 (12 digits)
     spectrogram: ClipSpectrogram | None = None  # of the whole clip, if it was asked for
+    precision: str = "float32"  # of the served file, which predicts; maps and evidence are always float32
 
     @property
     def is_silent(self) -> bool:
@@ -148,6 +149,8 @@ class Result:
             return answer | {"explanations": _explanations(self)}
         if options.reduce_payload:
             return {"predictions": answer["predictions"]}
+        if options.map_outputs(self.config):
+            answer["precision"] = {"predictions": self.precision, "pictures": "float32"}
         if options.windows or len(self.spans) > 1:
             answer["windows"] = _windows(self)
         if options.feature_maps != "none":
@@ -159,7 +162,9 @@ class Result:
             name = options.class_name or self.config.class_names[int(self.probs.argmax())]
             answer["evidence"] = _evidence(self, name)
         if options.spectrogram:
-            answer["input_spectrogram"] = _placed_map(self, self.shown.log_mel)
+            draw = _png_map if options.spectrogram == "png" else _json_map
+            log_mel = self.shown.log_mel
+            answer["input_spectrogram"] = draw(log_mel) | _axes(self, log_mel)
         if options.feature_maps != "none" or options.evidence or options.spectrogram:
             answer["representative_window"] = self.shown.to_dict()
         if self.spectrogram is not None:
@@ -200,13 +205,13 @@ def _explanations(result: Result) -> list[dict[str, Any]]:
 def _evidence(result: Result, name: str) -> dict[str, Any]:
     """What every cell of the window adds to the class's score: their mean and a constant are its logit."""
     values = result.shown.outputs["evidence"][result.config.class_names.index(name)]
-    return {"class": name, **result.shown.to_dict(), **_placed_map(result, values)}
+    return {"class": name, **result.shown.to_dict(), **_json_map(values), **_axes(result, values)}
 
 
-def _placed_map(result: Result, values: FloatArray) -> dict[str, Any]:
-    """A map with the Hz of its rows and the seconds of its columns; past `end` a short clip repeats."""
+def _axes(result: Result, values: FloatArray) -> dict[str, Any]:
+    """The Hz of a map's rows and the seconds of its columns; past `end` a short clip repeats."""
     hz, seconds = map_axes(values.shape, result.config.frontend)
-    return _json_map(values) | {"hz": hz, "seconds": [round(result.shown.start + s, 4) for s in seconds]}
+    return {"hz": hz, "seconds": [round(result.shown.start + s, 4) for s in seconds]}
 
 
 def _clip_map(result: Result, spectrogram: ClipSpectrogram) -> dict[str, Any]:

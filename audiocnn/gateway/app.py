@@ -13,14 +13,15 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from audiocnn import __version__
-from audiocnn.gateway import page
 from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
 from audiocnn.gateway.compat import add_compat_routes
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
-from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware
+from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware, SecurityHeadersMiddleware
+from audiocnn.gateway.page.static_files import add_page
 from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
+from audiocnn.options import HEADERS
 
 DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
 request may bring its own `X-Request-Id`. If keys are set, send one as `X-API-Key` or `Authorization: Bearer`.
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         static_url=DOCS_ASSETS,
     )
     app.state.metrics = gateway.metrics
@@ -50,10 +52,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
         CORSMiddleware,
         allow_origins=settings.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type"],
+        allow_methods=["GET", "POST", "PUT"],
+        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type", *HEADERS],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
+    app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(HostMiddleware, settings=settings, metrics=gateway.metrics)
     app.add_middleware(BodyMiddleware, upload_seconds=settings.upload_seconds)
     add_error_handlers(app)
@@ -67,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await gateway.streams.serve(socket)
 
     add_compat_routes(app, gateway)
-    page.mount(app, gateway.predict_counted, gateway.door, gateway.budget, settings)
+    add_page(app)
     return app
 
 
@@ -82,4 +85,8 @@ def add_error_handlers(app: FastAPI) -> None:
         request.state.code = known.code
         reply = error_response(known, request.state.request_id)
         reply.headers.update(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the first route only
+            routes = [route for route in app.routes if getattr(route, "path", "") == request.url.path]
+            methods = {method for route in routes for method in getattr(route, "methods", ())}
+            reply.headers["Allow"] = ", ".join(sorted(methods))
         return reply

@@ -28,6 +28,7 @@ from audiocnn.gateway.errors import (
 )
 from audiocnn.gateway.http_protocol import counted_address
 from audiocnn.gateway.metrics import GONE, Metrics, route_label
+from audiocnn.gateway.page.static_files import FOLDER as PAGE_FOLDER
 from audiocnn.gateway.settings import Settings
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_headers, trace_id
 
@@ -38,13 +39,13 @@ OPEN_PATHS = (  # for probes and readers: need no key
     "/docs",
     "/favicon.ico",
     "/health",
-    "/manifest.json",
     "/openapi.json",
     "/ready",
     "/ui",
+    "/ui/",
 )
 DOCS_ASSETS = "/docs-assets"
-OPEN_FOLDERS = (f"{DOCS_ASSETS}/", "/ui/")  # the page asks for a key itself: audiocnn.gateway.page_key
+OPEN_FOLDERS = (f"{DOCS_ASSETS}/", f"{PAGE_FOLDER}/")  # files only
 QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds: logged if they fail
 _MAX_CALLERS = 10_000
 

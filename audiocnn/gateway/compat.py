@@ -25,7 +25,7 @@ from audiocnn.gateway.compat_shapes import (
 )
 from audiocnn.gateway.compat_stream import serve_stream
 from audiocnn.gateway.errors import GatewayError, body_of, status_of
-from audiocnn.gateway.routes import json_reply, only_file
+from audiocnn.gateway.routes import json_reply
 from audiocnn.gateway.service import PredictionService
 
 PREFIX = "/compat/environmental-audio"
@@ -104,4 +104,4 @@ async def _ask(gateway: PredictionService, request: Request, options: dict[str, 
     async with contextlib.AsyncExitStack() as stack:
         form = await gateway.form(request, stack)
         state = request.state
-        return await gateway.predict(only_file(form), state.request_id, options, state.trace)
+        return await gateway.predict(form.only_file(), state.request_id, options, state.trace)

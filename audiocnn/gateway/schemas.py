@@ -58,11 +58,9 @@ class Span(BaseModel):
     end: float
 
 
-class PlacedMap(BaseModel):
+class PlacedMap(Map):
     """A map with the Hz of its rows and the seconds of its columns."""
 
-    shape: list[int] = Field(examples=[[128, 251]])
-    values: list[list[float]]
     hz: list[float]
     seconds: list[float]
 
@@ -94,6 +92,9 @@ class Answer(BaseModel):
     warnings: list[str] | None = None
     duration: float | None = Field(None, examples=[5.0], description="seconds")
     model: ModelId | None = None
+    precision: dict[str, str] | None = Field(
+        None, examples=[{"predictions": "int8", "pictures": "float32"}], description="with maps or evidence"
+    )
     windows: list[Window] | None = None
     visualization: dict[str, Map] | None = None
     evidence: Evidence | None = None
@@ -196,6 +197,7 @@ class ConfigReply(BaseModel):
     limits: Limits
     stream: StreamLimits
     needs_key: bool
+    examples: list[str] = Field(description="classes of which `/examples/NAME.wav` is a sound to try")
 
 
 _FORMAT = {"type": "string", "enum": ["json", "png"], "default": "json"}
@@ -210,6 +212,14 @@ def form_body(name: str, *, many: bool = False, more: dict[str, Any] | None = No
     properties = {name: audio, **(OPTIONS if more is None else more)}
     schema = {"type": "object", "required": [name], "properties": properties, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def clip_body() -> dict[str, Any]:
+    """`openapi_extra` of the route that takes a file as the body or in a form, options also in the query."""
+    content = form_body("file")["requestBody"]["content"]
+    content |= {"application/octet-stream": {"schema": _FILE}, "audio/*": {"schema": _FILE}}
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in OPTIONS.items()]
+    return {"requestBody": {"required": True, "content": content}, "parameters": query}
 
 
 def json_body() -> dict[str, Any]:

@@ -26,11 +26,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
-from audiocnn.gateway.auth import AccessControl, request_id_in
+from audiocnn.gateway.auth import AccessControl, key_in, request_id_in
 from audiocnn.gateway.errors import GatewayError, body_of
 from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ALL_CLASSES, ModelInfo
-from audiocnn.gateway.page_key import key_of
 from audiocnn.gateway.settings import Settings
 from audiocnn.gateway.sound import BadSoundError, ExponentialAverage, RingBuffer
 from audiocnn.gateway.stream_protocol import (
@@ -176,8 +175,8 @@ class Streams:
             raise RefusedError(IDLE, "idle", "The first frame did not come in time.") from None
 
     async def _start(self, socket: WebSocket) -> Start:
-        """The first frame, its key checked: before it if a header or the page's cookie has a key."""
-        key = key_of(socket.headers)
+        """The first frame, its key checked: before the frame if a header has a key."""
+        key = key_in(socket.headers)
         if key:
             self._check_key(key)
             first = await self._first_frame(socket)

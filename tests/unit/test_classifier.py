@@ -106,13 +106,9 @@ def test_nothing_extra_unless_asked_for(classifier: Classifier) -> None:
         windows=1,
         feature_maps="json",
     )
-    assert set(full) == expected | {
-        "windows",
-        "visualization",
-        "evidence",
-        "input_spectrogram",
-        "waveform",
-    } | {"representative_window"}
+    pictures = {"visualization", "evidence", "input_spectrogram", "waveform", "representative_window"}
+    assert set(full) == expected | {"windows", "precision"} | pictures
+    assert full["precision"] == {"predictions": "int8", "pictures": "float32"}
     assert set(answer(classifier, synthetic.wav("rain"), evidence=1, reduce_payload=1)) == {"predictions"}
 
 
@@ -231,6 +227,26 @@ def test_the_spectrogram_of_a_whole_clip_has_no_seams(classifier: Classifier) ->
     log_mel = classifier.engine.log_mel
     whole = 10 * torch.log10(log_mel.power_mel(torch.from_numpy(noise)[None])[0]).numpy()
     np.testing.assert_allclose(clip_spectrogram(noise, log_mel).decibels, whole, atol=0.01)
+
+
+def test_the_spectrogram_as_a_picture_is_the_same(classifier: Classifier) -> None:
+    sound = sound_file(tone(5.0))
+    numbers = answer(classifier, sound, spectrogram=True)["input_spectrogram"]
+    picture = answer(classifier, sound, spectrogram="png")["input_spectrogram"]
+    low, high = picture["range"]
+    grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["png"]))), np.float64)
+    restored = low + grey / 255 * (high - low)
+    assert np.abs(restored - np.array(numbers["values"])).max() <= (high - low) / 510 + 1e-3
+    assert [picture[axis] for axis in ("hz", "seconds")] == [numbers[axis] for axis in ("hz", "seconds")]
+
+
+def test_pictures_are_of_the_window_that_is_asked_for(classifier: Classifier) -> None:
+    long = sound_file(np.concatenate([tone(5.0, hz=300.0), tone(5.0, hz=3000.0)]))
+    whole = answer(classifier, long)
+    for second, start in ((0.0, 0.0), (4.0, 2.5), (1e9, 5.0)):
+        shown = answer(classifier, long, evidence=True, spectrogram=True, at_seconds=second)
+        assert (shown["evidence"]["start"], shown["input_spectrogram"]["seconds"][0]) == (start, start)
+        assert shown["predictions"] == whole["predictions"]
 
 
 def test_silence_is_called_silent(classifier: Classifier) -> None:
