@@ -42,10 +42,18 @@ OPEN_PATHS = (  # for probes and readers: need no key
     "/openapi.json",
     "/ready",
     "/ui",
+    "/v2/health/live",
+    "/v2/health/ready",
 )
 DOCS_ASSETS = "/docs-assets"
 OPEN_FOLDERS = (f"{DOCS_ASSETS}/", "/ui/")  # the page asks for a key itself: audiocnn.gateway.page_key
-QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds: logged if they fail
+QUIET_PATHS = (
+    "/health",
+    "/ready",
+    "/metrics",
+    "/v2/health/live",
+    "/v2/health/ready",
+)  # asked every few seconds: logged if they fail
 _MAX_CALLERS = 10_000
 
 
@@ -180,7 +188,8 @@ class AccessMiddleware:
         """Count and log a request that is over. What callers do wrong is no warning of the server's."""
         if not self._routes:  # all are declared by now
             self._routes = frozenset(getattr(route, "path", "") for route in scope["app"].routes)
-        route, state = route_label(path, self._routes, OPEN_FOLDERS), scope["state"]
+        matched = getattr(scope.get("route"), "path", path)  # with the names of its parameters
+        route, state = route_label(path, matched, self._routes, OPEN_FOLDERS), scope["state"]
         self._metrics.request(route, scope["method"], status, seconds)
         if code := state.get("code"):
             self._metrics.error(code)
