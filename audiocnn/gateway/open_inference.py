@@ -5,9 +5,10 @@ docs/clients.md has the models, their tensors and examples of clients.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from audiocnn import __version__
@@ -16,6 +17,7 @@ from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.tensor_models import TensorModels
 from audiocnn.gateway.tensors import EXTENSIONS, InferReply, ModelMetadata, ServerMetadata
 
+TAGS: list[str | Enum] = ["open inference protocol"]
 _EXAMPLE = {
     "inputs": [{"name": "audio", "shape": [1, 1], "datatype": "BYTES", "data": ["UklGRg..."]}],
     "outputs": [{"name": "label"}, {"name": "score"}],
@@ -37,26 +39,26 @@ INFER_BODY: dict[str, Any] = {
 
 def add_open_inference_routes(app: FastAPI, gateway: PredictionService) -> None:
     """`/v2` and what is below it."""
-    models = TensorModels(gateway)
-    router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-    _add_server_routes(router, gateway)
-    _add_model_routes(router, gateway, models)
-    app.include_router(router)
+    _add_server_routes(app, gateway)
+    _add_model_routes(app, gateway, TensorModels(gateway))
 
 
-def _add_server_routes(router: APIRouter, gateway: PredictionService) -> None:
-    @router.get("", name="v2_server", response_model=ServerMetadata, responses=responses(401, 403, 429))
+def _add_server_routes(app: FastAPI, gateway: PredictionService) -> None:
+    @app.get(
+        "/v2", tags=TAGS, name="v2_server", response_model=ServerMetadata, responses=responses(401, 403, 429)
+    )
     async def server() -> Response:
         """The server's name, version and extensions."""
         return JSONResponse({"name": "audiocnn-serve", "version": __version__, "extensions": EXTENSIONS})
 
-    @router.get("/health/live", name="v2_live", response_model=dict[str, bool])
+    @app.get("/v2/health/live", tags=TAGS, name="v2_live", response_model=dict[str, bool])
     async def live() -> Response:
         """The gateway runs. Needs no key."""
         return JSONResponse({"live": True})
 
-    @router.get(
-        "/health/ready",
+    @app.get(
+        "/v2/health/ready",
+        tags=TAGS,
         name="v2_ready",
         response_model=dict[str, bool],
         responses=responses(403, 503),
@@ -67,7 +69,7 @@ def _add_server_routes(router: APIRouter, gateway: PredictionService) -> None:
         return JSONResponse({"ready": True})
 
 
-def _add_model_routes(router: APIRouter, gateway: PredictionService, models: TensorModels) -> None:
+def _add_model_routes(app: FastAPI, gateway: PredictionService, models: TensorModels) -> None:
     reading = responses(401, 403, 404, 429, 502, 503)
     asking = responses(400, 401, 403, 404, 408, 413, 415, 429, 502, 503)
 
@@ -92,12 +94,12 @@ def _add_model_routes(router: APIRouter, gateway: PredictionService, models: Ten
 
     # The addresses with a version do the same and are left out of the document.
     for version in ("", "/versions/{version}"):
-        path, shown = "/models/{name}" + version, not version
-        more: dict[str, Any] = {"include_in_schema": shown}
-        router.get(path, name="v2_model", response_model=ModelMetadata, responses=reading, **more)(metadata)
-        router.get(f"{path}/ready", name="v2_model_ready", responses=reading, **more)(model_ready)
-        router.get(f"{path}/config", name="v2_model_config", responses=reading, **more)(config)
-        router.post(
+        path = "/v2/models/{name}" + version
+        more: dict[str, Any] = {"tags": TAGS, "include_in_schema": not version}
+        app.get(path, name="v2_model", response_model=ModelMetadata, responses=reading, **more)(metadata)
+        app.get(f"{path}/ready", name="v2_model_ready", responses=reading, **more)(model_ready)
+        app.get(f"{path}/config", name="v2_model_config", responses=reading, **more)(config)
+        app.post(
             f"{path}/infer",
             name="v2_infer",
             response_model=InferReply,
