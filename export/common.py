@@ -26,9 +26,12 @@ STORE = Path("model_store")
 
 # (module, example input, names of the outputs, metadata, file to write)
 Writer = Callable[[nn.Module, torch.Tensor, list[str], dict[str, str], Path], None]
+Reader = Callable[[Path], Graph]
 
 
-def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool = False) -> None:
+def export(
+    folder: Path, out: Path, suffix: str, write: Writer, *, read: Reader = open_graph, quiet: bool = False
+) -> None:
     """Write `audiocnn<suffix>` (logits, embedding) and `audiocnn-maps<suffix>` (all outputs).
 
     Each file is compared with PyTorch before it gets its name. Raises `ModelFileError` for a checkpoint that
@@ -43,7 +46,7 @@ def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool =
         path = out / (name + suffix)
         with replacing(path) as part:
             write(module, example, outputs, metadata, part)
-            worst = check(open_graph(part), reference, log_mels, outputs, path.name)
+            worst = check(read(part), reference, log_mels, outputs, path.name)
         if not quiet:
             difference = f"differs from PyTorch by {worst:.1e} on {len(log_mels)} clips"
             print(f"{described(path)}, {difference}")
@@ -94,10 +97,16 @@ def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def exporter(
-    module: str, doc: str | None, suffix: str, write: Writer, arguments: Sequence[str] | None
+    module: str,
+    doc: str | None,
+    suffix: str,
+    write: Writer,
+    arguments: Sequence[str] | None,
+    *,
+    read: Reader = open_graph,
 ) -> int:
     """The command of an exporter; returns the exit code."""
     parser = command.new_parser(module, doc, "--checkpoint checkpoints/esc50 --out model_store")
     add_folders(parser, "checkpoint", "out")
     args = parser.parse_args(arguments)
-    return command.exit_code(lambda: export(args.checkpoint, args.out, suffix, write))
+    return command.exit_code(lambda: export(args.checkpoint, args.out, suffix, write, read=read))

@@ -38,7 +38,7 @@ from audiocnn.model.engine import EagerGraph, Graph, open_graph
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.loading import PARITY_REPORT
 from audiocnn.model.network import WithEmbedding
-from export import common, onnx, quantize, test_signals, waveform
+from export import common, onnx, program, quantize, test_signals, waveform
 from export.common import NAME, TOLERANCE
 
 Predictor = Callable[[FloatArray], FloatArray]  # waveform (num_samples,) -> probs (num_classes,)
@@ -60,11 +60,12 @@ class Model:
 
     def graph(self, name: str) -> Graph:
         """The graph of a file in the store. Raises `ModelFileError` if it is of another checkpoint."""
-        graph = open_graph(self.store / name)
+        path = self.store / name
+        if not path.is_file():
+            raise ModelFileError(f"{path} is missing: run `make -B export`")
+        graph = program.ExportedProgramGraph(path) if path.suffix == ".pt2" else open_graph(path)
         if graph.metadata != self.reference.metadata:
-            raise ModelFileError(
-                f"{self.store / name} is of another checkpoint than {self.folder}: export again"
-            )
+            raise ModelFileError(f"{path} is of another checkpoint than {self.folder}: export again")
         return graph
 
     def predictors(self) -> dict[str, Predictor]:
@@ -124,7 +125,7 @@ def _compare_graphs(model: Model, log_mels: FloatArray) -> dict[str, Any]:
     served = list(WithEmbedding.output_names)
     every = [*served, "evidence", *feature_map_names(model.config.model)]
     rows: dict[str, Any] = {}
-    for suffix in (".pt", ".onnx"):
+    for suffix in (".pt", ".pt2", ".onnx"):
         for name, outputs in ((NAME + suffix, served), (f"{NAME}-maps{suffix}", every)):
             worst = common.largest_difference(model.graph(name), model.reference, log_mels, outputs)
             rows[name] = {"largest_difference": worst, "passes": worst <= TOLERANCE}

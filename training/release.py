@@ -34,8 +34,8 @@ def release(
     calibration: Path | None = None,
     scratch: FoldModel | None = None,
 ) -> None:
-    """Write weights, `config.json`, `metrics.json`, `MODEL_CARD.md`, and `NOTICE` if a teacher's licence asks
-    for it, into `out`. Prints the accuracy in both precisions.
+    """Write weights, `config.json`, `metrics.json`, the model card (`README.md`), and `NOTICE` if a teacher's
+    licence asks for it, into `out`. Prints the accuracy in both precisions.
 
     `measured` is the run or a fold model of it, with folds that it was not trained on. `calibration` is the
     JSON of `training.calibrate`: its temperature and threshold go into the configuration. `scratch` is a run
@@ -63,7 +63,7 @@ def release(
     if notice := model_card.notice(config):
         (out / "NOTICE").write_text(notice, encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
-    (out / "MODEL_CARD.md").write_text(model_card.render(report, config), encoding="utf-8")
+    (out / "README.md").write_text(model_card.render(report, config), encoding="utf-8")
 
 
 def _measure(run: Path, data: Path, folds: Sequence[int], fitted: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,12 @@ from audiocnn import __version__
 from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
 from audiocnn.gateway.compat import add_compat_routes
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
+from audiocnn.gateway.hugging_face import add_hugging_face_routes
 from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware, SecurityHeadersMiddleware
+from audiocnn.gateway.open_inference import add_open_inference_routes
+from audiocnn.gateway.openapi import describe_app, operation_id
 from audiocnn.gateway.page.static_files import add_page
+from audiocnn.gateway.plain_errors import PlainErrorMiddleware
 from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
@@ -46,7 +50,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         static_url=DOCS_ASSETS,
+        servers=[{"url": "/", "description": "this gateway"}],
+        generate_unique_id_function=operation_id,
     )
+    describe_app(app, settings)
     app.state.metrics = gateway.metrics
     app.add_middleware(AccessMiddleware, door=gateway.door, metrics=gateway.metrics)
     app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
@@ -58,10 +65,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(HostMiddleware, settings=settings, metrics=gateway.metrics)
+    app.add_middleware(PlainErrorMiddleware)
     app.add_middleware(BodyMiddleware, upload_seconds=settings.upload_seconds)
     add_error_handlers(app)
     add_reading_routes(app, gateway)
     add_asking_routes(app, gateway)
+    add_open_inference_routes(app, gateway)
+    add_hugging_face_routes(app, gateway)
     if settings.metrics_port is None:
         add_metrics_route(app, gateway)
 

@@ -43,10 +43,13 @@ OPEN_PATHS = (  # for probes and readers: need no key
     "/ready",
     "/ui",
     "/ui/",
+    "/v2/health/live",
+    "/v2/health/ready",
 )
 DOCS_ASSETS = "/docs-assets"
 OPEN_FOLDERS = (f"{DOCS_ASSETS}/", f"{PAGE_FOLDER}/")  # files only
-QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds: logged if they fail
+# Asked every few seconds: logged if they fail.
+QUIET_PATHS = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 _MAX_CALLERS = 10_000
 
 
@@ -181,7 +184,8 @@ class AccessMiddleware:
         """Count and log a request that is over. What callers do wrong is no warning of the server's."""
         if not self._routes:  # all are declared by now
             self._routes = frozenset(getattr(route, "path", "") for route in scope["app"].routes)
-        route, state = route_label(path, self._routes, OPEN_FOLDERS), scope["state"]
+        matched = getattr(scope.get("route"), "path", path)  # with the names of its parameters
+        route, state = route_label(path, matched, self._routes, OPEN_FOLDERS), scope["state"]
         self._metrics.request(route, scope["method"], status, seconds)
         if code := state.get("code"):
             self._metrics.error(code)

@@ -240,6 +240,7 @@ _REASONS = {
     400: "the clip or an option is wrong",
     401: "a key is needed",
     403: "a page of a foreign origin",
+    404: "there is no such model or version",
     408: "the body took too long",
     413: "too large, too long, too many channels or samples a second",
     415: "no sound file that is known, or a body of another kind",

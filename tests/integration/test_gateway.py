@@ -79,7 +79,8 @@ def test_documentation_is_there(gateway: RunningGateway) -> None:
     assert all(gateway.get(source).status_code == 200 for source in sources)  # none from another server
     paths = gateway.get("/openapi.json").json()["paths"]
     expected = {"/health", "/ready", "/labels", "/config"}
-    assert set(paths) == expected | {"/predict", "/spectrogram", "/inference", "/predict_batch"}
+    expected |= {"/predict", "/spectrogram", "/inference", "/predict_batch"}
+    assert {path for path in paths if not path.startswith(("/v2", "/hf/"))} == expected
 
 
 # --- predict ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from audiocnn.classifier import Classifier
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.model import checkpoint, loading
-from audiocnn.model.engine import Engine
+from audiocnn.model.engine import Engine, open_graph
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
-from export import archive, common, parity, quantize, test_signals, torchscript, waveform
+from export import archive, common, parity, program, quantize, test_signals, torchscript, triton, waveform
 from export import onnx as export_onnx
 from export.common import export
-from tests.helpers.paths import CHECKPOINT, STORE
+from tests.helpers.clients import run_client
+from tests.helpers.paths import CHECKPOINT, ROOT, STORE
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 
 
@@ -63,6 +65,7 @@ def store(trained: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("store")
     common.export(trained, folder, ".onnx", export_onnx.write)
     common.export(trained, folder, ".pt", torchscript.write)
+    common.export(trained, folder, ".pt2", program.write, read=program.ExportedProgramGraph)
     waveform.export(trained, folder)
     source = folder / "audiocnn.onnx"
     quantize.calibrate(trained, source, quantize.training_clips(trained, dataset))
@@ -219,6 +222,57 @@ def test_the_cost_of_int8_is_measured_on_a_fold_that_the_run_never_saw(trained: 
     assert cost["points_lost"] == pytest.approx(100 * (cost["float32"] - cost["int8"]))
     with pytest.raises(DatasetError, match="trained on fold"):
         parity.int8_cost([(trained, [1])], dataset)
+
+
+# --- torch.export ---
+
+
+def test_the_exported_program_has_the_metadata_and_no_path_of_this_machine(store: Path) -> None:
+    path = store / "audiocnn.pt2"
+    assert program.ExportedProgramGraph(path).metadata == open_graph(store / "audiocnn.onnx").metadata
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            assert str(ROOT).encode() not in archive.read(name)
+
+
+# --- Triton ---
+
+
+def test_the_model_repository_is_what_triton_reads(trained: Path, copy: Path, tmp_path: Path) -> None:
+    write_report(trained, copy)
+    folder = triton.export(copy, tmp_path / "repository")
+    printed = run_client(["python", "-c", READ_CONFIG, folder / "config.pbtxt"])
+    config = json.loads(printed)
+    assert (config["name"], config["backend"]) == (folder.name, "onnxruntime")
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    (given,) = config["input"]
+    for size in (warmup["batchSize"] for warmup in config["modelWarmup"]):
+        assert size <= config["maxBatchSize"]
+        batch = np.zeros((size, *map(int, given["dims"])), np.float32)
+        outputs = session.run([each["name"] for each in config["output"]], {given["name"]: batch})
+        for described, output in zip(config["output"], outputs, strict=True):
+            assert [int(size) for size in described["dims"]] == list(output.shape[1:])
+    assert (folder / config["output"][0]["labelFilename"]).read_text().split() == ["low", "high"]
+    values = {name: value["stringValue"] for name, value in config["parameters"].items()}
+    assert json.loads(values["class_names"]) == ["low", "high"]
+    assert (values["sample_rate"], values["clip_seconds"]) == ("44100", "1")
+
+
+READ_CONFIG = """
+import sys
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+with open(sys.argv[1]) as file:
+    print(json_format.MessageToJson(text_format.Parse(file.read(), model_config_pb2.ModelConfig())))
+"""
+
+
+def test_a_file_that_failed_its_gate_is_not_exported(trained: Path, copy: Path, tmp_path: Path) -> None:
+    spoil(copy / "audiocnn-waveform.onnx")
+    write_report(trained, copy)
+    with pytest.raises(ModelFileError, match=r"audiocnn-waveform\.onnx"):
+        triton.export(copy, tmp_path)
+    assert list(tmp_path.glob("audiocnn-waveform*")) == []
 
 
 # --- where it is loaded ---

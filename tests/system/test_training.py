@@ -71,7 +71,7 @@ def test_a_release_is_measured_on_folds_that_it_or_a_fold_model_has_not_seen(
     assert (metrics["folds"], metrics["is_fold_model"]) == ([2], True)
     assert metrics["from_scratch"] == {"accuracy": metrics["accuracy"], "folds": [2], "epochs": 40}
     assert not (out / "NOTICE").exists()  # no teacher asks for it
-    card = (out / "MODEL_CARD.md").read_text()
+    card = (out / "README.md").read_text()
     assert "accuracy 90.00%, standard deviation 1.00%" in card
     assert "measured on a cross-validation run" in card
 
