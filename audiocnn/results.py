@@ -31,6 +31,26 @@ class Prediction(NamedTuple):
     confidence: float
 
 
+class Detection(NamedTuple):
+    """An event: a class, from when to when (seconds), and its confidences, 0 to 1."""
+
+    label: str
+    start: float
+    end: float | None  # None: it goes on
+    peak_confidence: float
+    mean_confidence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "class": self.label,
+            "start": round(self.start, 3),
+            "end": None if self.end is None else round(self.end, 3),
+            "peak_confidence": round(self.peak_confidence, 6),
+            "mean_confidence": round(self.mean_confidence, 6),
+        }
+
+
 @dataclass(frozen=True)
 class RepresentativeWindow:
     """The window with the highest confidence for one class; feature maps and evidence are of it."""
