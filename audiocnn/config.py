@@ -50,6 +50,7 @@ class AudioLimits:
     """Bounds on one clip, checked on the header and again while decoding."""
 
     max_seconds: float = 600.0
+    max_windows: int = 1500  # 600 s with detections at the default hop: 1,436
     max_channels: int = 8
     min_sample_rate: int = 1_000  # Hz
     max_sample_rate: int = 384_000  # Hz

@@ -32,7 +32,7 @@ def start_in_name(name: str, zone: tzinfo) -> datetime | None:
     for match in _IN_NAME.finditer(name):
         *numbers, offset = match.groups()
         try:
-            time = datetime(*map(int, numbers))  # type: ignore[arg-type, misc]
+            time = datetime(*map(int, numbers))  # type: ignore[arg-type]
             return _with_zone(datetime.fromisoformat(f"{time.isoformat()}{offset or ''}"), zone)
         except ValueError:  # 20269999_000000 is a number
             continue

@@ -8,7 +8,7 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
+from audiocnn.audio.audio_input import AudioInput
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioError, DatasetError
 
@@ -40,12 +41,35 @@ class SceneEvent:
 
 @dataclass(frozen=True)
 class Scene:
-    """One minute of sound, float32 `(num_samples,)` in [-1, 1], and what is in it."""
+    """A recording and what is in it."""
 
     name: str
-    waveform: FloatArray
-    sample_rate: int
+    audio: AudioInput
     events: tuple[SceneEvent, ...]
+
+
+def scenes(
+    clips: Sequence[LabelledClip], count: int, *, snr_db: float, sample_rate: int, seed: int = 0
+) -> Iterator[Scene]:
+    """`count` scenes of one minute, see `scene`."""
+    return (scene(clips, number=n, snr_db=snr_db, sample_rate=sample_rate, seed=seed) for n in range(count))
+
+
+def empty_scenes(count: int, *, sample_rate: int, seed: int = 0) -> Iterator[Scene]:
+    """`count` minutes of background without an event."""
+    for number in range(count):
+        rng = np.random.default_rng([seed, number, 1])
+        mix = background(rng, sample_rate=sample_rate)
+        yield Scene(f"empty-{number:03d}", (mix, sample_rate), ())
+
+
+def clip_scenes(clips: Iterable[LabelledClip], *, sample_rate: int) -> Iterator[Scene]:
+    """Every clip as it is: one event, its active part."""
+    for clip in clips:
+        waveform = _decode(clip, sample_rate)
+        first, last = _active_part(waveform, round(_FRAME_SECONDS * sample_rate))
+        event = SceneEvent(clip.label, first / sample_rate, last / sample_rate)
+        yield Scene(clip.path.name, (waveform, sample_rate), (event,))
 
 
 def scene(
@@ -68,13 +92,7 @@ def scene(
         events.append(SceneEvent(clip.label, start, start + len(sound) / sample_rate))
     mix /= max(1.0, float(np.abs(mix).max()))
     ordered = tuple(sorted(events, key=lambda event: event.start))
-    return Scene(f"scene-{number:03d}", mix, sample_rate, ordered)
-
-
-def empty_scene(*, number: int, sample_rate: int, seed: int = 0) -> Scene:
-    """Background scene `number` of a seed, without an event."""
-    rng = np.random.default_rng([seed, number, 1])
-    return Scene(f"empty-{number:03d}", background(rng, sample_rate=sample_rate), sample_rate, ())
+    return Scene(f"scene-{number:03d}", (mix, sample_rate), ordered)
 
 
 def _draw(rng: np.random.Generator, clips: Sequence[LabelledClip]) -> list[LabelledClip]:
@@ -102,14 +120,11 @@ def background(rng: np.random.Generator, *, sample_rate: int, seconds: float = S
 
 @lru_cache(maxsize=512)
 def event_sound(clip: LabelledClip, sample_rate: int) -> FloatArray:
-    """The first event of a clip: its longest active part with no silence of a second or more in it.
+    """The event of a clip: its active part with the most energy, with no silence of a second in it.
 
     Float32 `(n,)` with faded ends. Raises `DatasetError` for a clip that cannot be read.
     """
-    try:
-        waveform = audio.decode(clip.path.read_bytes(), sample_rate=sample_rate).waveform
-    except (OSError, AudioError) as error:
-        raise DatasetError(f"{clip.path}: {error}") from error
+    waveform = _decode(clip, sample_rate)
     first, last = _active_part(waveform, round(_FRAME_SECONDS * sample_rate))
     sound = waveform[first:last].copy()
     fade = min(round(_FADE_SECONDS * sample_rate), len(sound) // 2)
@@ -117,6 +132,13 @@ def event_sound(clip: LabelledClip, sample_rate: int) -> FloatArray:
     sound[:fade] *= ramp
     sound[len(sound) - fade :] *= ramp[::-1]
     return sound
+
+
+def _decode(clip: LabelledClip, sample_rate: int) -> FloatArray:
+    try:
+        return audio.decode(clip.path.read_bytes(), sample_rate=sample_rate).waveform
+    except (OSError, AudioError) as error:
+        raise DatasetError(f"{clip.path}: {error}") from error
 
 
 def _active_part(waveform: FloatArray, frame: int) -> tuple[int, int]:
@@ -127,5 +149,6 @@ def _active_part(waveform: FloatArray, frame: int) -> tuple[int, int]:
         return 0, len(waveform)
     parts = np.split(active, np.flatnonzero(np.diff(active) * _FRAME_SECONDS >= _GAP_SECONDS) + 1)
     loudest = max(parts, key=lambda part: float(power[part[0] : part[-1] + 1].sum()))
-    least = round(_MIN_EVENT_SECONDS / _FRAME_SECONDS)
-    return int(loudest[0]) * frame, min(max(int(loudest[-1]) + 1, int(loudest[0]) + least) * frame, len(waveform))
+    first, last = int(loudest[0]), int(loudest[-1]) + 1
+    last = max(last, first + round(_MIN_EVENT_SECONDS / _FRAME_SECONDS))
+    return first * frame, min(last * frame, len(waveform))
