@@ -12,7 +12,7 @@ from typing import BinaryIO
 _IN_NAME = re.compile(
     r"(?<!\d)(\d{4})-?(\d{2})-?(\d{2})[T_ -]?(\d{2})[-:.h]?(\d{2})[-:.m]?(\d{2})(Z|[+-]\d{2}:?\d{2})?(?!\d)"
 )
-_BEXT_DATE = slice(320, 338)  # OriginationDate (10 characters), OriginationTime (8)
+_BEXT_DATE, _BEXT_TIME = slice(320, 330), slice(330, 338)  # OriginationDate, OriginationTime
 _MAX_CHUNKS = 64
 
 
@@ -63,7 +63,8 @@ def _from_bwf(path: Path, zone: tzinfo) -> datetime | None:
     """Origination of a Broadcast Wave file (EBU Tech 3285)."""
     try:
         with path.open("rb") as file:
-            text = _bext(file)[_BEXT_DATE].decode("ascii")
+            bext = _bext(file)
+            text = b" ".join((bext[_BEXT_DATE], bext[_BEXT_TIME])).decode("ascii")
     except (OSError, UnicodeDecodeError, struct.error, ValueError):
         return None
     numbers = re.findall(r"\d+", text)
@@ -81,6 +82,6 @@ def _bext(file: BinaryIO) -> bytes:
     for _ in range(_MAX_CHUNKS):
         name, size = struct.unpack("<4sI", file.read(8))
         if name == b"bext":
-            return file.read(min(size, _BEXT_DATE.stop))
+            return file.read(min(size, _BEXT_TIME.stop))
         file.seek(size + size % 2, 1)
     return b""
