@@ -42,10 +42,11 @@ class ScoredScene:
 
 
 def score(
-    classifier: Classifier, scenes: Iterable[Scene], windowing: Windowing, *, desc: str
+    classifier: Classifier, scenes: Iterable[Scene], windowing: Windowing, *, desc: str, quiet: bool = False
 ) -> list[ScoredScene]:
     """Classify the windows of scenes. Raises `DatasetError` for one that cannot be read."""
-    return [_score(classifier, scene, windowing) for scene in tqdm(scenes, desc=desc, unit="scene")]
+    bar = tqdm(scenes, desc=desc, unit="scene", disable=quiet)
+    return [_score(classifier, scene, windowing) for scene in bar]
 
 
 def cached(

@@ -276,24 +276,35 @@ def summarise(by_fold: dict[int, Counts], class_names: Sequence[str], **wanted: 
     held_out = Counts.none(len(class_names))
     folds = []
     for fold, counts in by_fold.items():
-        levels = fit(_sum(other for name, other in by_fold.items() if name != fold), **wanted)
+        levels = fit(total(other for name, other in by_fold.items() if name != fold), **wanted)
         chosen = _chosen(counts, levels)
         folds.append({"fold": fold} | _total(chosen))
         held_out = held_out + chosen
-    levels = fit(_sum(by_fold.values()), **wanted)
+    levels = fit(total(by_fold.values()), **wanted)
     rates = held_out.at(np.zeros_like(levels))
     thresholds = {
-        name: Threshold(
-            on=LEVELS[levels[number]],
-            off=round(OFF_SHARE * LEVELS[levels[number]], 4),
-            **{key: _rounded(values[number]) for key, values in rates.items()},
+        name: replace(
+            one,
+            precision=_rounded(rates["precision"][number]),
+            recall=_rounded(rates["recall"][number]),
+            false_alarms_per_hour=_rounded(rates["false_alarms_per_hour"][number]),
         )
-        for number, name in enumerate(class_names)
+        for number, (name, one) in enumerate(to_thresholds(class_names, levels).items())
     }
     return {**wanted, "folds": folds, "all": _total(held_out), "thresholds": thresholds}
 
 
-def _sum(parts: Iterable[Counts]) -> Counts:
+def to_thresholds(class_names: Sequence[str], levels: npt.NDArray[np.int64]) -> dict[str, Threshold]:
+    """The thresholds of the levels that `fit` returns."""
+    ons = [LEVELS[level] for level in levels]
+    return {
+        name: Threshold(on=on, off=round(OFF_SHARE * on, 4))
+        for name, on in zip(class_names, ons, strict=True)
+    }
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """The sum."""
     first, *others = parts
     return sum(others, start=first)
 

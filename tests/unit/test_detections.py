@@ -72,6 +72,7 @@ def test_a_stream_hears_of_an_event_when_it_begins_and_when_it_ends() -> None:
 
 
 @given(confidences, rules)
+@settings(deadline=None)
 def test_what_every_event_promises(rows: list[tuple[float, ...]], rules: DetectionRules) -> None:
     last: dict[str, float] = {}
     for one in events(frames_of(rows), rules):
@@ -88,6 +89,7 @@ def test_what_every_event_promises(rows: list[tuple[float, ...]], rules: Detecti
 
 
 @given(confidences, st.sampled_from([0.0, 0.25, 1.0]))
+@settings(deadline=None)
 def test_no_frame_above_the_upper_threshold_is_missed(
     rows: list[tuple[float, ...]], merge_gap: float
 ) -> None:
@@ -100,6 +102,7 @@ def test_no_frame_above_the_upper_threshold_is_missed(
 
 
 @given(confidences, rules)
+@settings(deadline=None)
 def test_every_end_was_announced(rows: list[tuple[float, ...]], rules: DetectionRules) -> None:
     reported = track(frames_of(rows), rules)
     began = Counter((one.label, one.start) for one in reported if one.end is None)
@@ -109,6 +112,7 @@ def test_every_end_was_announced(rows: list[tuple[float, ...]], rules: Detection
 
 
 @given(confidences, rules)
+@settings(deadline=None)
 def test_a_class_does_not_depend_on_the_others(rows: list[tuple[float, ...]], rules: DetectionRules) -> None:
     alone = [(row[0], 0.0, 0.0) for row in rows]
     dogs = [one for one in events(frames_of(rows), rules) if one.label == "dog"]
@@ -116,6 +120,7 @@ def test_a_class_does_not_depend_on_the_others(rows: list[tuple[float, ...]], ru
 
 
 @given(confidences)
+@settings(deadline=None)
 def test_classes_and_exclude(rows: list[tuple[float, ...]]) -> None:
     everything = events(frames_of(rows), DetectionRules())
     without = events(frames_of(rows), DetectionRules(classes=("dog", "rain"), exclude=("rain",)))
@@ -126,7 +131,7 @@ def test_classes_and_exclude(rows: list[tuple[float, ...]]) -> None:
 
 
 @given(st.integers(1, 400_000), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_frames_cover_the_audio_and_say_what_their_windows_say(length: int, hop: float, seed: int) -> None:
     config = FrontendConfig(clip_seconds=2.0)
     rng = np.random.default_rng(seed)
@@ -169,7 +174,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
 
 @pytest.mark.parametrize("clip_seconds", [2.0, 5.0])
 @given(length=st.integers(1, 700_000), hop_seconds=st.floats(0.5, 2.0))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_windows_of_any_hop_are_those_of_their_table(
     clip_seconds: float, length: int, hop_seconds: float
 ) -> None:
