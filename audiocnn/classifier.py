@@ -13,26 +13,33 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from audiocnn import audio
+from audiocnn import audio, detections
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
-from audiocnn.config import AudioLimits
-from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
+from audiocnn.config import AudioLimits, FrontendConfig
+from audiocnn.errors import (
+    AudioError,
+    AudioTooLongError,
+    BadOptionError,
+    BudgetExceededError,
+    ModelOutputError,
+)
 from audiocnn.model.engine import INT8, MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
 from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
-from audiocnn.results import RepresentativeWindow, Result, StreamEnd, WindowProbs
+from audiocnn.results import Detection, RepresentativeWindow, Result, StreamEnd, WindowProbs
 
 
 @dataclass
@@ -64,16 +71,46 @@ class _StreamWindow:
 
 @dataclass
 class _Windows:
-    """What is computed of the windows of one clip, in their order."""
+    """The windows of one clip, and what is computed of them, in their order."""
 
-    expected: int
-    log_mels: list[FloatArray] = field(default_factory=list)  # (1, n_mels, num_frames) each
+    waveform: FloatArray
+    config: FrontendConfig  # with the length of these windows
+    hop: int  # samples from one window to the next
     logits: list[FloatArray] = field(default_factory=list)  # (num_classes,) each
     log_mel_ms: float = 0.0
 
+    @cached_property
+    def spans(self) -> list[tuple[float, float]]:
+        """Start and end of every window, seconds."""
+        return windows.spans(len(self.waveform), self.config, hop=self.hop)
+
     @property
     def is_complete(self) -> bool:
-        return len(self.logits) == self.expected
+        return len(self.logits) == len(self.spans)
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        return (window for _, window in windows.iter_windows([self.waveform], self.config, hop=self.hop))
+
+
+@dataclass
+class _Work:
+    """What is to be computed of one clip."""
+
+    clip: audio.Clip
+    whole: _Windows  # of the model's length
+    short: _Windows | None  # for detections
+
+    @property
+    def parts(self) -> list[_Windows]:
+        return [self.whole, self.short] if self.short else [self.whole]
+
+    @property
+    def num_windows(self) -> int:
+        return sum(len(part.spans) for part in self.parts)
+
+    @property
+    def is_complete(self) -> bool:
+        return all(part.is_complete for part in self.parts)
 
 
 class Classifier:
@@ -119,14 +156,17 @@ class Classifier:
         return result
 
     def predict_stream(
-        self, audio: AudioInput, *, overlap_seconds: float | None = None
+        self, audio: AudioInput, *, overlap_seconds: float | None = None, window_seconds: float | None = None
     ) -> Iterator[tuple[float, float, FloatArray]]:
         """Start and end in seconds and probabilities `(num_classes,)` of each window of a file of any length.
 
         Memory stays that of a few windows. `overlap_seconds` of neighbouring windows: None for half a window.
+        `window_seconds`: None for the model's; shorter ones are repeated until they fill its input.
         Raises `AudioError` or `OSError`, perhaps after windows that were good.
         """
-        for _, item in self.predict_streams([audio], overlap_seconds=overlap_seconds):
+        for _, item in self.predict_streams(
+            [audio], overlap_seconds=overlap_seconds, window_seconds=window_seconds
+        ):
             if isinstance(item, WindowProbs):
                 yield item.start, item.end, item.probs
             elif item.error:
@@ -137,6 +177,7 @@ class Classifier:
         files: Iterable[AudioInput],
         *,
         overlap_seconds: float | None = None,
+        window_seconds: float | None = None,
         outputs: Sequence[str] = (),
     ) -> Iterator[tuple[int, WindowProbs | StreamEnd]]:
         """Windows of many files of any length, `MAX_BATCH` windows at a time whatever files they are of.
@@ -147,7 +188,7 @@ class Classifier:
         """
         waiting: list[tuple[int, _StreamWindow | StreamEnd]] = []
         num_windows = 0
-        for number, item in self._windows_of(files, overlap_seconds):
+        for number, item in self._windows_of(files, overlap_seconds, window_seconds):
             waiting.append((number, item))
             num_windows += isinstance(item, _StreamWindow)
             if num_windows in (0, MAX_BATCH):
@@ -156,10 +197,10 @@ class Classifier:
         yield from self._run_waiting(waiting, outputs)
 
     def _windows_of(
-        self, files: Iterable[AudioInput], overlap_seconds: float | None
+        self, files: Iterable[AudioInput], overlap_seconds: float | None, window_seconds: float | None
     ) -> Iterator[tuple[int, _StreamWindow | StreamEnd]]:
         for number, file in enumerate(files):
-            stream = WindowStream(file, self.config.frontend, overlap_seconds=overlap_seconds)
+            stream = WindowStream(file, self._windowing(window_seconds), overlap_seconds=overlap_seconds)
             error = None
             try:
                 for start, end, samples in stream:
@@ -167,6 +208,11 @@ class Classifier:
             except Exception as caught:  # also unforeseen ones: the other files do not depend on this one
                 error = caught
             yield number, StreamEnd(stream.seconds, stream.peak, stream.warnings, error)
+
+    def _windowing(self, window_seconds: float | None) -> FrontendConfig:
+        """The front end with windows of this length, at most the model's."""
+        config = self.config.frontend
+        return replace(config, clip_seconds=min(window_seconds or config.clip_seconds, config.clip_seconds))
 
     def _run_waiting(
         self, waiting: Sequence[tuple[int, _StreamWindow | StreamEnd]], outputs: Sequence[str]
@@ -209,16 +255,18 @@ class Classifier:
         answers: dict[int, Result | AudioError] = {
             n: each for n, each in enumerate(given) if isinstance(each, AudioError)
         }
-        decoded: dict[int, audio.Clip] = {}
+        work: dict[int, _Work] = {}
         contents = {n: to_bytes(clips[n]) for n in wanted}
         for number, outcome in self._decode(contents, budget, timings).items():
-            if isinstance(outcome, AudioError):
-                answers[number] = outcome
+            planned = outcome if isinstance(outcome, AudioError) else self._plan(outcome, wanted[number])
+            if isinstance(planned, AudioError):
+                answers[number] = planned
             else:
-                decoded[number] = outcome
-        for number, done in self._run(decoded, budget, timings).items():
+                work[number] = planned
+        self._run(list(work.values()), budget, timings)
+        for number, done in work.items():
             if done.is_complete:
-                answers[number] = self._result(decoded[number], wanted[number], done, timings)
+                answers[number] = self._result(done, wanted[number], timings)
             else:
                 answers[number] = BudgetExceededError()
         return [answers[number] for number in range(len(clips))]
@@ -235,22 +283,37 @@ class Classifier:
         timings.decode_ms += [1000 * decoder.seconds_spent for decoder in decoders.values()]
         return outcomes
 
-    def _run(self, clips: Mapping[int, audio.Clip], budget: Budget, timings: Timings) -> dict[int, _Windows]:
-        """The windows of all clips through the network, `MAX_BATCH` at a time, the shortest clips first."""
-        config = self.config.frontend
-        order = sorted(clips, key=lambda number: len(clips[number].waveform))
-        done = {n: _Windows(len(windows.starts(len(clips[n].waveform), config))) for n in order}
-        queue = (
-            (done[number], window)
-            for number in order
-            for _, window in windows.iter_windows([clips[number].waveform], config)
+    def _plan(self, clip: audio.Clip, options: Options) -> _Work | AudioError:
+        """The windows of the part that is wanted, or why there are none: it is empty, or has too many."""
+        config, rate = self.config.frontend, clip.sample_rate
+        last = None if options.end is None else round(options.end * rate)
+        part = replace(clip, waveform=clip.waveform[round(options.start * rate) : last])
+        if not len(part.waveform):
+            return BadOptionError(
+                f"start={options.start:g} is not possible: the file has {clip.seconds:g} s."
+            )
+        hop = round((options.hop_seconds or config.clip_seconds / 2) * rate)
+        work = _Work(part, _Windows(part.waveform, config, hop), None)
+        if options.detections:
+            short = self._windowing(detections.window_seconds(self.config))
+            work.short = _Windows(part.waveform, short, round(detections.hop_of(options, self.config) * rate))
+        if work.num_windows <= self.limits.max_windows:
+            return work
+        return AudioTooLongError(
+            f"{part.seconds:g} s are {work.num_windows} windows; one request may have "
+            f"{self.limits.max_windows}: raise hop_seconds, send a part (start, end), or use "
+            "`audiocnn detect` or the batch job."
         )
+
+    def _run(self, work: Sequence[_Work], budget: Budget, timings: Timings) -> None:
+        """The windows of all clips through the network, `MAX_BATCH` at a time, fewest windows first."""
+        order = sorted(work, key=lambda own: own.num_windows)
+        queue = ((part, window) for own in order for part in own.parts for window in part)
         while batch := list(islice(queue, MAX_BATCH)):
-            if budget.is_over and done[order[0]].is_complete:
+            if budget.is_over and order[0].is_complete:
                 break
             self._run_batch(batch, timings)
-        timings.log_mel_ms += [each.log_mel_ms for each in done.values()]
-        return done
+        timings.log_mel_ms += [sum(part.log_mel_ms for part in own.parts) for own in work]
 
     def _run_batch(self, batch: Sequence[tuple[_Windows, FloatArray]], timings: Timings) -> None:
         stack = []
@@ -258,7 +321,6 @@ class Classifier:
             began = time.perf_counter()
             stack.append(self._log_mel(window))
             own.log_mel_ms += 1000 * (time.perf_counter() - began)
-            own.log_mels.append(stack[-1])
         with _timed(timings.inference_ms):
             logits = self.engine.run(np.stack(stack))["logits"]
         for (own, _), row in zip(batch, logits, strict=True):
@@ -270,40 +332,65 @@ class Classifier:
 
     def _log_mel(self, window: FloatArray) -> FloatArray:
         """`(1, n_mels, num_frames)` of one window by itself: a matrix product's rounding depends on the
-        shape of its operands, and no answer may depend on a neighbour."""
+        shape of its operands, and no answer may depend on a neighbour. A short one is repeated."""
+        if len(window) < self.config.frontend.window_samples:
+            window = np.resize(window, self.config.frontend.window_samples)
         with torch.inference_mode():
             batch = torch.from_numpy(window[None]).to(self.engine.device)
             log_mel: FloatArray = self.engine.log_mel(batch)[0].cpu().numpy()
         return log_mel
 
-    def _result(self, clip: audio.Clip, options: Options, done: _Windows, timings: Timings) -> Result:
-        window_probs = self._probabilities(np.stack(done.logits))
-        probs = windows.pool(window_probs)
-        spans = windows.spans(len(clip.waveform), self.config.frontend)
+    def _result(self, work: _Work, options: Options, timings: Timings) -> Result:
+        window_probs = self._probabilities(np.stack(work.whole.logits))
+        probs = windows.pool(window_probs, options.pool)
         wanted = options.class_name
         shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
         chosen = int(window_probs[:, shown_class].argmax())
+        spans = [(options.start + start, options.start + end) for start, end in work.whole.spans]
         if options.at_seconds is not None:
             chosen = int(np.abs(np.mean(spans, axis=1) - options.at_seconds).argmin())
-        log_mel = done.log_mels[chosen]
-        maps: dict[str, FloatArray] = {}
-        if names := options.map_outputs(self.config):
-            with _timed(timings.inference_ms):
-                raw = self.engine.run(log_mel[None], names)
-            maps = {name: array[0] for name, array in raw.items()}
-        shown = RepresentativeWindow(*spans[chosen], log_mel=log_mel[0], outputs=maps)
-        whole = clip_spectrogram(clip.waveform, self.engine.log_mel) if options.clip_spectrogram else None
+        whole = (
+            clip_spectrogram(work.clip.waveform, self.engine.log_mel) if options.clip_spectrogram else None
+        )
         return Result(
             self.config,
             options,
             probs,
             window_probs,
             spans,
-            clip,
-            shown,
+            work.clip,
+            self._representative(work.whole, chosen, options, timings),
             self._model,
             precision=self._precision,
-            spectrogram=whole,
+            spectrogram=clip_spectrogram(waveform, log_mel) if options.clip_spectrogram else None,
+            detections=self._detections(work.short, options) if work.short else [],
+        )
+
+    def _representative(
+        self, part: _Windows, number: int, options: Options, timings: Timings
+    ) -> RepresentativeWindow:
+        """The window of this number, with log-mel and maps if the options ask for any."""
+        start, end = (options.start + seconds for seconds in part.spans[number])
+        names = options.map_outputs(self.config)
+        if not (names or options.spectrogram):
+            return RepresentativeWindow(start, end)
+        log_mel = self._log_mel(next(islice(part, number, None)))
+        maps: dict[str, FloatArray] = {}
+        if names:
+            with _timed(timings.inference_ms):
+                raw = self.engine.run(log_mel[None], names)
+            maps = {name: array[0] for name, array in raw.items()}
+        return RepresentativeWindow(start, end, log_mel[0], maps)
+
+    def _detections(self, short: _Windows, options: Options) -> list[Detection]:
+        return detections.detect(
+            self.config,
+            (
+                (options.start + start, options.start + end, self._probabilities(logits))
+                for (start, end), logits in zip(short.spans, short.logits, strict=True)
+            ),
+            detections.rules_of(options),
+            hop_seconds=detections.hop_of(options, self.config),
         )
 
 

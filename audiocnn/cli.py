@@ -18,6 +18,7 @@ from audiocnn import __version__
 
 COMMANDS = {
     "classify": ("audiocnn.classify", "Label sound files, without a server."),
+    "detect": ("audiocnn.detect", "Find events with start and end in sound files of any length."),
     "listen": ("audiocnn.listen", "Send a file to a running gateway in real time."),
     "batch": ("audiocnn.batch.runner", "Label folders of sound files, millions of them (Ray)."),
     "gateway": ("audiocnn.gateway.server", "Start the gateway in front of a running TorchServe."),

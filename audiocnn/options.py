@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,14 @@ from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import BadOptionError
 
 _FLAG: dict[str, Any] = {"type": "boolean", "default": False}
+_PART = "classify this part of the file, seconds"
 # Every option, once: its name, JSON type, default and help. The parser, the headers, the clients and OpenAPI
 # read this table.
 OPTIONS: dict[str, dict[str, Any]] = {
     "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
     "min_confidence": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     "classes": {"type": "string", "description": "report only these, comma-separated", "example": "dog,cat"},
+    "exclude": {"type": "string", "description": "do not report these", "example": "wind"},
     "feature_maps": {"type": "string", "enum": ["none", "json", "png"], "default": "none"},
     "layers": {"type": "string", "description": "which feature maps (all)", "example": "conv1,layer4"},
     "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
@@ -28,12 +29,31 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "clip_spectrogram": _FLAG | {"description": "the mel spectrogram of the whole clip in dB"},
     "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
-    "windows": _FLAG | {"description": "the answer of every 5 s window"},
+    "windows": _FLAG | {"description": "the answer of every window"},
+    "windows_top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1},
     "at_seconds": {
         "type": "number",
         "minimum": 0,
+        "maximum": 1e6,
         "description": "maps, evidence and spectrogram of the window nearest to this time (the surest one)",
     },
+    "detections": _FLAG | {"description": "events with class, start, end and confidence"},
+    "hop_seconds": {
+        "type": "number",
+        "minimum": 0.5,
+        "maximum": 5,
+        "description": "from one window to the next (half a window; 0.5 for detections, 1 at most)",
+    },
+    "min_duration": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 3600,
+        "default": 0,
+        "description": "seconds of the shortest detection",
+    },
+    "pool": {"type": "string", "enum": ["mean", "max"], "default": "mean", "description": "of the windows"},
+    "start": {"type": "number", "minimum": 0, "maximum": 1e6, "default": 0, "description": _PART},
+    "end": {"type": "number", "minimum": 0, "maximum": 1e6, "description": _PART},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
 }
 OPTION_NAMES = tuple(OPTIONS)
@@ -47,6 +67,7 @@ class Options:
     top_k: int = 5
     min_confidence: float = 0.0
     classes: tuple[str, ...] = ()  # an allow-list; empty: all
+    exclude: tuple[str, ...] = ()  # a deny-list
     feature_maps: str = "none"  # none, json or png
     layers: tuple[str, ...] = ()  # feature maps to send; empty: all
     evidence: bool = False
@@ -55,9 +76,20 @@ class Options:
     clip_spectrogram: bool = False
     waveform: bool = False
     windows: bool = False
+    windows_top_k: int = 1  # classes of every window
     at_seconds: float | None = None  # which window the pictures are of; None: the surest one
+    detections: bool = False
+    hop_seconds: float | None = None  # from one window to the next; None: half a window
+    min_duration: float = 0.0  # of a detection, seconds
+    pool: str = "mean"  # or max: how the windows of a clip become one answer
+    start: float = 0.0  # seconds: the part of the file to classify
+    end: float | None = None  # None: to its end
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
+
+    def allows(self, name: str) -> bool:
+        """Whether a class is to be reported."""
+        return name not in self.exclude and (not self.classes or name in self.classes)
 
     def layer_names(self, config: Config) -> tuple[str, ...]:
         """Names of the feature maps to send."""
@@ -80,12 +112,24 @@ class Options:
             if name not in OPTIONS:
                 raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
             values["class_name" if name == "class" else name] = _parse(name, value, config)
-        return cls(**values)  # type: ignore[arg-type]
+        options = cls(**values)  # type: ignore[arg-type]
+        options._check(config)
+        return options
+
+    def _check(self, config: Config) -> None:
+        """Raise `BadOptionError` for values that do not fit together or not the model."""
+        if self.end is not None and self.end <= self.start:
+            raise _bad("end", self.end, f"it must be more than start, {self.start:g}")
+        if not any(map(self.allows, config.class_names)):
+            raise _bad("exclude", ",".join(self.exclude), "no class is left")
+        window = config.frontend.clip_seconds
+        if self.hop_seconds is not None and self.hop_seconds > window:
+            raise _bad("hop_seconds", self.hop_seconds, f"a window has {window:g} s")
 
 
 def _parse(name: str, value: object, config: Config) -> object:
     kind = OPTIONS[name]
-    if name == "classes":
+    if name in ("classes", "exclude"):
         return _names(name, value, config.class_names)
     if name == "layers":
         return _names(name, value, feature_map_names(config.model))
@@ -95,9 +139,7 @@ def _parse(name: str, value: object, config: Config) -> object:
         return "png" if _text(value).lower() == "png" else _flag(name, value, ", false or png")
     if "enum" in kind:
         return _choice(name, value, kind["enum"])
-    if kind["type"] == "number":
-        return _number(name, value, kind["minimum"], kind.get("maximum"))
-    return {"integer": _positive_int, "boolean": _flag}[kind["type"]](name, value)
+    return {"integer": _positive_int, "number": _number, "boolean": _flag}[kind["type"]](name, value)
 
 
 def _text(value: object) -> str:
@@ -117,15 +159,14 @@ def _positive_int(name: str, value: object) -> int:
     return int(text)
 
 
-def _number(name: str, value: object, least: float, most: float | None) -> float:
+def _number(name: str, value: object) -> float:
+    low, high = OPTIONS[name]["minimum"], OPTIONS[name]["maximum"]
     try:
         number = float(_text(value))
     except ValueError:
-        number = math.nan
-    if not least <= number <= (math.inf if most is None else most) or math.isinf(number):
-        raise _bad(
-            name, value, f"it must be a number from {least} " + ("on" if most is None else f"to {most}")
-        )
+        number = -1.0
+    if not low <= number <= high:
+        raise _bad(name, value, f"it must be a number from {low:g} to {high:g}")
     return number
 
 

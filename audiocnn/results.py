@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -31,14 +31,36 @@ class Prediction(NamedTuple):
     confidence: float
 
 
+class Detection(NamedTuple):
+    """An event: a class, from when to when (seconds), and its confidences, 0 to 1."""
+
+    label: str
+    start: float
+    end: float | None  # None: it goes on
+    peak_confidence: float
+    mean_confidence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "class": self.label,
+            "start": round(self.start, 3),
+            "end": None if self.end is None else round(self.end, 3),
+            "peak_confidence": round(self.peak_confidence, 6),
+            "mean_confidence": round(self.mean_confidence, 6),
+        }
+
+
 @dataclass(frozen=True)
 class RepresentativeWindow:
     """The window with the highest confidence for one class; feature maps and evidence are of it."""
 
     start: float  # seconds
     end: float
-    log_mel: FloatArray  # (n_mels, num_frames), as the network saw it
-    outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+    # (n_mels, num_frames), as the network saw it; None if neither it nor maps were asked for
+    log_mel: FloatArray | None = None
+    # evidence (k, h, w) and feature maps (h, w) that were asked for
+    outputs: dict[str, FloatArray] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, float]:
         """`start` and `end` in seconds."""
@@ -81,7 +103,7 @@ class Result:
 
     config: Config
     options: Options
-    probs: FloatArray  # (num_classes,), sums to 1
+    probs: FloatArray  # (num_classes,); sums to 1 with the default options
     window_probs: FloatArray  # (num_windows, num_classes)
     spans: list[tuple[float, float]]  # start and end of every window, seconds
     clip: Clip
@@ -89,6 +111,7 @@ class Result:
     model: dict[str, str]  # name, version, sha256 (12 digits)
     spectrogram: ClipSpectrogram | None = None  # of the whole clip, if it was asked for
     precision: str = "float32"  # of the served file, which predicts; maps and evidence are always float32
+    detections: list[Detection] = field(default_factory=list)  # by start, if asked for
 
     @property
     def is_silent(self) -> bool:
@@ -115,9 +138,10 @@ class Result:
     @property
     def predictions(self) -> list[Prediction]:
         """The classes to report by the options, most confident first."""
-        allowed = self.options.classes or self.config.class_names
         ranked = [Prediction(self.config.class_names[i], float(self.probs[i])) for i in self._order]
-        chosen = [p for p in ranked if p.label in allowed and p.confidence >= self.options.min_confidence]
+        chosen = [
+            p for p in ranked if self.options.allows(p.label) and p.confidence >= self.options.min_confidence
+        ]
         return chosen[: self.options.top_k]
 
     @cached_property
@@ -151,6 +175,8 @@ class Result:
             return {"predictions": answer["predictions"]}
         if options.map_outputs(self.config):
             answer["precision"] = {"predictions": self.precision, "pictures": "float32"}
+        if options.detections:
+            answer["detections"] = [detection.to_dict() for detection in self.detections]
         if options.windows or len(self.spans) > 1:
             answer["windows"] = _windows(self)
         if options.feature_maps != "none":
@@ -162,6 +188,7 @@ class Result:
             name = options.class_name or self.config.class_names[int(self.probs.argmax())]
             answer["evidence"] = _evidence(self, name)
         if options.spectrogram:
+            assert self.shown.log_mel is not None
             draw = _png_map if options.spectrogram == "png" else _json_map
             log_mel = self.shown.log_mel
             answer["input_spectrogram"] = draw(log_mel) | _axes(self, log_mel)
@@ -179,17 +206,15 @@ class Result:
 
 
 def _windows(result: Result) -> list[dict[str, Any]]:
-    rows = []
+    """Span and top class of every window; with `windows_top_k` above 1 its `predictions` too."""
+    rows, count = [], result.options.windows_top_k
     for (start, end), probs in zip(result.spans, result.window_probs, strict=True):
-        top = int(probs.argmax())
-        rows.append(
-            {
-                "start": round(start, 3),
-                "end": round(end, 3),
-                "class": result.config.class_names[top],
-                "confidence": round(float(probs[top]), 6),
-            }
-        )
+        order = np.argsort(-probs, kind="stable")[:count]
+        ranked = [
+            {"class": result.config.class_names[n], "confidence": round(float(probs[n]), 6)} for n in order
+        ]
+        row: dict[str, Any] = {"start": round(start, 3), "end": round(end, 3), **ranked[0]}
+        rows.append(row | {"predictions": ranked} if count > 1 else row)
     return rows
 
 
@@ -218,7 +243,8 @@ def _clip_map(result: Result, spectrogram: ClipSpectrogram) -> dict[str, Any]:
     """Values in dB, one decimal, with the Hz of the rows and the seconds of the columns."""
     values = spectrogram.decibels.astype(np.float64)
     hz, _ = map_axes((len(values), 1), result.config.frontend)
-    seconds = [round(column * spectrogram.column_seconds, 4) for column in range(values.shape[1])]
+    columns = range(values.shape[1])
+    seconds = [round(result.options.start + n * spectrogram.column_seconds, 4) for n in columns]
     return {"shape": list(values.shape), "values": np.round(values, 1).tolist(), "hz": hz, "seconds": seconds}
 
 

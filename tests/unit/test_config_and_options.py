@@ -49,7 +49,7 @@ def test_config_survives_json() -> None:
     [
         ("{}", "not a model configuration"),
         ("nonsense", "not a model configuration"),
-        (CONFIG.to_json().replace('"format_version": 1', '"format_version": 99'), "upgrade AudioCNN Serve"),
+        (CONFIG.to_json().replace('"format_version": 2', '"format_version": 99'), "upgrade AudioCNN Serve"),
         (CONFIG.to_json().replace('"n_mels"', '"mels"'), "unknown keys for FrontendConfig: mels"),
         (CONFIG.to_json().replace('"f_max": 22050.0', '"f_max": 44100.0'), "sample_rate / 2"),
     ],

@@ -12,7 +12,13 @@ from tests.helpers.paths import ROOT
 TOP = ("audiocnn", "training", "export", "handler", "benchmarks", "deploy", "tests")
 PARTS = ("client", "gateway", "batch", "torchserve")  # sub-packages of `audiocnn` beside its core
 HEAVY = {"torch", "numpy", "soundfile", "onnxruntime"}  # what light modules do without
-COMMANDS = ("cli", "classify", "listen", "__main__")  # the modules of the command line; the core is all else
+COMMANDS = (
+    "cli",
+    "classify",
+    "detect",
+    "listen",
+    "__main__",
+)  # modules of the command line; the core is all else
 LIGHT_NAMES = (
     "config",
     "errors",
