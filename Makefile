@@ -51,6 +51,15 @@ $(STAMP): $(SERVING)
 	$(PY) -c 'import torchaudio'
 	touch $@
 
+CLIENTS := .clients
+.PHONY: clients
+clients: $(CLIENTS)/.installed ## install the public clients of docs/clients.md into .clients, for the tests
+
+$(CLIENTS)/.installed: deploy/clients.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement deploy/clients.txt
+	touch $@
+
 .PHONY: serve
 serve: ports archive ## start TorchServe and the gateway, http://127.0.0.1:8000 (PORT_BASE=9000 takes other ports)
 	@exec $(PY) -m audiocnn serve $(if $(PORT_BASE),--port-base $(PORT_BASE),--gateway 127.0.0.1:8000) $(ARGS)
@@ -62,11 +71,11 @@ ports:
 	@$(PYTHON) -m audiocnn.torchserve.ports $(PORT_BASE)
 
 .PHONY: test
-test: $(STAMP) archive ## run the tests, with a real TorchServe (needs $(DATA) for some: see the README)
+test: $(STAMP) archive clients ## unit and integration tests, with a real TorchServe (some need ESC-50: CONTRIBUTING.md)
 	$(PY) -m pytest tests/unit tests/integration
 
 .PHONY: test-slow
-test-slow: $(STAMP) archive ## run the tests that take minutes: browser, Ray, images, chaos
+test-slow: $(STAMP) archive clients ## tests that take minutes: browser, Ray, images, chaos
 	$(PY) -m pytest tests/system
 
 BUILD ?= docker build
@@ -105,7 +114,7 @@ evaluate: $(STAMP) ## accuracy of CHECKPOINT (say which: CHECKPOINT=runs/new) on
 	$(PY) -m training.evaluate --checkpoint $(CHECKPOINT) --data $(DATA) --folds 4
 
 .PHONY: export
-export: $(STORE)/parity.json ## TorchScript, ONNX, int8 and waveform files into model_store/, compared
+export: $(STORE)/parity.json ## ONNX, int8, waveform, torch.export and TorchScript files into model_store/, compared
 
 # Another CHECKPOINT than last time must be exported also if its files are older than the exports.
 SOURCE := $(STORE)/.checkpoint
@@ -114,7 +123,7 @@ $(SOURCE): FORCE
 	@mkdir -p $(STORE)
 	@echo '$(CHECKPOINT)' | cmp -s - $@ || echo '$(CHECKPOINT)' > $@
 
-GRAPHS := $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(STORE)/audiocnn-waveform.onnx
+GRAPHS := $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(STORE)/audiocnn.pt2 $(STORE)/audiocnn-waveform.onnx
 # A checkpoint whose activations have been measured (export.quantize --calibrate) is quantised as well.
 CALIBRATION := $(wildcard $(CHECKPOINT)/calibration.json)
 INT8 := $(if $(CALIBRATION),$(STORE)/audiocnn-int8.onnx)
@@ -125,6 +134,9 @@ $(STORE)/audiocnn.onnx: $(EXPORT) export/onnx.py
 
 $(STORE)/audiocnn.pt: $(EXPORT) export/torchscript.py
 	$(PY) -m export.torchscript --checkpoint $(CHECKPOINT) --out $(STORE)
+
+$(STORE)/audiocnn.pt2: $(EXPORT) export/program.py
+	$(PY) -m export.program --checkpoint $(CHECKPOINT) --out $(STORE)
 
 $(STORE)/audiocnn-waveform.onnx: $(EXPORT) export/onnx.py export/waveform.py
 	$(PY) -m export.waveform --checkpoint $(CHECKPOINT) --out $(STORE)
@@ -159,5 +171,5 @@ samples/rain.wav: $(SERVING) audiocnn/audio/synthetic.py
 
 .PHONY: clean
 clean: ## remove what was built (not .venv, not data, not checkpoints)
-	rm -rf build samples logs $(SOURCE) $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt $(STORE)/*.json audiocnn.mar.sha256 *.egg-info
+	rm -rf build samples logs $(SOURCE) $(STORE)/*.mar $(STORE)/*.onnx $(STORE)/*.pt $(STORE)/*.pt2 $(STORE)/*.json audiocnn.mar.sha256 *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

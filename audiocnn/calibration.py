@@ -7,26 +7,23 @@ a constant per row, target `(n,)` class indices. Shares and errors are from 0 to
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Indices = npt.NDArray[np.integer[Any]]
+from audiocnn.arrays import AnyFloatArray, AnyIntArray
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 _SMALLEST = 1e-30  # for probabilities that were rounded to 0: the logarithm stays finite
 _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
-def nll(probs: Floats, target: Indices) -> float:
+def nll(probs: AnyFloatArray, target: AnyIntArray) -> float:
     """Mean negative log-likelihood of the true class in nats; a uniform distribution has `log(k)`."""
     true = probs[np.arange(len(target)), target].astype(np.float64)
     return float(-np.log(np.maximum(true, _SMALLEST)).mean())
 
 
-def reliability(probs: Floats, target: Indices, bins: int = 15) -> list[dict[str, float]]:
+def reliability(probs: AnyFloatArray, target: AnyIntArray, bins: int = 15) -> list[dict[str, float]]:
     """Mean `confidence`, `accuracy` and the `count` of every bin, by rising confidence.
 
     Clips are sorted by the confidence of their top class and split into bins of equal numbers of clips
@@ -44,7 +41,7 @@ def reliability(probs: Floats, target: Indices, bins: int = 15) -> list[dict[str
     ]
 
 
-def ece(probs: Floats, target: Indices, bins: int = 15) -> float:
+def ece(probs: AnyFloatArray, target: AnyIntArray, bins: int = 15) -> float:
     """Expected calibration error: the mean of |accuracy - confidence| over the bins, weighted by clips.
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, with the bins of `reliability`.
@@ -53,7 +50,7 @@ def ece(probs: Floats, target: Indices, bins: int = 15) -> float:
     return sum(abs(row["accuracy"] - row["confidence"]) * row["count"] for row in rows) / len(target)
 
 
-def as_logits(probs: Floats, temperature: float) -> Floats:
+def as_logits(probs: AnyFloatArray, temperature: float) -> AnyFloatArray:
     """Logits, up to a constant per clip, of probabilities that were computed with `temperature`.
 
     Exact for clips of one window. The probabilities of a longer clip are a mean over windows; their logits
@@ -62,18 +59,18 @@ def as_logits(probs: Floats, temperature: float) -> Floats:
     return np.log(np.maximum(probs.astype(np.float64), _SMALLEST)) * temperature
 
 
-def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+def softmax(logits: AnyFloatArray, temperature: float = 1.0) -> AnyFloatArray:
     """Probabilities float64 `(n, k)` of logits divided by a temperature."""
-    return np.exp(log_softmax(logits.astype(np.float64) / temperature))
+    return np.asarray(np.exp(log_softmax(logits.astype(np.float64) / temperature)))
 
 
-def log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: AnyFloatArray) -> AnyFloatArray:
     """Log-probabilities `(n, k)` of logits."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def fit_temperature(logits: Floats, target: Indices) -> float:
+def fit_temperature(logits: AnyFloatArray, target: AnyIntArray) -> float:
     """The temperature (0.05 to 20) that minimises the negative log-likelihood (Guo et al., ICML 2017).
 
     The log-likelihood is concave in 1/T, so golden-section search over log T finds the only minimum. If every
@@ -89,7 +86,7 @@ def fit_temperature(logits: Floats, target: Indices) -> float:
 
 
 def _minimise(loss: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:
-    """The position of the only minimum between `low` and `high`; ties go to the lower side.
+    """The position of the only minimum between `low` and `high`; on a plateau its lower end.
 
     Golden-section search (Kiefer, "Sequential minimax search for a maximum", 1953).
     """
@@ -103,7 +100,7 @@ def _minimise(loss: Callable[[float], float], low: float, high: float, tolerance
     return (low + high) / 2
 
 
-def auroc(known_scores: Floats, unknown_scores: Floats) -> float:
+def auroc(known_scores: AnyFloatArray, unknown_scores: AnyFloatArray) -> float:
     """Area under the ROC curve: the probability that a known sound scores higher than an unknown one.
 
     A tie counts half. Computed from ranks (Fawcett, "An introduction to ROC analysis", 2006).
@@ -116,7 +113,7 @@ def auroc(known_scores: Floats, unknown_scores: Floats) -> float:
     return float((below + not_above).mean() / 2 / len(ranked))
 
 
-def threshold_for(known_scores: Floats, rejected_share: float = 0.05) -> float:
+def threshold_for(known_scores: AnyFloatArray, rejected_share: float = 0.05) -> float:
     """The highest threshold that rejects at most `rejected_share` of the known sounds.
 
     A score is rejected if it is below the threshold (`Config.unknown_threshold`), not if it equals it.

@@ -9,30 +9,36 @@ is asked for; feature maps and evidence come from its float32 counterpart, for o
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import soundfile
 
-from audiocnn import audio
+from audiocnn import audio, detections
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
+from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
-from audiocnn.config import AudioLimits, Config
-from audiocnn.errors import AudioError, BudgetExceededError, ModelOutputError
-from audiocnn.model.engine import MAX_BATCH, Engine
+from audiocnn.config import AudioLimits, Config, FrontendConfig
+from audiocnn.errors import (
+    AudioError,
+    AudioTooLongError,
+    BadOptionError,
+    BudgetExceededError,
+    ModelOutputError,
+)
+from audiocnn.model.engine import INT8, MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
+from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
-from audiocnn.results import RepresentativeWindow, Result
+from audiocnn.results import Detection, RepresentativeWindow, Result, StreamEnd, WindowProbs
 
 
 @dataclass
@@ -54,18 +60,57 @@ def _timed(into: list[float]) -> Iterator[None]:
 
 
 @dataclass
-class _Windows:
-    """What is computed of the windows of one clip, in their order."""
+class _StreamWindow:
+    """A window of a stream that waits for the network."""
 
-    expected: int
-    inputs: list[FloatArray] = field(default_factory=list)  # what the network took, see `Engine.prepare`
+    start: float  # seconds
+    end: float
+    samples: FloatArray  # (window_samples,)
+
+
+@dataclass
+class _Windows:
+    """The windows of one clip, and what is computed of them, in their order."""
+
+    waveform: FloatArray
+    config: FrontendConfig  # with the length of these windows
+    hop: int  # samples from one window to the next
     logits: list[FloatArray] = field(default_factory=list)  # (num_classes,) each
     embeddings: list[FloatArray] = field(default_factory=list)  # (d,) each; none if the model has none
     log_mel_ms: float = 0.0
 
+    @cached_property
+    def spans(self) -> list[tuple[float, float]]:
+        """Start and end of every window, seconds."""
+        return windows.spans(len(self.waveform), self.config, hop=self.hop)
+
     @property
     def is_complete(self) -> bool:
-        return len(self.logits) == self.expected
+        return len(self.logits) == len(self.spans)
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        return (window for _, window in windows.iter_windows([self.waveform], self.config, hop=self.hop))
+
+
+@dataclass
+class _Work:
+    """What is to be computed of one clip."""
+
+    clip: audio.Clip
+    whole: _Windows  # of the model's length
+    short: _Windows | None  # for detections
+
+    @property
+    def parts(self) -> list[_Windows]:
+        return [self.whole, self.short] if self.short else [self.whole]
+
+    @property
+    def num_windows(self) -> int:
+        return sum(len(part.spans) for part in self.parts)
+
+    @property
+    def is_complete(self) -> bool:
+        return all(part.is_complete for part in self.parts)
 
 
 class Classifier:
@@ -80,6 +125,7 @@ class Classifier:
             "version": self.config.version,
             "sha256": engine.sha256[:12],
         }
+        self._precision = "int8" if engine.path.stem.endswith(INT8) else "float32"
 
     @classmethod
     def load(
@@ -110,18 +156,85 @@ class Classifier:
         return result
 
     def predict_stream(
-        self, audio: AudioInput, *, overlap_seconds: float | None = None
+        self, audio: AudioInput, *, overlap_seconds: float | None = None, window_seconds: float | None = None
     ) -> Iterator[tuple[float, float, FloatArray]]:
         """Start and end in seconds and probabilities `(num_classes,)` of each window of a file of any length.
 
         Memory stays that of a few windows. `overlap_seconds` of neighbouring windows: None for half a window.
-        Raises `AudioError`, perhaps after windows that were good.
+        `window_seconds`: None for the model's; shorter ones are repeated until they fill its input.
+        Raises `AudioError` or `OSError`, perhaps after windows that were good.
         """
-        hop = hop_of(self.config, overlap_seconds)
-        with opened(audio) as file:
-            for start, end, window in WindowStream(file, self.config.frontend, hop=hop):
-                logits = self.engine.run(self._log_mel(window)[None])["logits"][0]
-                yield start, end, self._probabilities(logits)
+        for _, item in self.predict_streams(
+            [audio], overlap_seconds=overlap_seconds, window_seconds=window_seconds
+        ):
+            if isinstance(item, WindowProbs):
+                yield item.start, item.end, item.probs
+            elif item.error:
+                raise item.error
+
+    def predict_streams(
+        self,
+        files: Iterable[AudioInput],
+        *,
+        overlap_seconds: float | None = None,
+        window_seconds: float | None = None,
+        outputs: Sequence[str] = (),
+    ) -> Iterator[tuple[int, WindowProbs | StreamEnd]]:
+        """Windows of many files of any length, `MAX_BATCH` windows at a time whatever files they are of.
+
+        Yields the number of a file with each of its windows, then with its `StreamEnd`, in the order of
+        `files`. An error ends its own file only. `files` is read lazily: an item is taken, then opened.
+        `outputs`: names of further outputs of the network (`evidence`, feature maps) for each window.
+        """
+        waiting: list[tuple[int, _StreamWindow | StreamEnd]] = []
+        num_windows = 0
+        for number, item in self._windows_of(files, overlap_seconds, window_seconds):
+            waiting.append((number, item))
+            num_windows += isinstance(item, _StreamWindow)
+            if num_windows in (0, MAX_BATCH):
+                yield from self._run_waiting(waiting, outputs)
+                waiting, num_windows = [], 0
+        yield from self._run_waiting(waiting, outputs)
+
+    def _windows_of(
+        self, files: Iterable[AudioInput], overlap_seconds: float | None, window_seconds: float | None
+    ) -> Iterator[tuple[int, _StreamWindow | StreamEnd]]:
+        for number, file in enumerate(files):
+            stream = WindowStream(file, self._windowing(window_seconds), overlap_seconds=overlap_seconds)
+            error = None
+            try:
+                for start, end, samples in stream:
+                    yield number, _StreamWindow(start, end, samples)
+            except Exception as caught:  # also unforeseen ones: the other files do not depend on this one
+                error = caught
+            yield number, StreamEnd(stream.seconds, stream.peak, stream.warnings, error)
+
+    def _windowing(self, window_seconds: float | None) -> FrontendConfig:
+        """The front end with windows of this length, at most the model's."""
+        config = self.config.frontend
+        return replace(config, clip_seconds=min(window_seconds or config.clip_seconds, config.clip_seconds))
+
+    def _run_waiting(
+        self, waiting: Sequence[tuple[int, _StreamWindow | StreamEnd]], outputs: Sequence[str]
+    ) -> Iterator[tuple[int, WindowProbs | StreamEnd]]:
+        samples = [item.samples for _, item in waiting if isinstance(item, _StreamWindow)]
+        rows = iter(self._run_samples(samples, outputs) if samples else ())
+        for number, item in waiting:
+            if isinstance(item, _StreamWindow):
+                probs, further = next(rows)
+                yield number, WindowProbs(item.start, item.end, probs, further)
+            else:
+                yield number, item
+
+    def _run_samples(
+        self, samples: Sequence[FloatArray], outputs: Sequence[str]
+    ) -> Iterator[tuple[FloatArray, dict[str, FloatArray]]]:
+        """Probabilities and further outputs of each window."""
+        log_mels = np.stack([self._log_mel(window) for window in samples])
+        probs = self._probabilities(self.engine.run(log_mels)["logits"])
+        further = self.engine.run(log_mels, outputs) if outputs else {}
+        for row in range(len(samples)):
+            yield probs[row], {name: array[row] for name, array in further.items()}
 
     def predict_batch(
         self,
@@ -142,16 +255,18 @@ class Classifier:
         answers: dict[int, Result | AudioError] = {
             n: each for n, each in enumerate(given) if isinstance(each, AudioError)
         }
-        decoded: dict[int, audio.Clip] = {}
+        work: dict[int, _Work] = {}
         contents = {n: to_bytes(clips[n]) for n in wanted}
         for number, outcome in self._decode(contents, budget, timings).items():
-            if isinstance(outcome, AudioError):
-                answers[number] = outcome
+            planned = outcome if isinstance(outcome, AudioError) else self._plan(outcome, wanted[number])
+            if isinstance(planned, AudioError):
+                answers[number] = planned
             else:
-                decoded[number] = outcome
-        for number, done in self._run(decoded, budget, timings).items():
+                work[number] = planned
+        self._run(list(work.values()), budget, timings)
+        for number, done in work.items():
             if done.is_complete:
-                answers[number] = self._result(decoded[number], wanted[number], done, timings)
+                answers[number] = self._result(done, wanted[number], timings)
             else:
                 answers[number] = BudgetExceededError()
         return [answers[number] for number in range(len(clips))]
@@ -168,22 +283,37 @@ class Classifier:
         timings.decode_ms += [1000 * decoder.seconds_spent for decoder in decoders.values()]
         return outcomes
 
-    def _run(self, clips: Mapping[int, audio.Clip], budget: Budget, timings: Timings) -> dict[int, _Windows]:
-        """The windows of all clips through the network, `MAX_BATCH` at a time, the shortest clips first."""
-        config = self.config.frontend
-        order = sorted(clips, key=lambda number: len(clips[number].waveform))
-        done = {n: _Windows(len(windows.starts(len(clips[n].waveform), config))) for n in order}
-        queue = (
-            (done[number], window)
-            for number in order
-            for _, window in windows.iter_windows([clips[number].waveform], config)
+    def _plan(self, clip: audio.Clip, options: Options) -> _Work | AudioError:
+        """The windows of the part that is wanted, or why there are none: it is empty, or has too many."""
+        config, rate = self.config.frontend, clip.sample_rate
+        last = None if options.end is None else round(options.end * rate)
+        part = replace(clip, waveform=clip.waveform[round(options.start * rate) : last])
+        if not len(part.waveform):
+            return BadOptionError(
+                f"start={options.start:g} is not possible: the file has {clip.seconds:g} s."
+            )
+        hop = round((options.hop_seconds or config.clip_seconds / 2) * rate)
+        work = _Work(part, _Windows(part.waveform, config, hop), None)
+        if options.detections:
+            short = self._windowing(detections.window_seconds(self.config))
+            work.short = _Windows(part.waveform, short, round(detections.hop_of(options, self.config) * rate))
+        if work.num_windows <= self.limits.max_windows:
+            return work
+        return AudioTooLongError(
+            f"{part.seconds:g} s are {work.num_windows} windows; one request may have "
+            f"{self.limits.max_windows}: raise hop_seconds, send a part (start, end), or use "
+            "`audiocnn detect` or the batch job."
         )
+
+    def _run(self, work: Sequence[_Work], budget: Budget, timings: Timings) -> None:
+        """The windows of all clips through the network, `MAX_BATCH` at a time, fewest windows first."""
+        order = sorted(work, key=lambda own: own.num_windows)
+        queue = ((part, window) for own in order for part in own.parts for window in part)
         while batch := list(islice(queue, MAX_BATCH)):
-            if budget.is_over and done[order[0]].is_complete:
+            if budget.is_over and order[0].is_complete:
                 break
             self._run_batch(batch, timings)
-        timings.log_mel_ms += [each.log_mel_ms for each in done.values()]
-        return done
+        timings.log_mel_ms += [sum(part.log_mel_ms for part in own.parts) for own in work]
 
     def _run_batch(self, batch: Sequence[tuple[_Windows, FloatArray]], timings: Timings) -> None:
         stack = []
@@ -191,7 +321,6 @@ class Classifier:
             began = time.perf_counter()
             stack.append(self._log_mel(window))
             own.log_mel_ms += 1000 * (time.perf_counter() - began)
-            own.inputs.append(stack[-1])
         with _timed(timings.inference_ms):
             outputs = self.engine.run(np.stack(stack), self.engine.served_outputs)
         for number, (own, _) in enumerate(batch):
@@ -205,63 +334,64 @@ class Classifier:
 
     def _log_mel(self, window: FloatArray) -> FloatArray:
         """The network's input for one window by itself: a matrix product's rounding depends on the shape of
-        its operands, and no answer may depend on a neighbour."""
+        its operands, and no answer may depend on a neighbour. A short one is repeated."""
+        if len(window) < self.config.frontend.window_samples:
+            window = np.resize(window, self.config.frontend.window_samples)
         return self.engine.prepare(window)
 
-    def _result(self, clip: audio.Clip, options: Options, done: _Windows, timings: Timings) -> Result:
-        window_probs = self._probabilities(np.stack(done.logits))
-        probs = windows.pool(window_probs)
-        spans = windows.spans(len(clip.waveform), self.config.frontend)
+    def _result(self, work: _Work, options: Options, timings: Timings) -> Result:
+        window_probs = self._probabilities(np.stack(work.whole.logits))
+        probs = windows.pool(window_probs, options.pool)
         wanted = options.class_name
         shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
-        surest = int(window_probs[:, shown_class].argmax())
-        network_input = done.inputs[surest]
+        chosen = int(window_probs[:, shown_class].argmax())
+        spans = [(options.start + start, options.start + end) for start, end in work.whole.spans]
+        if options.at_seconds is not None:
+            chosen = int(np.abs(np.mean(spans, axis=1) - options.at_seconds).argmin())
+        whole = (
+            clip_spectrogram(work.clip.waveform, self.engine.log_mel) if options.clip_spectrogram else None
+        )
+        return Result(
+            self.config,
+            options,
+            probs,
+            window_probs,
+            spans,
+            work.clip,
+            self._representative(work.whole, chosen, options, timings),
+            self._model,
+            window_embeddings=np.stack(work.whole.embeddings) if work.whole.embeddings else None,
+            precision=self._precision,
+            spectrogram=whole,
+            detections=self._detections(work.short, options) if work.short else [],
+        )
+
+    def _representative(
+        self, part: _Windows, number: int, options: Options, timings: Timings
+    ) -> RepresentativeWindow:
+        """The window of this number, with log-mel and maps if the options ask for any."""
+        start, end = (options.start + seconds for seconds in part.spans[number])
+        names = options.map_outputs(self.config)
+        if not (names or options.spectrogram):
+            return RepresentativeWindow(start, end)
+        network_input = self._log_mel(next(islice(part, number, None)))
         maps: dict[str, FloatArray] = {}
-        if names := options.map_outputs(self.config):
+        if names:
             with _timed(timings.inference_ms):
                 raw = self.engine.run(network_input[None], names)
             maps = {name: array[0] for name, array in raw.items()}
-        log_mel = self.engine.shown_log_mel(network_input) if options.spectrogram else None
-        shown = RepresentativeWindow(*spans[surest], log_mel=log_mel, outputs=maps)
-        embeddings = np.stack(done.embeddings) if done.embeddings else None
-        return Result(self.config, options, probs, window_probs, spans, clip, shown, self._model, embeddings)
+        return RepresentativeWindow(start, end, self.engine.shown_log_mel(network_input), maps)
 
-
-AudioInput = str | Path | bytes | BinaryIO | tuple[FloatArray, int]
-
-
-def to_bytes(audio: AudioInput) -> bytes:
-    """The bytes of a sound file; a waveform becomes a WAV file of float32."""
-    if isinstance(audio, bytes | bytearray | memoryview):
-        return bytes(audio)
-    if isinstance(audio, str | Path):
-        return Path(audio).read_bytes()
-    if isinstance(audio, tuple):
-        waveform, sample_rate = audio
-        file = io.BytesIO()
-        soundfile.write(file, np.asarray(waveform, np.float32), sample_rate, format="WAV", subtype="FLOAT")
-        return file.getvalue()
-    return audio.read()
-
-
-@contextmanager
-def opened(audio: AudioInput) -> Iterator[BinaryIO]:
-    """A file that can seek: a path is opened, not read; a stream that cannot seek is read."""
-    if isinstance(audio, str | Path):
-        with Path(audio).open("rb") as file:
-            yield file
-    elif isinstance(audio, bytes | bytearray | memoryview | tuple) or not audio.seekable():
-        yield io.BytesIO(to_bytes(audio))
-    else:
-        yield audio
-
-
-def hop_of(config: Config, overlap_seconds: float | None) -> int:
-    """Samples from one window to the next when they overlap by so many seconds; None: by half."""
-    window = config.frontend.window_samples
-    if overlap_seconds is None:
-        return window // 2
-    return window - round(overlap_seconds * config.frontend.sample_rate)
+    def _detections(self, short: _Windows, options: Options) -> list[Detection]:
+        return detections.detect(
+            self.config,
+            (
+                (options.start + start, options.start + end, self._probabilities(logits))
+                for (start, end), logits in zip(short.spans, short.logits, strict=True)
+            ),
+            detections.rules_of(options),
+            hop_seconds=detections.hop_of(options, self.config),
+        )
 
 
 def probabilities(logits: FloatArray, config: Config) -> FloatArray:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from audiocnn.errors import ModelFileError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: activation and thresholds
 ACTIVATIONS = ("softmax", "sigmoid")
 
 T = TypeVar("T")
@@ -35,8 +35,13 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "embedding_size": (int, 1, 1_000_000),
     "temperature": (float, 1e-3, 1e3),
     "unknown_threshold": (float, 0.0, 1.0),
+    "on": (float, 0.0, 1.0),
+    "off": (float, 0.0, 1.0),
+    "precision": (float, 0.0, 1.0),
+    "recall": (float, 0.0, 1.0),
+    "false_alarms_per_hour": (float, 0.0, 1e6),
 }
-_MAY_BE_NULL = ("unknown_threshold", "embedding_size")
+_MAY_BE_NULL = ("unknown_threshold", "embedding_size", "precision", "recall", "false_alarms_per_hour")
 _MAX_CLASSES = 100_000
 _MAX_BLOCKS = 100  # in one stage
 
@@ -46,6 +51,7 @@ class AudioLimits:
     """Bounds on one clip, checked on the header and again while decoding."""
 
     max_seconds: float = 600.0
+    max_windows: int = 1500  # 600 s with detections at the default hop: 1,436
     max_channels: int = 8
     min_sample_rate: int = 1_000  # Hz
     max_sample_rate: int = 384_000  # Hz
@@ -112,6 +118,21 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Confidences at which a detection of a class begins and ends, 0 to 1, and what was measured at them."""
+
+    on: float
+    off: float
+    precision: float | None = None  # of detections, 0 to 1; None: not measured
+    recall: float | None = None
+    false_alarms_per_hour: float | None = None  # on recordings without events
+
+    def __post_init__(self) -> None:
+        if self.off > self.on:
+            raise ModelFileError(f"config.json: a threshold's off {self.off:g} is above its on {self.on:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All that a model file says about itself; `to_json` and `from_json` are exact inverses."""
 
@@ -125,6 +146,7 @@ class Config:
     activation: str = "softmax"  # one label a clip; "sigmoid": several, or none
     temperature: float = 1.0  # logits are divided by it before the activation
     unknown_threshold: float | None = None  # below this confidence: "I don't know"; None: never
+    thresholds: dict[str, Threshold] = field(default_factory=dict)  # of detections, by class name
     fingerprint: str = ""  # SHA-256 of the stored front end, see audiocnn.model.frontend
     provenance: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -147,7 +169,7 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """The config that `to_json` wrote.
+        """The config that `to_json` wrote; one of an earlier format gets the current `format_version`.
 
         Raises `ModelFileError` for what is not such a document or comes from a newer version of us.
         """
@@ -169,9 +191,10 @@ class Config:
                 raw["model"]["blocks"] = _read_blocks(raw["model"]["blocks"])
                 raw["model"] = _build(ModelConfig, raw["model"])
             raw["class_names"] = _read_names(raw["class_names"])
+            raw["thresholds"] = _read_thresholds(raw.get("thresholds", {}), raw["class_names"])
             if raw.get("activation", "softmax") not in ACTIVATIONS:
                 raise ModelFileError(f"config.json: activation must be {' or '.join(ACTIVATIONS)}")
-            return _build(cls, raw)
+            return _build(cls, raw | {"format_version": FORMAT_VERSION})
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"config.json lacks or mistypes a value: {error}") from error
 
@@ -213,6 +236,14 @@ def _read_names(raw: object) -> tuple[str, ...]:
             f"config.json: class_names must be 1 to {_MAX_CLASSES:,} different, non-empty texts"
         )
     return names
+
+
+def _read_thresholds(raw: object, class_names: tuple[str, ...]) -> dict[str, Threshold]:
+    if not isinstance(raw, dict) or not all(isinstance(row, dict) for row in raw.values()):
+        raise ModelFileError("config.json: thresholds must be an object of objects")
+    if unknown := sorted(set(raw) - set(class_names)):
+        raise ModelFileError(f"config.json: thresholds has no class of the model: {', '.join(unknown[:5])}")
+    return {name: _build(Threshold, row) for name, row in raw.items()}
 
 
 def feature_map_names(config: ModelConfig | None) -> list[str]:

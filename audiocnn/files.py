@@ -32,3 +32,10 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Sync a complete file, then move it to `target`: after a power cut `target` is whole or the old one."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)

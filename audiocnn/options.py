@@ -10,20 +10,51 @@ from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import BadOptionError
 
 _FLAG: dict[str, Any] = {"type": "boolean", "default": False}
+_PART = "classify this part of the file, seconds"
 # Every option, once: its name, JSON type, default and help. The parser, the headers, the clients and OpenAPI
 # read this table.
 OPTIONS: dict[str, dict[str, Any]] = {
     "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
     "min_confidence": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     "classes": {"type": "string", "description": "report only these, comma-separated", "example": "dog,cat"},
+    "exclude": {"type": "string", "description": "do not report these", "example": "wind"},
     "feature_maps": {"type": "string", "enum": ["none", "json", "png"], "default": "none"},
     "layers": {"type": "string", "description": "which feature maps (all)", "example": "conv1,layer4"},
     "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
     "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
-    "spectrogram": _FLAG | {"description": "the log-mel spectrogram that the network saw"},
+    "spectrogram": {
+        "enum": [False, True, "png"],
+        "default": False,
+        "description": "the log-mel spectrogram that the network saw, as numbers or as a PNG",
+    },
+    "clip_spectrogram": _FLAG | {"description": "the mel spectrogram of the whole clip in dB"},
     "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
     "embedding": _FLAG | {"description": "the feature vector of the sound, for search and clustering"},
-    "windows": _FLAG | {"description": "the answer of every 5 s window"},
+    "windows": _FLAG | {"description": "the answer of every window"},
+    "windows_top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1},
+    "at_seconds": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1e6,
+        "description": "maps, evidence and spectrogram of the window nearest to this time (the surest one)",
+    },
+    "detections": _FLAG | {"description": "events with class, start, end and confidence"},
+    "hop_seconds": {
+        "type": "number",
+        "minimum": 0.5,
+        "maximum": 5,
+        "description": "from one window to the next (half a window; 0.5 for detections, 1 at most)",
+    },
+    "min_duration": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 3600,
+        "default": 0,
+        "description": "seconds of the shortest detection",
+    },
+    "pool": {"type": "string", "enum": ["mean", "max"], "default": "mean", "description": "of the windows"},
+    "start": {"type": "number", "minimum": 0, "maximum": 1e6, "default": 0, "description": _PART},
+    "end": {"type": "number", "minimum": 0, "maximum": 1e6, "description": _PART},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
 }
 OPTION_NAMES = tuple(OPTIONS)
@@ -37,16 +68,30 @@ class Options:
     top_k: int = 5
     min_confidence: float = 0.0
     classes: tuple[str, ...] = ()  # an allow-list; empty: all
+    exclude: tuple[str, ...] = ()  # a deny-list
     feature_maps: str = "none"  # none, json or png
     layers: tuple[str, ...] = ()  # feature maps to send; empty: all
     evidence: bool = False
     class_name: str | None = None  # whose evidence; None: that of the top class
-    spectrogram: bool = False
+    spectrogram: bool | str = False  # True or "png"
+    clip_spectrogram: bool = False
     waveform: bool = False
     embedding: bool = False
     windows: bool = False
+    windows_top_k: int = 1  # classes of every window
+    at_seconds: float | None = None  # which window the pictures are of; None: the surest one
+    detections: bool = False
+    hop_seconds: float | None = None  # from one window to the next; None: half a window
+    min_duration: float = 0.0  # of a detection, seconds
+    pool: str = "mean"  # or max: how the windows of a clip become one answer
+    start: float = 0.0  # seconds: the part of the file to classify
+    end: float | None = None  # None: to its end
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
+
+    def allows(self, name: str) -> bool:
+        """Whether a class is to be reported."""
+        return name not in self.exclude and (not self.classes or name in self.classes)
 
     def layer_names(self, config: Config) -> tuple[str, ...]:
         """Names of the feature maps to send."""
@@ -73,29 +118,35 @@ class Options:
                 raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
             values["class_name" if name == "class" else name] = _parse(name, value, config)
         options = cls(**values, explain=explain)  # type: ignore[arg-type]
-        options.check(config)
+        options._check(config)
         return options
 
-    def check(self, config: Config) -> None:
-        """Raise `BadOptionError` if the model cannot give what is asked for."""
-        wanted = {
-            "feature_maps": self.feature_maps != "none",
-            "evidence": self.evidence or self.explain,
-        }
-        if config.model is None and (missing := [name for name, is_wanted in wanted.items() if is_wanted]):
-            raise BadOptionError(
-                f"The model {config.name} cannot give {' and '.join(missing)}: only networks that were "
-                "trained with `training.train` can."
-            )
+    def _check(self, config: Config) -> None:
+        """Raise `BadOptionError` for values that do not fit together or not the model."""
+        if self.end is not None and self.end <= self.start:
+            raise _bad("end", self.end, f"it must be more than start, {self.start:g}")
+        if not any(map(self.allows, config.class_names)):
+            raise _bad("exclude", ",".join(self.exclude), "no class is left")
+        window = config.frontend.clip_seconds
+        if self.hop_seconds is not None and self.hop_seconds > window:
+            raise _bad("hop_seconds", self.hop_seconds, f"a window has {window:g} s")
+        self._check_outputs(config)
+
+    def _check_outputs(self, config: Config) -> None:
+        """Raise `BadOptionError` for what the network has no output for."""
+        wanted = {"feature_maps": self.feature_maps != "none", "evidence": self.evidence or self.explain}
+        missing = [name for name, is_wanted in wanted.items() if is_wanted and config.model is None]
         if self.embedding and config.num_features is None:
+            missing.append("embedding")
+        if missing:
             raise BadOptionError(
-                f"The model {config.name} cannot give an embedding: its file has no such output."
+                f"The model {config.name} cannot give {' and '.join(missing)}: there is no such output."
             )
 
 
 def _parse(name: str, value: object, config: Config) -> object:
     kind = OPTIONS[name]
-    if name == "classes":
+    if name in ("classes", "exclude"):
         return _names(name, value, config.class_names)
     if name == "layers" and config.model is None:
         raise _bad(name, value, "the model has no feature maps")
@@ -103,10 +154,11 @@ def _parse(name: str, value: object, config: Config) -> object:
         return _names(name, value, feature_map_names(config.model))
     if name == "class":
         return _names(name, [_text(value)], config.class_names)[0]
+    if name == "spectrogram":
+        return "png" if _text(value).lower() == "png" else _flag(name, value, ", false or png")
     if "enum" in kind:
         return _choice(name, value, kind["enum"])
-    parse = {"integer": _positive_int, "number": _fraction, "boolean": _flag}[kind["type"]]
-    return parse(name, value)
+    return {"integer": _positive_int, "number": _number, "boolean": _flag}[kind["type"]](name, value)
 
 
 def _text(value: object) -> str:
@@ -126,23 +178,24 @@ def _positive_int(name: str, value: object) -> int:
     return int(text)
 
 
-def _fraction(name: str, value: object) -> float:
+def _number(name: str, value: object) -> float:
+    low, high = OPTIONS[name]["minimum"], OPTIONS[name]["maximum"]
     try:
         number = float(_text(value))
     except ValueError:
         number = -1.0
-    if not 0.0 <= number <= 1.0:
-        raise _bad(name, value, "it must be a number from 0 to 1")
+    if not low <= number <= high:
+        raise _bad(name, value, f"it must be a number from {low:g} to {high:g}")
     return number
 
 
-def _flag(name: str, value: object) -> bool:
+def _flag(name: str, value: object, others: str = " or false") -> bool:
     text = _text(value).lower()
     if text in ("true", "1", "yes", "on"):
         return True
     if text in ("false", "0", "no", "off"):
         return False
-    raise _bad(name, value, "it must be true or false")
+    raise _bad(name, value, f"it must be true{others}")
 
 
 def _choice(name: str, value: object, choices: Sequence[str]) -> str:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from audiocnn.arrays import FloatArray
 from audiocnn.audio import Clip
 from audiocnn.config import Config
 from audiocnn.model.frontend import map_axes
+from audiocnn.model.spectrogram import ClipSpectrogram
 from audiocnn.options import Options
-
-FloatArray = npt.NDArray[np.float32]
 
 MAX_WAVEFORM_VALUES = 8000
 SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: a clip below it is silent
@@ -32,14 +31,65 @@ class Prediction(NamedTuple):
     confidence: float
 
 
+class Detection(NamedTuple):
+    """An event: a class, from when to when (seconds), and its confidences, 0 to 1."""
+
+    label: str
+    start: float
+    end: float | None  # None: it goes on
+    peak_confidence: float
+    mean_confidence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "class": self.label,
+            "start": round(self.start, 3),
+            "end": None if self.end is None else round(self.end, 3),
+            "peak_confidence": round(self.peak_confidence, 6),
+            "mean_confidence": round(self.mean_confidence, 6),
+        }
+
+
 @dataclass(frozen=True)
 class RepresentativeWindow:
     """The window with the highest confidence for one class; feature maps and evidence are of it."""
 
     start: float  # seconds
     end: float
-    log_mel: FloatArray | None  # (n_mels, num_frames), see `Engine.shown_log_mel`; None: not asked for
-    outputs: dict[str, FloatArray]  # evidence (k, h, w) and feature maps (h, w) that were asked for
+    # (n_mels, num_frames), as the network saw it; None if neither it nor maps were asked for
+    log_mel: FloatArray | None = None  # see `Engine.shown_log_mel`
+    # evidence (k, h, w) and feature maps (h, w) that were asked for
+    outputs: dict[str, FloatArray] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, float]:
+        """`start` and `end` in seconds."""
+        return {"start": round(self.start, 3), "end": round(self.end, 3)}
+
+
+@dataclass(frozen=True)
+class WindowProbs:
+    """One window of a stream."""
+
+    start: float  # seconds
+    end: float
+    probs: FloatArray  # (num_classes,), calibrated, sums to 1
+    outputs: dict[str, FloatArray]  # further outputs of the network that were asked for
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """The end of a file of a stream, after its windows."""
+
+    seconds: float  # decoded
+    peak: float  # absolute, 0 to 1
+    warnings: list[str]
+    error: Exception | None  # what ended the file early: `AudioError`, `OSError` or a fault of this library
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the whole file is digital silence or close to it."""
+        return self.peak < SILENCE_PEAK
 
 
 @dataclass(frozen=True)
@@ -53,13 +103,17 @@ class Result:
 
     config: Config
     options: Options
-    probs: FloatArray  # (num_classes,), sums to 1, or to less if the model has a background class
+    # (num_classes,); sums to 1 with the default options, or to less if the model has a background class
+    probs: FloatArray
     window_probs: FloatArray  # (num_windows, num_classes)
     spans: list[tuple[float, float]]  # start and end of every window, seconds
     clip: Clip
     shown: RepresentativeWindow
     model: dict[str, str]  # name, version, sha256 (12 digits)
+    spectrogram: ClipSpectrogram | None = None  # of the whole clip, if it was asked for
     window_embeddings: FloatArray | None = None  # (num_windows, d); None: the model has none
+    precision: str = "float32"  # of the served file, which predicts; maps and evidence are always float32
+    detections: list[Detection] = field(default_factory=list)  # by start, if asked for
 
     @property
     def is_silent(self) -> bool:
@@ -86,9 +140,10 @@ class Result:
     @property
     def predictions(self) -> list[Prediction]:
         """The classes to report by the options, most confident first."""
-        allowed = self.options.classes or self.config.class_names
         ranked = [Prediction(self.config.class_names[i], float(self.probs[i])) for i in self._order]
-        chosen = [p for p in ranked if p.label in allowed and p.confidence >= self.options.min_confidence]
+        chosen = [
+            p for p in ranked if self.options.allows(p.label) and p.confidence >= self.options.min_confidence
+        ]
         return chosen[: self.options.top_k]
 
     @property
@@ -125,6 +180,10 @@ class Result:
             return answer | {"explanations": _explanations(self)}
         if options.reduce_payload:
             return {"predictions": answer["predictions"]}
+        if options.map_outputs(self.config):
+            answer["precision"] = {"predictions": self.precision, "pictures": "float32"}
+        if options.detections:
+            answer["detections"] = [detection.to_dict() for detection in self.detections]
         if options.windows or len(self.spans) > 1:
             answer["windows"] = _windows(self)
         if options.embedding and (embedding := self.embedding) is not None:
@@ -137,8 +196,15 @@ class Result:
         if options.evidence:
             name = options.class_name or self.config.class_names[int(self.probs.argmax())]
             answer["evidence"] = _evidence(self, name)
-        if options.spectrogram and self.shown.log_mel is not None:
-            answer["input_spectrogram"] = _placed_map(self, self.shown.log_mel)
+        if options.spectrogram:
+            assert self.shown.log_mel is not None
+            draw = _png_map if options.spectrogram == "png" else _json_map
+            log_mel = self.shown.log_mel
+            answer["input_spectrogram"] = draw(log_mel) | _axes(self, log_mel)
+        if options.feature_maps != "none" or options.evidence or options.spectrogram:
+            answer["representative_window"] = self.shown.to_dict()
+        if self.spectrogram is not None:
+            answer["clip_spectrogram"] = _clip_map(self, self.spectrogram)
         if options.waveform:
             answer["waveform"] = {
                 "values": _thin(self.clip.waveform),
@@ -149,17 +215,15 @@ class Result:
 
 
 def _windows(result: Result) -> list[dict[str, Any]]:
-    rows = []
+    """Span and top class of every window; with `windows_top_k` above 1 its `predictions` too."""
+    rows, count = [], result.options.windows_top_k
     for (start, end), probs in zip(result.spans, result.window_probs, strict=True):
-        top = int(probs.argmax())
-        rows.append(
-            {
-                "start": round(start, 3),
-                "end": round(end, 3),
-                "class": result.config.class_names[top],
-                "confidence": round(float(probs[top]), 6),
-            }
-        )
+        order = np.argsort(-probs, kind="stable")[:count]
+        ranked = [
+            {"class": result.config.class_names[n], "confidence": round(float(probs[n]), 6)} for n in order
+        ]
+        row: dict[str, Any] = {"start": round(start, 3), "end": round(end, 3), **ranked[0]}
+        rows.append(row | {"predictions": ranked} if count > 1 else row)
     return rows
 
 
@@ -175,14 +239,22 @@ def _explanations(result: Result) -> list[dict[str, Any]]:
 def _evidence(result: Result, name: str) -> dict[str, Any]:
     """What every cell of the window adds to the class's score: their mean and a constant are its logit."""
     values = result.shown.outputs["evidence"][result.config.class_names.index(name)]
-    window = {"start": round(result.shown.start, 3), "end": round(result.shown.end, 3)}
-    return {"class": name, **window, **_placed_map(result, values)}
+    return {"class": name, **result.shown.to_dict(), **_json_map(values), **_axes(result, values)}
 
 
-def _placed_map(result: Result, values: FloatArray) -> dict[str, Any]:
-    """A map with the Hz of its rows and the seconds of its columns; past `end` a short clip repeats."""
+def _axes(result: Result, values: FloatArray) -> dict[str, Any]:
+    """The Hz of a map's rows and the seconds of its columns; past `end` a short clip repeats."""
     hz, seconds = map_axes(values.shape, result.config.frontend)
-    return _json_map(values) | {"hz": hz, "seconds": [round(result.shown.start + s, 4) for s in seconds]}
+    return {"hz": hz, "seconds": [round(result.shown.start + s, 4) for s in seconds]}
+
+
+def _clip_map(result: Result, spectrogram: ClipSpectrogram) -> dict[str, Any]:
+    """Values in dB, one decimal, with the Hz of the rows and the seconds of the columns."""
+    values = spectrogram.decibels.astype(np.float64)
+    hz, _ = map_axes((len(values), 1), result.config.frontend)
+    columns = range(values.shape[1])
+    seconds = [round(result.options.start + n * spectrogram.column_seconds, 4) for n in columns]
+    return {"shape": list(values.shape), "values": np.round(values, 1).tolist(), "hz": hz, "seconds": seconds}
 
 
 def _json_map(values: FloatArray) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""What our server survives: `python -m benchmarks.chaos [--quick]`.
+"""Faults under load: `python -m benchmarks.chaos [--quick]`.
 
-Twelve clients of ours ask without a pause, four of them through the gateway, while one thing after another
-goes wrong: see `--list`. Every answer is compared with the known one of its clip. A row for each fault:
+Twelve clients send requests without pauses, four of them through the gateway, while one fault after another
+is injected: see `--list`. Each reply is compared with the expected one of its clip. A row for each fault:
 
-  sent, right    clips, and those with the known class and confidence (within 0.01)
-  retried        right, though not at the first attempt
-  refused        ended with a clear "busy": right for an overflow, whose callers do not ask twice
-  failed         a valid clip without a right answer within 30 s
-  lost           sent, and never heard of
-  orphans        worker processes that TorchServe does not know (any more)
-  recovery       seconds from the fault to the end of the last trouble: a failed attempt, or more than a
-                 second without a right answer
+  sent, right    requests, and those with the expected class and confidence (within 0.01)
+  retried        right, but not at the first attempt
+  refused        ended with "busy": expected for an overflow, whose clients do not retry
+  failed         a valid clip without a correct reply within 30 s
+  lost           sent, without any outcome
+  orphans        worker processes that TorchServe does not list
+  recovery       seconds from the fault to the last failed attempt, or to the end of the last second
+                 without a correct reply
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from audiocnn.classifier import Classifier
@@ -36,21 +35,23 @@ from audiocnn.client.client import Client
 from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve.management_api import Management
 from audiocnn.torchserve.properties import read_properties
-from benchmarks import faults, sounds
-from benchmarks.background_load import Account, Known, Pressure, known_answers
-from benchmarks.faults import FAULTS, Scene
-from benchmarks.server_fixture import Stage, role
+from benchmarks import corpus, faults
+from benchmarks.background_load import BackgroundLoad, ReferenceClip, RequestLog, reference_clips
+from benchmarks.command import CONFIG, add_path, new_parser, status_line
+from benchmarks.faults import FAULTS, FaultContext, describe
+from benchmarks.server_fixture import ServerFixture, role
 
 CLIPS = 24
 _LEAD_SECONDS = 1.5
-_CALM_SECONDS = 3.0
-_PATIENCE_SECONDS = 90.0
+_STABLE_SECONDS = 3.0
+_RECOVERY_SECONDS = 90.0
 _SETTLE_SECONDS = 20.0
+COUNTS = ("sent", "right", "wrong", "retried", "refused", "failed", "lost", "orphans")
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one fault did."""
+class FaultResult:
+    """The effect of one fault."""
 
     fault: str
     sent: int
@@ -64,169 +65,149 @@ class Row:
     recovery_s: float
     seconds: float
     why: dict[str, int]
-    undone: str = ""  # what kept the fault from being over, if anything did
+    undone: str = ""  # why the fault did not end, if it did not
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of requests and orphans by name."""
+        return {name: getattr(self, name) for name in COUNTS}
 
 
-def strike(scene: Scene, name: str) -> Row:
-    """One fault under load, until all is well again."""
-    scene.burst = Account()
+def inject(context: FaultContext, name: str) -> FaultResult:
+    """One fault under load, until the server is stable again."""
+    context.burst = RequestLog()
     began, undone = time.monotonic(), ""
-    with Pressure(scene.clips, scene.stage.inference, scene.stage.gateway) as pressure:
+    with BackgroundLoad(context.clips, context.server.inference, context.server.gateway) as load:
         time.sleep(_LEAD_SECONDS)
-        struck = time.monotonic()
+        injected = time.monotonic()
         try:
-            FAULTS[name](scene)
+            FAULTS[name](context)
         except (RuntimeError, psutil.Error, OSError) as error:
             undone = str(error)
-        pressure.wait_stable(struck, calm_seconds=_CALM_SECONDS, timeout_seconds=_PATIENCE_SECONDS)
-    account = pressure.account
-    recovery = account.last_trouble(struck) - struck
-    account.add(scene.burst)
-    return Row(
+        load.wait_stable(injected, stable_seconds=_STABLE_SECONDS, timeout_seconds=_RECOVERY_SECONDS)
+    log, recovery = load.log, load.log.last_failure(injected) - injected
+    log.add(context.burst)
+    return FaultResult(
         fault=name,
-        sent=account.sent,
-        right=account.count("right"),
-        wrong=account.count("wrong"),
-        retried=account.retried,
-        refused=account.count("refused"),
-        failed=account.count("failed"),
-        lost=account.lost,
-        orphans=orphans(scene.stage),
+        sent=log.sent,
+        retried=log.retried,
+        lost=log.lost,
+        **{outcome: log.count(outcome) for outcome in ("right", "wrong", "refused", "failed")},
+        orphans=orphans(context.server),
         recovery_s=round(recovery, 2),
         seconds=round(time.monotonic() - began, 1),
-        why=dict(account.reasons.most_common(5)),
+        why=dict(log.reasons.most_common(5)),
         undone=undone,
     )
 
 
-def orphans(stage: Stage) -> int:
-    """Worker processes of this stage that its TorchServe does not list, also not after a while."""
-    management = Management(stage.management)
+def orphans(server: ServerFixture) -> int:
+    """Worker processes that TorchServe does not list, after `_SETTLE_SECONDS` at most."""
     deadline = time.monotonic() + _SETTLE_SECONDS
-    try:
-        while (count := _unlisted(stage, management)) and time.monotonic() < deadline:
+    with contextlib.closing(Management(server.management)) as management:
+        while (count := _unlisted(server, management)) and time.monotonic() < deadline:
             time.sleep(0.5)  # a worker is listed when it is ready
-    finally:
-        management.close()
     return count
 
 
-def _unlisted(stage: Stage, management: Management) -> int:
+def _unlisted(server: ServerFixture, management: Management) -> int:
     listed = {pid for version in management.versions() for pid in version.pids}
-    return sum(process.pid not in listed for process in stage.left() if role(process) == "worker")
+    return sum(process.pid not in listed for process in server.remaining() if role(process) == "worker")
 
 
-def clips(store: Path, stage: Stage) -> tuple[list[Known], str]:
-    """Sounds of 5 s with answers that the server and the classifier here agree on."""
-    waveforms, origin = sounds.recordings(CLIPS)
+def clips(store: Path, server: ServerFixture) -> tuple[list[ReferenceClip], str]:
+    """Sounds of 5 s with their expected results."""
+    waveforms, origin = corpus.recordings(CLIPS)
     classifier = Classifier.load(served_model_path(store), threads=1)
-    with Client(stage.inference) as client:
-        return known_answers(classifier, [sounds.encode(w) for w in waveforms], client), origin
+    with Client(server.inference) as client:
+        return reference_clips(classifier, [corpus.encode(w) for w in waveforms], client), origin
 
 
 @contextlib.contextmanager
-def stage_for(names: Sequence[str], config: Path) -> Iterator[Stage]:
-    """The server, its logs on a small disk if one is to be filled up."""
+def running_server(names: Sequence[str], config: Path) -> Iterator[ServerFixture]:
+    """The server; its logs are on a small disk if a fault fills it."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))) / "stage"
-        settings = faults.stage_settings(read_properties(config))
-        stage = Stage(folder, config=config, flags=["--grace", "5"], settings=settings)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))) / "server"
+        settings = faults.server_settings(read_properties(config))
+        server = ServerFixture(folder, config=config, flags=["--grace", "5"], settings=settings)
         if "disk" in names:
-            stack.enter_context(faults.log_disk(stage.logs))
-        yield stack.enter_context(stage)
+            stack.enter_context(faults.log_disk(server.logs))
+        yield stack.enter_context(server)
 
 
-def run(names: Sequence[str], rounds: int, config: Path, console: Console) -> tuple[list[Row], str, int]:
-    """All faults; the rows, where the clips come from, and how many processes were left at the end."""
-    rows = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+def run(
+    names: Sequence[str], rounds: int, config: Path, console: Console
+) -> tuple[list[FaultResult], str, int]:
+    """All faults; the results, the origin of the clips, and the number of processes left at the end."""
+    results = []
+    with status_line(console) as progress:
         task = progress.add_task("starting the server", total=None)
-        with stage_for(names, config) as stage:
-            known, origin = clips(Path(read_properties(config)["model_store"]), stage)
-            scene = Scene(stage, known, Account())
+        with running_server(names, config) as server:
+            known, origin = clips(Path(read_properties(config)["model_store"]), server)
+            context = FaultContext(server, known, RequestLog())
             for name in list(names) * rounds:
-                progress.update(task, description=f"{name}: {(FAULTS[name].__doc__ or '').strip()}")
-                rows.append(strike(scene, name))
-                progress.console.print(_line(rows[-1]), highlight=False)
-            stage.stop()
-            left = len(stage.left())
-    return rows, origin, left
+                progress.update(task, description=f"{name}: {describe(name)}")
+                results.append(inject(context, name))
+                progress.console.print(_line(results[-1]), highlight=False)
+            server.stop()
+            left = len(server.remaining())
+    return results, origin, left
 
 
-def _line(row: Row) -> str:
-    undone = f", NOT OVER: {row.undone}" if row.undone else ""
-    return (
-        f"{row.fault}: {row.right} of {row.sent} right, {row.failed} failed, {row.recovery_s:.1f} s{undone}"
-    )
+def _line(result: FaultResult) -> str:
+    undone = f", NOT OVER: {result.undone}" if result.undone else ""
+    counts = f"{result.right} of {result.sent} right, {result.failed} failed"
+    return f"{result.fault}: {counts}, {result.recovery_s:.1f} s{undone}"
 
 
-def summary(rows: Sequence[Row], left: int) -> dict[str, object]:
-    """The JSON line; `lost`, `failed`, `wrong`, `orphans` and `undone` must be 0."""
-    totals = {
-        name: sum(getattr(row, name) for row in rows)
-        for name in ("sent", "right", "wrong", "retried", "refused", "failed", "lost", "orphans")
-    }
-    refused = sum(row.refused for row in rows if row.fault not in faults.MAY_REFUSE)
-    totals["failed"] += refused  # where nothing overflows, "busy" after 30 s is a failure
-    worst = max(row.recovery_s for row in rows)
-    undone = sum(bool(row.undone) for row in rows)
+def summary(results: Sequence[FaultResult], left: int) -> dict[str, object]:
+    """The JSON line; `lost`, `failed`, `wrong`, `orphans`, `left` and `undone` must be 0."""
+    totals = {name: sum(result.counts[name] for result in results) for name in COUNTS}
+    # "busy" after all retries is a failure, unless the fault fills the queue
+    totals["failed"] += sum(r.refused for r in results if r.fault not in faults.MAY_REFUSE)
+    worst = max(result.recovery_s for result in results)
+    undone = sum(bool(result.undone) for result in results)
     return totals | {"left": left, "undone": undone, "max_recovery_s": worst}
 
 
-def print_table(console: Console, rows: Sequence[Row]) -> None:
-    """A row for each fault."""
-    table = Table(
-        "fault", "sent", "right", "wrong", "retried", "refused", "failed", "lost", "orphans", "recovery s"
-    )
-    for row in rows:
-        numbers = (
-            row.sent,
-            row.right,
-            row.wrong,
-            row.retried,
-            row.refused,
-            row.failed,
-            row.lost,
-            row.orphans,
-        )
-        table.add_row((FAULTS[row.fault].__doc__ or "").strip(), *map(str, numbers), f"{row.recovery_s:.1f}")
+def print_table(console: Console, results: Sequence[FaultResult]) -> None:
+    """Print a row for each fault, then the reasons of failures."""
+    table = Table("fault", *COUNTS, "recovery s")
+    for result in results:
+        numbers = map(str, result.counts.values())
+        table.add_row(describe(result.fault), *numbers, f"{result.recovery_s:.1f}")
     console.print(table)
-    for row in rows:
-        if row.why:
-            console.print(f"{row.fault}: {row.why}", highlight=False)
+    for result in results:
+        if result.why:
+            console.print(f"{result.fault}: {result.why}", highlight=False)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser("chaos", __doc__, "--quick --only worker java")
+    parser.add_argument("--quick", action="store_true", help="each fault once (else three times)")
+    parser.add_argument("--only", nargs="+", choices=list(FAULTS), metavar="FAULT", help="these faults only")
+    parser.add_argument("--list", action="store_true", help="list the faults")
+    add_path(parser, "--config", CONFIG, "configuration of TorchServe")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; 1 if anything was lost, failed, wrong or left behind."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chaos",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="every fault once (else three times)")
-    parser.add_argument("--only", nargs="+", choices=list(FAULTS), metavar="FAULT", help="these faults alone")
-    parser.add_argument("--list", action="store_true", help="name the faults")
-    parser.add_argument("--config", type=Path, default=Path("config.properties"), help="(%(default)s)")
-    args = parser.parse_args(arguments)
+    """Entry point; 1 if anything was lost, failed, wrong or left running."""
+    args = parse_arguments(arguments)
     if args.list:
-        for name, fault in FAULTS.items():
-            print(f"{name:12}{(fault.__doc__ or '').strip()}")
+        print("\n".join(f"{name:12}{describe(name)}" for name in FAULTS))
         return 0
     names = args.only or [name for name in FAULTS if name != "disk" or os.geteuid() == 0]
     console = Console(stderr=True, width=140)
-    if "disk" in FAULTS and "disk" not in names and not args.only:
+    if "disk" not in names and not args.only:
         console.print("disk: left out, only root can mount a small disk for the logs")
     began = time.monotonic()
-    rows, origin, left = run(names, 1 if args.quick else 3, args.config, console)
-    print_table(console, rows)
-    result = summary(rows, left)
-    more = {
-        "clips": origin,
-        "seconds": round(time.monotonic() - began),
-        "rows": [asdict(row) for row in rows],
-    }
-    print(json.dumps({"benchmark": "chaos", **result, **more}))
+    results, origin, left = run(names, 1 if args.quick else 3, args.config, console)
+    print_table(console, results)
+    result = {"benchmark": "chaos", **summary(results, left), "clips": origin}
+    result |= {"seconds": round(time.monotonic() - began), "rows": [asdict(row) for row in results]}
+    print(json.dumps(result))
     return int(any(result[name] for name in ("lost", "failed", "wrong", "orphans", "left", "undone")))
 
 

@@ -1,8 +1,8 @@
-"""How fast the bare network runs: `python -m benchmarks.engine`.
+"""Throughput of the bare network: `python -m benchmarks.engine`.
 
-Engines x batch x threads, in interleaved rounds of processes of their own (a process's thread pools
-cannot be resized), medians, in clips a second; and against the machine's limit: the network's
-arithmetic over that of a large matrix product, float32, with as many threads, in the same rounds.
+Engines x batch x threads, in interleaved rounds of separate processes (the thread pools of a process cannot
+be resized): median clips a second, and their share of the machine's limit, which is the speed of a large
+float32 matrix product with as many threads in the same rounds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
+from benchmarks.command import CHECKPOINT, STORE, add_path, new_parser
 
 MATRIX = 1536  # of the large product: 28 MB of operands, more than a cache keeps
 Key = tuple[str, int, int]  # engine, batch, threads
@@ -44,14 +45,14 @@ def flops_per_clip(folder: Path) -> int:
 
 
 def engines(checkpoint_folder: Path, store: Path) -> dict[str, Path]:
-    """Name -> what `Engine` loads, for the files that there are."""
+    """The existing files for `Engine` by name."""
     names = {"onnx float32": "audiocnn.onnx", "onnx int8": "audiocnn-int8.onnx", "torchscript": "audiocnn.pt"}
     files = {name: store / file for name, file in names.items() if (store / file).is_file()}
     return {"eager": checkpoint_folder} | files
 
 
 def rate(function: Callable[[], object], seconds: float) -> float:
-    """Calls a second of a function, median over calls, after two unmeasured ones."""
+    """Calls a second, median, after two calls of warm-up."""
     times: list[float] = []
     for _ in range(2):
         function()
@@ -66,10 +67,10 @@ def rate(function: Callable[[], object], seconds: float) -> float:
 def matrix_gflops(seconds: float, threads: int, device: str) -> float:
     """GFLOP/s of a large float32 matrix product: the better of PyTorch's and, on a CPU, ONNX Runtime's.
 
-    On one processor the first may be less than half of what the machine can do: Intel's library on AMD's.
+    MKL on AMD reaches less than half of the machine's limit.
     """
     a, b = torch.rand(MATRIX, MATRIX, device=device), torch.rand(MATRIX, MATRIX, device=device)
-    products: list[Callable[[], object]] = [lambda: float((a @ b)[0, 0])]  # which waits for a GPU
+    products: list[Callable[[], object]] = [lambda: float((a @ b)[0, 0])]  # indexing waits for a GPU
     if device == "cpu":
         session = _matrix_session(threads)
         feed = {"a": a.numpy(), "b": b.numpy()}
@@ -120,7 +121,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[Key, list[float]], dict[int,
         command = [sys.executable, "-m", "benchmarks.engine", "--one-round", str(threads)]
         command += ["--seconds", str(args.seconds), "--batches", *map(str, args.batches)]
         command += ["--checkpoint", str(args.checkpoint), "--store", str(args.store), "--device", args.device]
-        # A pool of waiting threads beside the measured one halves its speed.
+        # A second pool of spinning threads halves the speed.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         for name, value in json.loads(done.stdout).items():
@@ -132,25 +133,23 @@ def measure(args: argparse.Namespace) -> tuple[dict[Key, list[float]], dict[int,
     return rates, limits
 
 
-def summarise(
+def rows_of(
     rates: dict[Key, list[float]], limits: dict[int, list[float]], gflop: float
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, fastest first, and the ratios: of each engine's best setting, round by round, median."""
-    rows: list[dict[str, Any]] = []
+) -> list[dict[str, Any]]:
+    """Medians of each measurement, fastest first."""
+    rows = []
     for (engine, batch, threads), values in rates.items():
-        clips = statistics.median(values)
-        share = statistics.median(v * gflop / limit for v, limit in zip(values, limits[threads], strict=True))
-        rows.append(
-            {
-                "engine": engine,
-                "batch": batch,
-                "threads": threads,
-                "clips_per_second": clips,
-                "share_of_limit": share,
-            }
-        )
-    rows.sort(key=lambda row: -row["clips_per_second"])
-    best: dict[str, dict[str, Any]] = {row["engine"]: row for row in reversed(rows)}
+        shares = [value * gflop / limit for value, limit in zip(values, limits[threads], strict=True)]
+        row = {"engine": engine, "batch": batch, "threads": threads}
+        row |= {"clips_per_second": statistics.median(values), "share_of_limit": statistics.median(shares)}
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["clips_per_second"])
+
+
+def summarise(rates: dict[Key, list[float]], limits: dict[int, list[float]], gflop: float) -> dict[str, Any]:
+    """The JSON line. Ratios are medians over rounds, between the best settings of two engines."""
+    rows = rows_of(rates, limits, gflop)
+    best = {row["engine"]: row for row in reversed(rows)}
 
     def ratio(ours: str, theirs: str) -> float | None:
         if ours not in best or theirs not in best:
@@ -158,7 +157,7 @@ def summarise(
         a, b = (rates[(name, best[name]["batch"], best[name]["threads"])] for name in (ours, theirs))
         return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
-    summary = {
+    return {
         "int8_over_fp32": ratio("onnx int8", "onnx float32"),
         "int8_over_eager": ratio("onnx int8", "eager"),
         "onnx_over_eager": ratio("onnx float32", "eager"),
@@ -167,11 +166,10 @@ def summarise(
         "gflops_limit": {str(threads): statistics.median(values) for threads, values in limits.items()},
         "rows": rows,
     }
-    return rows, summary
 
 
 def print_table(rows: list[dict[str, Any]], device: str) -> None:
-    """For people. The limit is that of float32 products: int8 may pass it."""
+    """Print a row for each measurement. int8 may exceed the float32 limit."""
     table = Table("engine", "batch", "threads", "clips/s", "of the float32 limit", title=f"on {device}")
     for row in rows:
         numbers = [f"{row['clips_per_second']:.1f}", f"{row['share_of_limit']:.0%}"]
@@ -179,32 +177,37 @@ def print_table(rows: list[dict[str, Any]], device: str) -> None:
     Console().print(table)
 
 
-def main() -> int:
-    """Entry point; the last line is JSON."""
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/esc50"), help="(%(default)s)")
-    parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
+    parser = new_parser("engine", __doc__, "--batches 1 8 --threads 1")
+    add_path(parser, "--checkpoint", CHECKPOINT, "checkpoint folder")
+    add_path(parser, "--store", STORE, "folder of exported files")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="(1 2 4 8)")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="(1 and all)")
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0; int8 runs on CPUs only (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="batches 1 and 8, 3 rounds of half a second")
     parser.add_argument("--one-round", type=int, metavar="THREADS", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.quick:
         args.batches, args.seconds, args.rounds = [1, 8], 0.5, 3
-    paths = engines(args.checkpoint, args.store)
-    if args.device != "cpu":
-        paths.pop("onnx int8", None)
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the last line is JSON."""
+    args = parse_arguments(arguments)
     if args.one_round:
+        paths = engines(args.checkpoint, args.store)
+        if args.device != "cpu":
+            paths.pop("onnx int8", None)
         result = measure_here(paths, args.batches, args.one_round, args.seconds, args.device)
         print(json.dumps(result))
         return 0
-    rates, limits = measure(args)
-    rows, summary = summarise(rates, limits, flops_per_clip(args.checkpoint) / 1e9)
-    print_table(rows, args.device)
+    summary = summarise(*measure(args), flops_per_clip(args.checkpoint) / 1e9)
+    print_table(summary["rows"], args.device)
     print(json.dumps(summary))
     return 0
 

@@ -1,4 +1,4 @@
-"""What can happen to a server. Every fault returns when it is over or undone, not when all is well again."""
+"""The faults of `benchmarks.chaos`. Each function returns when its fault is over, not when the server is."""
 
 from __future__ import annotations
 
@@ -8,178 +8,179 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import requests
 
 from audiocnn.client.retry import Endpoint, read_reply
-from audiocnn.errors import AudioError, ServerBusyError, ServerError
+from audiocnn.errors import AudioError, ServerError
 from audiocnn.torchserve.management_api import Management
-from audiocnn.torchserve.rollout import copy_as
-from benchmarks.background_load import Account, Asked, Known
+from audiocnn.torchserve.scale import copy_as
+from benchmarks.background_load import ReferenceClip, RequestLog, RequestRecord, failure
 from benchmarks.load import OCTETS
-from benchmarks.server_fixture import ARCHIVE, Stage
+from benchmarks.server_fixture import ARCHIVE, ServerFixture
 
-RESPONSE_SECONDS = 10  # TorchServe's responseTimeout on this stage: a hanging worker is replaced after it
+RESPONSE_SECONDS = 10  # TorchServe's responseTimeout here: it replaces a hanging worker after it
 _BURST = 200
 _FROZEN_SECONDS = 4.0
 _FULL_SECONDS = 6.0
-_BACK_SECONDS = 90.0
+_RECOVERY_SECONDS = 90.0
 _LOG_DISK = "16m"
-_BIG_BYTES = 39_000_000
+_LARGE_BYTES = 39_000_000
+_LARGE_BURST = 64
 
 
 @dataclass
-class Scene:
-    """Where a fault happens. `burst` takes what a fault sends by itself."""
+class FaultContext:
+    """The server and the clips. `burst` logs the requests that a fault sends itself."""
 
-    stage: Stage
-    clips: Sequence[Known]
-    burst: Account
+    server: ServerFixture
+    clips: Sequence[ReferenceClip]
+    burst: RequestLog
 
     def manage(self, *arguments: str) -> None:
-        """`audiocnn manage`; `RuntimeError` with what it printed if it fails."""
-        command = [sys.executable, "-m", "audiocnn", "manage", "--inference", self.stage.inference]
-        command += ["--management", self.stage.management, *arguments]
+        """`audiocnn manage`; raises `RuntimeError` with its output if it fails."""
+        command = [sys.executable, "-m", "audiocnn", "manage", "--inference", self.server.inference]
+        command += ["--management", self.server.management, *arguments]
         run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         if run.returncode:
             raise RuntimeError(f"{' '.join(arguments)}: {run.stdout}{run.stderr}")
 
     def wait_workers(self, count: int, *, without: Sequence[psutil.Process] = ()) -> None:
-        """Until so many workers are ready, none of them among `without`."""
+        """Until `count` workers are ready, none of them in `without`."""
         gone = {process.pid for process in without}
-        deadline = time.monotonic() + _BACK_SECONDS
-        management = Management(self.stage.management)
-        try:
+        deadline = time.monotonic() + _RECOVERY_SECONDS
+        with closing(Management(self.server.management)) as management:
             while time.monotonic() < deadline:
                 version = management.default()
                 if version.ready_workers >= count and not gone & set(version.pids):
                     return
                 time.sleep(0.1)
-        finally:
-            management.close()
-        raise RuntimeError(f"no {count} new workers after {_BACK_SECONDS:.0f} s")
+        raise RuntimeError(f"no {count} new workers after {_RECOVERY_SECONDS:.0f} s")
+
+    def wait_printed(self, line: str, *, since: float) -> None:
+        """Until the supervisor prints this line; raises `RuntimeError` if it does not."""
+        if not self.server.printed(line, since=since, timeout_seconds=_RECOVERY_SECONDS):
+            raise RuntimeError(f"no {line!r} after {_RECOVERY_SECONDS:.0f} s")
 
 
-def kill_worker(scene: Scene) -> None:
+def kill_worker(context: FaultContext) -> None:
     """kill -9 of one worker"""
-    victim = scene.stage.workers()[0]
-    victim.kill()
-    scene.wait_workers(2, without=[victim])
+    _replace(context, context.server.workers()[:1], psutil.Process.kill)
 
 
-def kill_workers(scene: Scene) -> None:
+def kill_workers(context: FaultContext) -> None:
     """kill -9 of all workers at once"""
-    victims = scene.stage.workers()
-    for victim in victims:
-        victim.kill()
-    scene.wait_workers(2, without=victims)
+    _replace(context, context.server.workers(), psutil.Process.kill)
 
 
-def hang_worker(scene: Scene) -> None:
+def hang_worker(context: FaultContext) -> None:
     """a worker hangs in a request, past responseTimeout"""
-    victim = scene.stage.workers()[0]
-    victim.suspend()
-    scene.wait_workers(2, without=[victim])
+    _replace(context, context.server.workers()[:1], psutil.Process.suspend)
 
 
-def hang_workers(scene: Scene) -> None:
+def hang_workers(context: FaultContext) -> None:
     """all workers hang, past responseTimeout"""
-    victims = scene.stage.workers()
-    for victim in victims:
-        victim.suspend()
-    scene.wait_workers(2, without=victims)
+    _replace(context, context.server.workers(), psutil.Process.suspend)
 
 
-def freeze_java(scene: Scene) -> None:
-    """Java stands still for 4 s"""
-    java = scene.stage.processes()["java"]
+def _replace(
+    context: FaultContext, workers: Sequence[psutil.Process], harm: Callable[[psutil.Process], None]
+) -> None:
+    for worker in workers:
+        harm(worker)
+    context.wait_workers(2, without=workers)
+
+
+def freeze_java(context: FaultContext) -> None:
+    """Java suspended for 4 s"""
+    java = context.server.processes()["java"]
     java.suspend()
     time.sleep(_FROZEN_SECONDS)
     java.resume()
 
 
-def overflow(scene: Scene) -> None:
-    """200 more requests at once, by callers who do not ask twice"""
-    _flood(scene, scene.clips, _BURST)
+def overflow(context: FaultContext) -> None:
+    """200 more requests at once, without retries"""
+    _flood(context, context.clips, _BURST)
 
 
-def large_bodies(scene: Scene) -> None:
-    """64 bodies of 39 MB at once, by callers who do not ask twice"""
-    long = Known(scene.clips[0].body + bytes(_BIG_BYTES), scene.clips[0].top, scene.clips[0].confidence)
-    _flood(scene, [long], 64)
+def large_bodies(context: FaultContext) -> None:
+    """64 bodies of 39 MB at once, without retries"""
+    clip = context.clips[0]
+    _flood(context, [replace(clip, body=clip.body + bytes(_LARGE_BYTES))], _LARGE_BURST)
 
 
-def _flood(scene: Scene, clips: Sequence[Known], count: int) -> None:
-    impatient = Endpoint(url=scene.stage.inference).address("predictions")
+def _flood(context: FaultContext, clips: Sequence[ReferenceClip], count: int) -> None:
+    url = Endpoint(url=context.server.inference).address("predictions")
 
-    def once(number: int) -> None:
-        clip, account = clips[number % len(clips)], Account(sent=1)
-        began, why = time.monotonic(), ""
-        try:
-            reply = requests.post(impatient, data=clip.body, headers=OCTETS, timeout=60)
-            right = clip.matches(read_reply(reply.status_code, reply.headers, reply.content))
-            outcome = "right" if right else "wrong"
-        except ServerBusyError as error:
-            outcome, why = "refused", str(error)[:60]
-        except (requests.RequestException, ServerError, AudioError) as error:
-            outcome, why = "failed", f"{type(error).__name__}: {error}"[:200]
-        account.asked.append(Asked(began, time.monotonic(), outcome, 0, why))
-        scene.burst.add(account)
+    def send(number: int) -> None:
+        context.burst.add(_send_once(url, clips[number % len(clips)]))
 
     with ThreadPoolExecutor(count) as pool:
-        list(pool.map(once, range(count)))
+        list(pool.map(send, range(count)))
 
 
-def roll_out(scene: Scene) -> None:
-    """`audiocnn.torchserve.manage rollout` to another version, and `rollback`"""
-    store, archive = scene.stage.store, scene.stage.store.parent / "new.mar"
+def _send_once(url: str, clip: ReferenceClip) -> RequestLog:
+    began, why = time.monotonic(), ""
+    try:
+        reply = requests.post(url, data=clip.body, headers=OCTETS, timeout=60)
+        matches = clip.matches(read_reply(reply.status_code, reply.headers, reply.content))
+        outcome = "right" if matches else "wrong"
+    except (requests.RequestException, ServerError, AudioError) as error:
+        outcome, why = failure(error)
+    return RequestLog(1, [RequestRecord(began, time.monotonic(), outcome, 0, why)])
+
+
+def roll_out(context: FaultContext) -> None:
+    """`audiocnn manage rollout` to another version, and `rollback`"""
+    store, archive = context.server.store, context.server.store.parent / "new.mar"
     copy_as(store / ARCHIVE, archive, "2.0")
-    scene.manage("rollout", str(archive), "--store", str(store))
-    scene.manage("rollback", "--store", str(store))
+    context.manage("rollout", str(archive), "--store", str(store))
+    context.manage("rollback", "--store", str(store))
 
 
-def scale(scene: Scene) -> None:
-    """`audiocnn.torchserve.manage scale` to 1, 4, 1 and 2 workers"""
+def scale(context: FaultContext) -> None:
+    """`audiocnn manage scale` to 1, 4, 1 and 2 workers"""
     for workers in (1, 4, 1, 2):
-        scene.manage("scale", str(workers), "--store", str(scene.stage.store))
+        context.manage("scale", str(workers), "--store", str(context.server.store))
 
 
-def terminate(scene: Scene) -> None:
+def terminate(context: FaultContext) -> None:
     """SIGTERM to the server while it is busy, then started again"""
-    if code := scene.stage.terminate():
+    if code := context.server.terminate():
         raise RuntimeError(f"exit code {code}")
-    if left := scene.stage.left():
-        raise RuntimeError(f"{len(left)} processes were left behind")
-    scene.stage.start()
+    if remaining := context.server.remaining():
+        raise RuntimeError(f"{len(remaining)} processes are still running")
+    context.server.start()
 
 
-def fill_disk(scene: Scene) -> None:
+def fill_disk(context: FaultContext) -> None:
     """the disk with the logs is full for 6 s, and a worker dies meanwhile"""
-    with _no_space(scene.stage):
-        kill_worker(scene)
+    with _no_space(context.server.logs):
+        kill_worker(context)
         time.sleep(_FULL_SECONDS)
-        full = _logged(scene.stage)
+        full = _log_sizes(context.server)
     deadline = time.monotonic() + _FULL_SECONDS
-    while not (grown := {name for name, size in _logged(scene.stage).items() if size > full.get(name, 0)}):
+    while not (grown := {name for name, n in _log_sizes(context.server).items() if n > full.get(name, 0)}):
         if time.monotonic() > deadline:
-            raise RuntimeError("there is space again, and nothing is logged any more")
+            raise RuntimeError("nothing is logged although the disk has space again")
         time.sleep(0.1)
     if not {"access_log.log", "gateway_log.log"} & grown:
-        raise RuntimeError(f"there is space again, and only {grown} is written")
+        raise RuntimeError(f"the disk has space again, but only {grown} is written")
 
 
-def _logged(stage: Stage) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in stage.logs.glob("*.log")}
+def _log_sizes(server: ServerFixture) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in server.logs.glob("*.log")}
 
 
 @contextmanager
-def _no_space(stage: Stage) -> Iterator[None]:
-    """No byte can be added to a log: its file system, mounted for it, is filled up."""
-    filler = stage.logs / "filler"
+def _no_space(folder: Path) -> Iterator[None]:
+    """Within the context the file system of `folder` is full to the last byte."""
+    filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             try:
@@ -195,7 +196,7 @@ def _no_space(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def log_disk(folder: Path) -> Iterator[None]:
-    """A small file system of its own for the logs; raises `PermissionError` for who must not mount one."""
+    """A small tmpfs for the logs; raises `PermissionError` unless run as root."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_LOG_DISK}", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -206,36 +207,32 @@ def log_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S607
 
 
-def kill_java(scene: Scene) -> None:
+def kill_java(context: FaultContext) -> None:
     """kill -9 of Java; the supervisor starts it again"""
-    _kill_and_wait(scene, "java", "TorchServe answers again")
+    _kill(context, "java")
 
 
-def kill_gateway(scene: Scene) -> None:
+def kill_gateway(context: FaultContext) -> None:
     """kill -9 of the gateway; the supervisor starts it again"""
-    _kill_and_wait(scene, "gateway", "the gateway answers again")
+    _kill(context, "gateway")
 
 
-def kill_both(scene: Scene) -> None:
+def kill_both(context: FaultContext) -> None:
     """kill -9 of Java and the gateway at once"""
-    began = time.monotonic()
-    processes = scene.stage.processes()
-    for name in ("gateway", "java"):
+    _kill(context, "gateway", "java")
+
+
+def _kill(context: FaultContext, *names: str) -> None:
+    began, processes = time.monotonic(), context.server.processes()
+    for name in names:
         processes[name].kill()
-    for line in ("TorchServe answers again", "the gateway answers again"):
-        if not scene.stage.printed(line, since=began, timeout_seconds=_BACK_SECONDS):
-            raise RuntimeError(f"not back after {_BACK_SECONDS:.0f} s")
-
-
-def _kill_and_wait(scene: Scene, name: str, line: str) -> None:
-    began = time.monotonic()
-    scene.stage.processes()[name].kill()
-    if not scene.stage.printed(line, since=began, timeout_seconds=_BACK_SECONDS):
-        raise RuntimeError(f"the {name} is not back after {_BACK_SECONDS:.0f} s")
+    for name in names:
+        title = {"java": "TorchServe", "gateway": "the gateway"}[name]
+        context.wait_printed(f"{title} answers again", since=began)
 
 
 MAY_REFUSE = ("overflow", "large")
-FAULTS: dict[str, Callable[[Scene], None]] = {
+FAULTS: dict[str, Callable[[FaultContext], None]] = {
     "worker": kill_worker,
     "workers": kill_workers,
     "hang": hang_worker,
@@ -253,8 +250,13 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
 }
 
 
-def stage_settings(properties: dict[str, str]) -> dict[str, str]:
-    """Two workers, and a time-out that is worth waiting for."""
+def describe(name: str) -> str:
+    """One line about a fault."""
+    return (FAULTS[name].__doc__ or "").strip()
+
+
+def server_settings(properties: dict[str, str]) -> dict[str, str]:
+    """Two workers and a short responseTimeout."""
     models = json.loads(properties["models"])
     for version in models["audiocnn"].values():
         version |= {"minWorkers": 2, "maxWorkers": 2, "responseTimeout": RESPONSE_SECONDS}

@@ -1,9 +1,9 @@
-"""Damaged files and odd requests by the thousand: `python -m benchmarks.fuzz [--quick]`.
+"""Damaged files and odd requests: `python -m benchmarks.fuzz [--quick]`.
 
-20,000 mutants go through the classifier, in processes that may die or hang; 2,000 more go over HTTP to a real
-TorchServe and a gateway in front of it, as raw bodies, JSON and forms, these damaged too. Every 50th is an
-intact clip that must be answered as ever. The same seed makes the same inputs. What crashes, hangs or gets a
-server error is written to a file: `--replay FILE` sends it again.
+20,000 inputs go through the classifier, in processes that may crash or hang; 2,000 more go over HTTP to a
+TorchServe and a gateway, as raw bodies, JSON and forms, some of these damaged too. Every 50th input is an
+undamaged clip and must get its expected result. The same seed makes the same inputs. Inputs that crash, hang
+or get a server error are written to a file: `--replay FILE` sends one again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,195 +25,195 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from audiocnn.model.loading import served_model_path
-from benchmarks.http_fuzz import PARSER_500, Letter, Post, letter
-from benchmarks.mutations import INTACT_EVERY, Mutant, mutant
-from benchmarks.sandbox import Verdict, Victim
-from benchmarks.server_fixture import Stage
+from benchmarks.background_load import TOLERANCE
+from benchmarks.command import CONFIG, STORE, add_path, new_parser
+from benchmarks.fuzz_inputs import INTACT_EVERY, FuzzInput, fuzz_input, intact_inputs
+from benchmarks.http_fuzz import PARSER_500, FuzzRequest, RequestSender, fuzz_request
+from benchmarks.sandbox import FuzzResult, Sandbox
+from benchmarks.server_fixture import ServerFixture
 
 BATCH = 8
-BAD = ("crash", "hang", "exception", "server error")
-TOLERANCE = 0.01
+BAD_OUTCOMES = ("crash", "hang", "exception", "server error")
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
-class Book:
-    """Verdicts, counted; what is bad is kept."""
+class FuzzSummary:
+    """The number of results by outcome, and the bad ones."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
-        self.bad: list[Verdict] = []
-        self.slowest_ms = 0.0
+        self.bad: list[FuzzResult] = []
+        self.slowest_ms = self.peak_mb = 0.0
         self.intact = self.wrong = 0
-        self._known: dict[str, Verdict] = {}
+        self._expected: dict[str, FuzzResult] = {}
 
-    def learn(self, key: str, verdict: Verdict) -> None:
-        """The answer to an intact clip, from a process that has seen nothing else."""
-        self._known[key] = verdict
+    def expect(self, key: str, result: FuzzResult) -> None:
+        """The result for an undamaged clip, from a process that has seen no other input."""
+        self._expected[key] = result
 
-    def add(self, verdict: Verdict, key: str) -> None:
-        """One verdict; `key` names the clip if it was an intact one."""
-        self.outcomes[verdict.outcome] += 1
-        self.slowest_ms = max(self.slowest_ms, verdict.ms)
-        if verdict.outcome in BAD:
-            self.bad.append(verdict)
+    def add(self, result: FuzzResult, key: str) -> None:
+        """Count a result; `key` identifies an undamaged clip."""
+        self.outcomes[result.outcome] += 1
+        self.slowest_ms = max(self.slowest_ms, result.ms)
+        if result.outcome in BAD_OUTCOMES:
+            self.bad.append(result)
         if key:
-            known = self._known[key]
-            same = verdict.outcome == known.outcome == "answered" and verdict.top == known.top
+            expected = self._expected[key]
+            same = result.outcome == expected.outcome == "answered" and result.top == expected.top
             self.intact += 1
-            self.wrong += not (same and abs(verdict.confidence - known.confidence) <= TOLERANCE)
+            self.wrong += not (same and abs(result.confidence - expected.confidence) <= TOLERANCE)
 
 
-def intact_ones(seed: int, numbers: Sequence[int]) -> dict[str, Mutant]:
-    """The intact clips among the inputs, each once, by key."""
-    found = (mutant(seed, number) for number in numbers if number % INTACT_EVERY == 0)
-    return {one.intact: one for one in found if one.intact}
-
-
-def fuzz_classifier(
-    book: Book, model: Path, seed: int, count: int, folder: Path, progress: Progress
-) -> float:
-    """The first part; returns the most memory in MB that a process took."""
-    cores = len(os.sched_getaffinity(0))
+def fuzz_classifier(model: Path, seed: int, count: int, folder: Path, progress: Progress) -> FuzzSummary:
+    """Inputs 0 to `count` through one sandbox for each core."""
+    summary, cores = FuzzSummary(), len(os.sched_getaffinity(0))
     task = progress.add_task("classifier", total=count)
     with ThreadPoolExecutor(cores) as pool:
-        victims = list(pool.map(lambda n: Victim(model, seed, folder / f"decoders-{n}.log"), range(cores)))
-        for key, one in intact_ones(seed, range(count)).items():
-            (verdict,) = victims[0].judge([one])
-            book.learn(key, verdict)
+        sandboxes = list(pool.map(lambda n: Sandbox(model, seed, folder / f"decoders-{n}.log"), range(cores)))
+        for key, one in intact_inputs(seed, range(count)).items():
+            (result,) = sandboxes[0].run([one])
+            summary.expect(key, result)
 
-        def work(index: int) -> list[Verdict]:
-            verdicts = []
+        def run_share(index: int) -> list[FuzzResult]:
+            results = []
             for first in range(index * BATCH, count, cores * BATCH):
                 order = range(first, min(first + BATCH, count))
-                verdicts += victims[index].judge(order)
+                results += sandboxes[index].run(order)
                 progress.advance(task, len(order))
-            return verdicts
+            return results
 
-        for verdicts in pool.map(work, range(cores)):
-            for verdict in verdicts:
-                key = mutant(seed, verdict.number).intact if verdict.number % INTACT_EVERY == 0 else ""
-                book.add(verdict, key)
-        for victim in victims:
-            victim.close()
-    return max(victim.peak_mb for victim in victims)
+        for result in [result for results in pool.map(run_share, range(cores)) for result in results]:
+            is_intact = result.number % INTACT_EVERY == 0
+            summary.add(result, fuzz_input(seed, result.number).intact if is_intact else "")
+    for sandbox in sandboxes:
+        sandbox.close()
+    summary.peak_mb = max(sandbox.peak_mb for sandbox in sandboxes)
+    return summary
 
 
 def fuzz_http(
-    book: Book, stage: Stage, seed: int, numbers: Sequence[int], progress: Progress
-) -> tuple[float, bool]:
-    """The second part; the most memory in MB that a worker took, and whether all processes lived."""
-    before, peak = stage.processes(), 0.0
-    post = Post(stage.inference, stage.gateway)
-    for key, clip in intact_ones(seed, numbers).items():
-        book.learn(key, post.send(Letter.plain(clip)))
+    server: ServerFixture, seed: int, numbers: Sequence[int], progress: Progress
+) -> tuple[FuzzSummary, bool]:
+    """Requests to a server; also whether all its processes survived."""
+    summary, before = FuzzSummary(), _pids(server)
+    sender = RequestSender(server.inference, server.gateway)
+    for key, one in intact_inputs(seed, numbers).items():
+        summary.expect(key, sender.send(FuzzRequest.raw(one)))
     task = progress.add_task("over HTTP", total=len(numbers))
     with ThreadPoolExecutor(BATCH) as pool:
         for start in range(0, len(numbers), 8 * BATCH):
-            part = [letter(seed, number) for number in numbers[start : start + 8 * BATCH]]
-            for one, verdict in zip(part, pool.map(post.send, part), strict=True):
-                book.add(verdict, one.intact)
+            part = [fuzz_request(seed, number) for number in numbers[start : start + 8 * BATCH]]
+            for request, result in zip(part, pool.map(sender.send, part), strict=True):
+                summary.add(result, request.intact)
             progress.advance(task, len(part))
-            peak = max([peak, *(worker.memory_info().rss / 1e6 for worker in stage.workers())])
-    after = stage.processes()
-    alive = {name: process.pid for name, process in before.items()}
-    return peak, alive == {name: process.pid for name, process in after.items()}
+            memory = [worker.memory_info().rss / 1e6 for worker in server.workers()]
+            summary.peak_mb = max([summary.peak_mb, *memory])
+    return summary, before == _pids(server)
 
 
-def save(verdict: Verdict, folder: Path, content: Mutant | Letter) -> Path:
-    """What was bad, for `--replay`."""
+def _pids(server: ServerFixture) -> dict[str, int]:
+    return {name: process.pid for name, process in server.processes().items()}
+
+
+def save(result: FuzzResult, folder: Path, content: FuzzInput | FuzzRequest) -> Path:
+    """Write a bad input for `--replay`."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{verdict.outcome.replace(' ', '-')}-{verdict.number}.json"
-    path.write_text(json.dumps(content.to_json() | {"why": verdict.why}), encoding="utf-8")
+    path = folder / f"{result.outcome.replace(' ', '-')}-{result.number}.json"
+    path.write_text(json.dumps(content.to_json() | {"why": result.why}), encoding="utf-8")
     return path
 
 
 def replay(path: Path, model: Path, config: Path, console: Console) -> int:
-    """Send one saved input again."""
+    """Send one saved input again; 1 if its outcome is bad."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         if "target" in content:
-            with Stage(Path(folder) / "stage", config=config) as stage:
-                verdict = Post(stage.inference, stage.gateway).send(Letter.from_json(content))
+            with ServerFixture(Path(folder) / "server", config=config) as server:
+                sender = RequestSender(server.inference, server.gateway)
+                result = sender.send(FuzzRequest.from_json(content))
         else:
-            victim = Victim(model, 0, Path(folder) / "decoders.log")
-            (verdict,) = victim.judge([Mutant.from_json(content)])
-            victim.close()
-    console.print(verdict)
-    return int(verdict.outcome in BAD)
+            sandbox = Sandbox(model, 0, Path(folder) / "decoders.log")
+            (result,) = sandbox.run([FuzzInput.from_json(content)])
+            sandbox.close()
+    console.print(result)
+    return int(result.outcome in BAD_OUTCOMES)
 
 
-def print_table(console: Console, books: dict[str, Book]) -> None:
-    """A row for each outcome."""
-    table = Table("outcome", *books)
-    names: Iterator[str] = iter(sorted({name for book in books.values() for name in book.outcomes}))
-    for name in names:
-        table.add_row(name, *(str(book.outcomes[name]) for book in books.values()))
+def print_table(console: Console, parts: dict[str, FuzzSummary]) -> None:
+    """Print a row for each outcome."""
+    table = Table("outcome", *parts)
+    for name in sorted({name for part in parts.values() for name in part.outcomes}):
+        table.add_row(name, *(str(part.outcomes[name]) for part in parts.values()))
     console.print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; 1 if anything crashed, hung, got a server error, or an intact clip another answer."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.split("\n\n")[0])
+def save_all(parts: dict[str, FuzzSummary], seed: int, folder: Path, console: Console) -> None:
+    """Write the first 20 bad inputs of each part."""
+    for name, part in parts.items():
+        for result in part.bad[:20]:
+            make: Callable[[int, int], FuzzInput | FuzzRequest]
+            make = fuzz_input if name == "classifier" else fuzz_request
+            path = save(result, folder, make(seed, result.number))
+            console.print(f"{result.outcome} ({result.why}): --replay {path}", highlight=False)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser("fuzz", __doc__, "--quick --seed 1")
     parser.add_argument(
         "--quick", action="store_true", help="20,000 inputs and 2,000 over HTTP (else ten times)"
     )
-    parser.add_argument("--inputs", type=int, help="through the classifier")
-    parser.add_argument("--http", type=int, help="over HTTP")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="send what was saved again")
-    parser.add_argument("--save", type=Path, default=Path("fuzz-findings"), help="folder (%(default)s)")
-    parser.add_argument("--store", type=Path, default=Path("model_store"), help="(%(default)s)")
-    parser.add_argument("--config", type=Path, default=Path("config.properties"), help="(%(default)s)")
+    parser.add_argument("--inputs", type=int, help="number through the classifier")
+    parser.add_argument("--http", type=int, help="number over HTTP")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (%(default)s)")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="send a saved input again")
+    add_path(parser, "--save", Path("fuzz-findings"), "folder for bad inputs")
+    add_path(parser, "--store", STORE, "folder of exported files")
+    add_path(parser, "--config", CONFIG, "configuration of TorchServe")
     args = parser.parse_args(arguments)
+    scale = 1 if args.quick else 10
+    args.inputs = 20_000 * scale if args.inputs is None else args.inputs
+    args.http = 2_000 * scale if args.http is None else args.http
+    return args
+
+
+def run(args: argparse.Namespace, model: Path, console: Console) -> tuple[dict[str, FuzzSummary], bool]:
+    """Both parts, and whether all processes of the server survived."""
+    parts, survived = {"classifier": FuzzSummary(), "HTTP": FuzzSummary()}, True
+    numbers = range(args.inputs, args.inputs + args.http)  # no input of the first part again
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
+        Progress(*_COLUMNS, console=console) as progress,
+    ):
+        folder = Path(name)
+        if args.inputs:
+            parts["classifier"] = fuzz_classifier(model, args.seed, args.inputs, folder, progress)
+        if args.http:
+            with ServerFixture(folder / "server", config=args.config) as server:
+                parts["HTTP"], survived = fuzz_http(server, args.seed, numbers, progress)
+    return parts, survived
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 1 if anything crashed, hung, got a server error, or an undamaged clip a wrong result."""
+    args = parse_arguments(arguments)
     console, model = Console(stderr=True), served_model_path(args.store)
     if args.replay:
         return replay(args.replay, model, args.config, console)
-    scale = 1 if args.quick else 10
-    inputs = 20_000 * scale if args.inputs is None else args.inputs
-    over_http = 2_000 * scale if args.http is None else args.http
-    return run(args, model, inputs, over_http, console)
-
-
-def run(args: argparse.Namespace, model: Path, inputs: int, over_http: int, console: Console) -> int:
-    """Both parts, the table and the JSON line."""
-    began, books, peak, worker_peak, lived = (
-        time.monotonic(),
-        {"classifier": Book(), "HTTP": Book()},
-        0.0,
-        0.0,
-        True,
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    numbers = range(inputs, inputs + over_http)  # other inputs than those of the first part
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
-        Progress(*columns, console=console) as progress,
-    ):
-        if inputs:
-            peak = fuzz_classifier(books["classifier"], model, args.seed, inputs, Path(name), progress)
-        if over_http:
-            with Stage(Path(name) / "stage", config=args.config) as stage:
-                worker_peak, lived = fuzz_http(books["HTTP"], stage, args.seed, numbers, progress)
-    print_table(console, books)
-    for part, book in books.items():
-        for verdict in book.bad[:20]:
-            make: Callable[[int, int], Mutant | Letter] = mutant if part == "classifier" else letter
-            path = save(verdict, args.save, make(args.seed, verdict.number))
-            console.print(f"{verdict.outcome} ({verdict.why}): --replay {path}", highlight=False)
-    if not lived:
+    began = time.monotonic()
+    parts, survived = run(args, model, console)
+    print_table(console, parts)
+    save_all(parts, args.seed, args.save, console)
+    if not survived:
         console.print("a process of the server died over HTTP: see its log")
-    result = summary(books, max(peak, worker_peak), lived)
-    print(
-        json.dumps(
-            {"benchmark": "fuzz", "seed": args.seed, **result, "seconds": round(time.monotonic() - began)}
-        )
-    )
-    failures = ("crashes", "hangs", "server_errors", "wrong", "died")
-    return int(any(result[name] for name in failures))
+    result = {"benchmark": "fuzz", "seed": args.seed, **summarise(parts, survived)}
+    print(json.dumps(result | {"seconds": round(time.monotonic() - began)}))
+    return int(any(result[name] for name in ("crashes", "hangs", "server_errors", "wrong", "died")))
 
 
-def summary(books: dict[str, Book], peak_mb: float, lived: bool) -> dict[str, Any]:
+def summarise(parts: dict[str, FuzzSummary], survived: bool) -> dict[str, Any]:
     """The JSON line, of both parts together."""
-    total: Counter[str] = sum((book.outcomes for book in books.values()), Counter())
+    total: Counter[str] = sum((part.outcomes for part in parts.values()), Counter())
     return {
         "inputs": total.total(),
         "answered": total["answered"],
@@ -221,13 +221,13 @@ def summary(books: dict[str, Book], peak_mb: float, lived: bool) -> dict[str, An
         "crashes": total["crash"],
         "server_errors": total["exception"] + total["server error"],
         "hangs": total["hang"],
-        "died": int(not lived),
+        "died": int(not survived),
         "parser_500": total[PARSER_500],
-        "intact": sum(book.intact for book in books.values()),
-        "wrong": sum(book.wrong for book in books.values()),
-        "peak_mb": round(peak_mb),
-        "slowest_ms": round(max(book.slowest_ms for book in books.values())),
-        "outcomes": {part: dict(book.outcomes.most_common()) for part, book in books.items()},
+        "intact": sum(part.intact for part in parts.values()),
+        "wrong": sum(part.wrong for part in parts.values()),
+        "peak_mb": round(max(part.peak_mb for part in parts.values())),
+        "slowest_ms": round(max(part.slowest_ms for part in parts.values())),
+        "outcomes": {name: dict(part.outcomes.most_common()) for name, part in parts.items()},
     }
 
 

@@ -1,5 +1,7 @@
-"""Mutants in HTTP requests: raw bodies, JSON and forms, to TorchServe and to the gateway; the requests
-themselves are damaged now and then, too."""
+"""Fuzz inputs as HTTP requests: raw bodies, JSON and forms, to TorchServe and to the gateway.
+
+Some of the JSON texts, forms and content types are damaged too.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,26 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from audiocnn.options import OPTION_NAMES
-from benchmarks.mutations import Mutant, Rng, mutant
-from benchmarks.sandbox import Verdict
+from benchmarks.fuzz_inputs import FuzzInput, fuzz_input
+from benchmarks.load import JSON, OCTETS, as_headers
+from benchmarks.mutations import Rng, choice
+from benchmarks.sandbox import FuzzResult, first_prediction
 
-# What TorchServe 0.12 itself says, in Java and before any code of ours, to a form that it cannot parse.
+# TorchServe 0.12 itself (Java, before any code of ours) answers 500 to a form that it cannot parse.
 PARSER_500 = "TorchServe's form parser, 500"
 GATEWAY_SHARE = 0.25
-_TRIES = 5
+_ATTEMPTS = 5
 _BROKEN = "the connection broke"
-_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 _BOUNDARY = "boundary-of-a-form"
-_DAMAGED = 0.15  # of the forms and JSON texts
-_JSON_TYPE = {"Content-Type": "application/json"}
-_FORM_TYPE = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
-_OCTETS = {"Content-Type": "application/octet-stream"}
+_DAMAGED_SHARE = 0.15  # of the forms and JSON texts
+_EXPLANATION_SHARE = 0.1
+_FORM = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+_ODD_TYPES = ["", "audio/wav", "text/plain", "application/json", "x"]
 
 
 @dataclass(frozen=True)
-class Letter:
+class FuzzRequest:
     """One HTTP request. `target` is `torchserve` or `gateway`."""
 
     number: int
@@ -43,9 +47,9 @@ class Letter:
     intact: str = ""
 
     @classmethod
-    def plain(cls, one: Mutant) -> Self:
-        """A clip as it is, to TorchServe."""
-        return cls(one.number, "torchserve", "/predictions/audiocnn", _OCTETS, one.body, one.how, one.intact)
+    def raw(cls, one: FuzzInput) -> Self:
+        """The file as the body of a request to TorchServe."""
+        return cls(one.number, "torchserve", "/predictions/audiocnn", OCTETS, one.body, one.how, one.intact)
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
@@ -53,73 +57,66 @@ class Letter:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """From a file; what else is in it is ignored."""
+        """From a file; other keys are ignored."""
         names = ("number", "target", "path", "headers", "how", "intact")
         return cls(**{name: content[name] for name in names}, body=base64.b64decode(content["body"]))
 
 
-def letter(seed: int, number: int) -> Letter:
-    """The request of this number, with the mutant of this number in it."""
-    one, rng = mutant(seed, number), np.random.default_rng([seed, number, 1])
+def fuzz_request(seed: int, number: int) -> FuzzRequest:
+    """The request with this number, from the input with this number."""
+    one, rng = fuzz_input(seed, number), np.random.default_rng([seed, number, 1])
     target = "gateway" if rng.random() < GATEWAY_SHARE else "torchserve"
-    ways = ["raw", "raw", "form", "json"] if target == "torchserve" else ["form", "form", "json"]
+    kinds = ["raw", "raw", "form", "json"] if target == "torchserve" else ["form", "form", "json"]
     if one.intact and target == "gateway":
-        ways = ["form"]  # /inference asks for maps, and is answered in float32
-    way = ways[int(rng.integers(len(ways)))]
-    path = {"torchserve": "/predictions/audiocnn", "gateway": "/inference" if way == "json" else "/predict"}[
-        target
-    ]
-    if target == "torchserve" and not one.intact and rng.random() < 0.1:
-        path = "/explanations/audiocnn"
-    damage = not one.intact and rng.random() < _DAMAGED
-    field = "file" if target == "gateway" else "data"
-    if way == "raw":
-        headers, body = _OCTETS | _as_headers(one.options), one.body
-        if damage:
-            headers |= {
-                "Content-Type": str(rng.choice(["", "audio/wav", "text/plain", "application/json", "x"]))
-            }
-    elif way == "json":
-        headers, body = dict(_JSON_TYPE), _as_json(one, rng, damage=damage)
-    else:
-        headers, body = dict(_FORM_TYPE), _as_form(one, field, rng, damage=damage)
-    how = f"{target} {way}{', damaged' if damage else ''}; {one.how}"
-    return Letter(number, target, path, headers, body, how, one.intact)
+        kinds = ["form"]  # /inference returns maps, and so float32 results
+    kind = choice(kinds, rng)
+    path = _path(target, kind, one, rng)
+    damage = not one.intact and rng.random() < _DAMAGED_SHARE
+    headers, body = _content(kind, one, "file" if target == "gateway" else "data", rng, damage=damage)
+    how = f"{target} {kind}{', damaged' if damage else ''}; {one.how}"
+    return FuzzRequest(number, target, path, headers, body, how, one.intact)
 
 
-def _as_headers(options: dict[str, Any]) -> dict[str, str]:
+def _path(target: str, kind: str, one: FuzzInput, rng: Rng) -> str:
+    if target == "gateway":
+        return "/inference" if kind == "json" else "/predict"
+    is_explanation = not one.intact and rng.random() < _EXPLANATION_SHARE
+    return "/explanations/audiocnn" if is_explanation else "/predictions/audiocnn"
+
+
+def _content(
+    kind: str, one: FuzzInput, field: str, rng: Rng, *, damage: bool
+) -> tuple[dict[str, str], bytes]:
+    if kind == "json":
+        return JSON, _json_body(one, rng, damage=damage)
+    if kind == "form":
+        return _FORM, _form_body(one, field, rng, damage=damage)
+    headers = OCTETS | _option_headers(one.options)
+    return headers | ({"Content-Type": str(rng.choice(_ODD_TYPES))} if damage else {}), one.body
+
+
+def _option_headers(options: dict[str, Any]) -> dict[str, str]:
     texts = {
-        name: str(value).encode("latin-1", "replace").decode("latin-1") for name, value in options.items()
-    }
-    return {
-        "X-" + name.replace("_", "-").title(): text.replace("\n", " ").replace("\r", " ")
-        for name, text in texts.items()
+        name: str(value).encode("latin-1", "replace").decode("latin-1")
+        for name, value in options.items()
         if name in OPTION_NAMES
     }
+    return as_headers({name: text.replace("\n", " ").replace("\r", " ") for name, text in texts.items()})
 
 
-def _as_json(one: Mutant, rng: Rng, *, damage: bool) -> bytes:
+def _json_body(one: FuzzInput, rng: Rng, *, damage: bool) -> bytes:
     content = {"audio_data": base64.b64encode(one.body).decode()} | {
         name: value.decode("latin-1") if isinstance(value, bytes | bytearray) else value
         for name, value in one.options.items()
     }
     text = json.dumps(content).encode()
-    if not damage:
-        return text
-    pieces: tuple[bytes, ...] = (
-        b"[" * 3000,
-        b"null",
-        b'"' + text[:99] + b'"',
-        text[: len(text) // 2],
-        b"\xff\xfe" + text,
-        b"{}",
-        b"",
-    )
-    pieces += (text[:14] + b"@#" + text[16:], b'{"audio_data": 7}', b'{"audio_data": {"a": 1}}', text + text)
-    return pieces[int(rng.integers(len(pieces)))]
+    damaged = [b"[" * 3000, b"null", b'"' + text[:99] + b'"', text[: len(text) // 2], b"\xff\xfe" + text]
+    damaged += [b"{}", b"", text[:14] + b"@#" + text[16:], b'{"audio_data": 7}']
+    damaged += [b'{"audio_data": {"a": 1}}', text + text]
+    return choice(damaged, rng) if damage else text
 
 
-def _as_form(one: Mutant, field: str, rng: Rng, *, damage: bool) -> bytes:
+def _form_body(one: FuzzInput, field: str, rng: Rng, *, damage: bool) -> bytes:
     body = b""
     for name, value in one.options.items():
         text = value if isinstance(value, bytes | bytearray) else str(value).encode("utf-8", "replace")
@@ -127,21 +124,17 @@ def _as_form(one: Mutant, field: str, rng: Rng, *, damage: bool) -> bytes:
     body += _part(field, one.body, "clip.wav") + f"--{_BOUNDARY}--\r\n".encode()
     if not damage:
         return body
-    pieces: tuple[bytes, ...] = (
+    damaged = [
         body[: len(body) // 2],
         body[30:],
         body + body,
         body.replace(b"\r\n", b"\n"),
         b"--" + body,
         b"",
-    )
-    pieces += (body.replace(b"form-data", b"form-dat"), body.replace(b'name="', b'nam="'), body[:-6])
-    pieces += (
-        _part("data" * 500, one.body, "a") + body,
-        _part(field, one.body) + body,
-        body.replace(b'"', b"", 1),
-    )
-    return pieces[int(rng.integers(len(pieces)))]
+    ]
+    damaged += [body.replace(b"form-data", b"form-dat"), body.replace(b'name="', b'nam="'), body[:-6]]
+    damaged += [_part("data" * 500, one.body, "a") + body, _part(field, one.body) + body]
+    return choice([*damaged, body.replace(b'"', b"", 1)], rng)
 
 
 def _part(name: str, content: bytes, filename: str = "") -> bytes:
@@ -150,41 +143,42 @@ def _part(name: str, content: bytes, filename: str = "") -> bytes:
     return f"--{_BOUNDARY}\r\n{disposition}\r\n\r\n".encode() + content + b"\r\n"
 
 
-class Post:
-    """Sends letters, each over a connection of its own."""
+class RequestSender:
+    """Sends requests, each over a connection of its own."""
 
     def __init__(self, torchserve: str, gateway: str) -> None:
         self._hosts = {"torchserve": urlsplit(torchserve).netloc, "gateway": urlsplit(gateway).netloc}
 
-    def send(self, one: Letter) -> Verdict:
-        """What came of it: a status from 500 is a `server error`, so is a connection that always breaks.
+    def send(self, request: FuzzRequest) -> FuzzResult:
+        """A status of 500 or more is a `server error`, and so is a connection that breaks at each attempt.
 
-        Who is refused for a header while the body is still on its way may lose the reply: that is TCP.
+        A single broken connection is not: a server that rejects the headers may close it before the client
+        has sent the body and read the reply.
         """
-        for _ in range(_TRIES):
-            verdict = self._once(one)
-            if not verdict.why.endswith(_BROKEN):
+        for _ in range(_ATTEMPTS):
+            result = self._send_once(request)
+            if not result.why.endswith(_BROKEN):
                 break
-        return verdict
+        return result
 
-    def _once(self, one: Letter) -> Verdict:
+    def _send_once(self, request: FuzzRequest) -> FuzzResult:
         began = time.perf_counter()
-        connection = http.client.HTTPConnection(self._hosts[one.target], timeout=_SECONDS)
+        connection = http.client.HTTPConnection(self._hosts[request.target], timeout=_TIMEOUT_SECONDS)
         try:
-            connection.request("POST", one.path, one.body, one.headers)
+            connection.request("POST", request.path, request.body, request.headers)
             reply = connection.getresponse()
-            outcome, top, confidence, why = _read(reply.status, reply.read())
+            outcome, top, confidence, why = _outcome(reply.status, reply.read())
         except TimeoutError:
-            outcome, top, confidence, why = "hang", "", 0.0, f"no reply after {_SECONDS:.0f} s"
+            outcome, top, confidence, why = "hang", "", 0.0, f"no reply after {_TIMEOUT_SECONDS:.0f} s"
         except (OSError, http.client.HTTPException) as error:
             outcome, top, confidence, why = "server error", "", 0.0, f"{error!r}, {_BROKEN}"
         finally:
             connection.close()
-        why = f"{one.how}: {why}" if why else ""
-        return Verdict(one.number, outcome, top, confidence, 1000 * (time.perf_counter() - began), why)
+        why = f"{request.how}: {why}" if why else ""
+        return FuzzResult(request.number, outcome, top, confidence, 1000 * (time.perf_counter() - began), why)
 
 
-def _read(status: int, body: bytes) -> tuple[str, str, float, str]:
+def _outcome(status: int, body: bytes) -> tuple[str, str, float, str]:
     if status == 500 and b'"ErrorDataDecoderException"' in body:
         return PARSER_500, "", 0.0, ""
     if status >= 500:
@@ -192,9 +186,8 @@ def _read(status: int, body: bytes) -> tuple[str, str, float, str]:
     try:
         content = json.loads(body or b"{}")
     except ValueError:
-        return "server error", "", 0.0, f"{status}, and no JSON: {body[:100]!r}"
+        return "server error", "", 0.0, f"{status}, not JSON: {body[:100]!r}"
     if status == 200:
-        first = (content["predictions"] or [{"class": "", "confidence": 0.0}])[0]
-        return "answered", first["class"], first["confidence"], ""
+        return "answered", *first_prediction(content), ""
     error = content.get("error")
     return (error["code"] if error else f"TorchServe's {status}"), "", 0.0, ""

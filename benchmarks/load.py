@@ -1,9 +1,9 @@
-"""Load on a server, and what it measured: closed loop and open loop, over HTTP on one machine.
+"""A load generator: closed and open loops over HTTP, on the machine of the server.
 
-Closed loop: so many clients, each sends its next request when it has its answer. It finds the most that a
-server can do, and hides waiting: while the server stalls, nobody asks. Open loop: requests are due at fixed
-times, whether or not earlier ones were answered, and latency counts from the moment a request was *due*,
-so a stall is charged to everyone who had to wait for it (Tene, "How NOT to Measure Latency", 2013).
+Closed loop: each client sends its next request when it has the reply to the last one. It finds the maximal
+throughput, and hides waiting: while the server stalls, no request is sent. Open loop: requests are due at
+fixed times, and latency counts from the moment a request was *due*, so a stall delays every request that was
+due meanwhile (Tene, "How NOT to Measure Latency", 2013).
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ TIMEOUT_SECONDS = 120.0
 WARM_UP_SECONDS = 0.5
 OCTETS = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}
+_BOUNDARY = "benchmark"
+FORM = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
 
-# The top class comes first in every answer: reading only the head keeps 2 MB of maps off the client's core.
+# The top class comes first in every reply: searching the head only avoids parsing 2 MB of maps.
 _TOP_CLASS = re.compile(rb'"class"\s*:\s*"([^"]*)"')
 _HEAD_BYTES = 300
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go, their bodies, and the top class that each body's answer must name."""
+    """A URL, request bodies, and the expected top class of each."""
 
     url: str
     bodies: Sequence[bytes]
@@ -40,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Sample:
-    """One request. Times are in seconds since the load began; `status` is 0 if there was no answer."""
+    """One request. Times are in seconds since the start of the load; `status` is 0 without a reply."""
 
     clip: int
     intended: float
@@ -48,30 +50,43 @@ class Sample:
     finished: float
     status: int
     top_class: str
-    is_right: bool  # a 200 that names the expected class
+    is_right: bool  # status 200 and the expected class
 
     @property
     def latency_ms(self) -> float:
-        """From the intended start to the last byte of the answer."""
+        """From the intended start to the last byte of the reply."""
         return 1000 * (self.finished - self.intended)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The samples that count, and how many right answers came a second."""
+class LoadResult:
+    """The samples, and correct replies per second."""
 
     clips_per_second: float
     samples: list[Sample]
 
 
+def as_form(clip: bytes, **options: str) -> bytes:
+    """A multipart body (`FORM`) with the options and the clip in the field `file`."""
+    disposition = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name="
+    fields = "".join(f'{disposition}"{name}"\r\n\r\n{value}\r\n' for name, value in options.items())
+    head = f'{fields}{disposition}"file"; filename="clip.wav"\r\n\r\n'
+    return head.encode() + clip + f"\r\n--{_BOUNDARY}--\r\n".encode()
+
+
+def as_headers(options: Mapping[str, str]) -> dict[str, str]:
+    """Options as TorchServe takes them: `top_k` becomes `X-Top-K`."""
+    return {"X-" + name.replace("_", "-").title(): value for name, value in options.items()}
+
+
 def top_class(body: bytes) -> str:
-    """The class that an answer names first; empty if it names none."""
+    """The first class in a reply; empty if there is none."""
     match = _TOP_CLASS.search(body[:_HEAD_BYTES])
     return match.group(1).decode() if match else ""
 
 
 def percentiles(samples: Sequence[Sample]) -> dict[str, float | None]:
-    """Latencies in ms by nearest rank: each value is one that was measured. None without an answer."""
+    """Latencies in ms by nearest rank: each is a measured value. None without a correct reply."""
     latencies = [sample.latency_ms for sample in samples if sample.is_right]
     if not latencies:
         return dict.fromkeys(PERCENTILES)
@@ -81,20 +96,25 @@ def percentiles(samples: Sequence[Sample]) -> dict[str, float | None]:
 
 def closed_loop(
     target: Target, concurrency: int, seconds: float, *, warm_up: float = WARM_UP_SECONDS
-) -> Measured:
-    """`concurrency` clients for `seconds` after `warm_up`; what was answered in that time counts."""
+) -> LoadResult:
+    """`concurrency` clients for `seconds` after `warm_up`; replies within that time count."""
     return asyncio.run(_closed_loop(target, concurrency, seconds, warm_up))
 
 
-def open_loop(target: Target, rate: float, seconds: float, *, poisson: bool = False) -> Measured:
-    """`rate` requests a second, evenly spaced or at random (a Poisson process), for `seconds`."""
+def due_times(rate: float, seconds: float, *, poisson: bool = False) -> list[float]:
+    """Seconds at which `rate` requests a second are due, evenly spaced or as a Poisson process, from 0."""
     count = max(1, round(rate * seconds))
     gaps = np.random.default_rng(0).exponential(1 / rate, count) if poisson else np.full(count, 1 / rate)
-    due = np.cumsum(gaps) - gaps[0]
-    return asyncio.run(_open_loop(target, due.tolist()))
+    due: list[float] = (np.cumsum(gaps) - gaps[0]).tolist()
+    return due
 
 
-async def _closed_loop(target: Target, concurrency: int, seconds: float, warm_up: float) -> Measured:
+def open_loop(target: Target, due: Sequence[float]) -> LoadResult:
+    """A request at each of the times `due`, whether or not earlier ones were answered."""
+    return asyncio.run(open_loop_async(target, due))
+
+
+async def _closed_loop(target: Target, concurrency: int, seconds: float, warm_up: float) -> LoadResult:
     samples: list[Sample] = []
     async with _session() as session:
         begin = time.perf_counter()
@@ -104,15 +124,16 @@ async def _closed_loop(target: Target, concurrency: int, seconds: float, warm_up
 
         async def client(number: int) -> None:
             while (now := clock()) < warm_up + seconds:
-                samples.append(await _ask(session, target, number, now, clock))
+                samples.append(await _send(session, target, number, now, clock))
                 number += concurrency
 
         await asyncio.gather(*(client(number) for number in range(concurrency)))
     counted = [sample for sample in samples if warm_up <= sample.finished < warm_up + seconds]
-    return Measured(sum(sample.is_right for sample in counted) / seconds, counted)
+    return LoadResult(sum(sample.is_right for sample in counted) / seconds, counted)
 
 
-async def _open_loop(target: Target, due: Sequence[float]) -> Measured:
+async def open_loop_async(target: Target, due: Sequence[float]) -> LoadResult:
+    """`open_loop` within a running event loop."""
     async with _session() as session:
         begin = time.perf_counter()
 
@@ -123,19 +144,19 @@ async def _open_loop(target: Target, due: Sequence[float]) -> Measured:
             tasks = []
             for number, intended in enumerate(due):
                 await asyncio.sleep(max(0.0, intended - clock()))
-                tasks.append(group.create_task(_ask(session, target, number, intended, clock)))
+                tasks.append(group.create_task(_send(session, target, number, intended, clock)))
     samples = [task.result() for task in tasks]
     right = sum(sample.is_right for sample in samples)
-    return Measured(right / max(sample.finished for sample in samples), samples)
+    return LoadResult(right / max(sample.finished for sample in samples), samples)
 
 
 def _session() -> aiohttp.ClientSession:
-    """As many connections as there are requests under way: waiting for one would hide latency."""
+    """Without a limit of connections: waiting for a free one would hide latency."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
 
-async def _ask(
+async def _send(
     session: aiohttp.ClientSession, target: Target, number: int, intended: float, clock: Callable[[], float]
 ) -> Sample:
     clip = number % len(target.bodies)
@@ -147,6 +168,6 @@ async def _ask(
             status = reply.status
     except (aiohttp.ClientError, TimeoutError):
         pass  # counted by its status
-    named = top_class(body)
-    is_right = status == 200 and named == target.expected[clip]
-    return Sample(clip, intended, started, clock(), status, named, is_right)
+    found = top_class(body)
+    is_right = status == 200 and found == target.expected[clip]
+    return Sample(clip, intended, started, clock(), status, found, is_right)

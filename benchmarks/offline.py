@@ -1,13 +1,12 @@
-"""How fast files are classified without a server: `python -m benchmarks.offline --model FILE --data DIR`.
+"""Throughput and accuracy without a server: `python -m benchmarks.offline --model FILE --data DIR`.
 
-Reads ESC-50, UrbanSound8K, a CSV, or any folder with sound files, and classifies them in one process: clips
-a second, how much faster than real time, and the accuracy if there are labels. Say with `--folds` which
-clips the model has not been trained on: on others an accuracy means nothing.
+Reads ESC-50, UrbanSound8K, a CSV, or a folder of sound files, and classifies them in one process: clips a
+second, the real-time factor, and the accuracy if there are labels. Use `--folds` to choose clips that the
+model was not trained on.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -23,8 +22,8 @@ from audiocnn.classifier import Classifier
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import AudioError, DatasetError, ModelFileError
 from audiocnn.results import Result
-
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+from benchmarks.command import new_parser
+from benchmarks.corpus import sound_files
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Item:
 
 @dataclass
 class Totals:
-    """Sums over the clips so far; `seconds` are of audio, `wall_seconds` by the clock, reading included."""
+    """Sums over all clips; `seconds` of audio, `wall_seconds` of time, reading included."""
 
     clips: int = 0
     errors: int = 0
@@ -48,21 +47,20 @@ class Totals:
 
 
 def items(data: Path, folds: Sequence[int]) -> list[Item]:
-    """The labelled clips of a dataset, or else all sound files below a folder.
+    """The labelled clips of a dataset, or all sound files below a folder.
 
-    Raises `DatasetError` if there are none, or if folds are wanted of what has none.
+    Raises `DatasetError` if there are none, or if `folds` are given without a dataset.
     """
     try:
         dataset = read_dataset(data)
     except DatasetError:
-        files = [] if folds else sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not files:
+        if folds or not (files := sound_files(data)):
             raise
         return [Item(path, None) for path in files]
     return [Item(clip.path, clip.label) for clip in (dataset.folds(folds) if folds else dataset.clips)]
 
 
-def first_that_works(model: Path, providers: Sequence[str]) -> Classifier:
+def load_on_first(model: Path, providers: Sequence[str]) -> Classifier:
     """The classifier on the first of the devices ("cpu", "cuda", "cuda:1") that can run it.
 
     Raises `ModelFileError` with the reasons if none can.
@@ -72,11 +70,7 @@ def first_that_works(model: Path, providers: Sequence[str]) -> Classifier:
         device = "cuda:0" if provider == "cuda" else provider
         try:
             return Classifier.load(model, device=device)
-        except (
-            ModelFileError,
-            RuntimeError,
-            AssertionError,
-        ) as error:  # the latter two from a CPU-only torch
+        except (ModelFileError, RuntimeError, AssertionError) as error:  # the last two: a CPU-only torch
             reasons.append(f"{provider}: {error}")
             print(f"not on {provider}: {error}", file=sys.stderr)
     raise ModelFileError("no provider works; " + "; ".join(reasons))
@@ -104,7 +98,7 @@ def run(classifier: Classifier, chosen: Sequence[Item], batch: int) -> Totals:
 
 
 def add(totals: Totals, item: Item, result: Result | AudioError, known: set[str]) -> None:
-    """Count one answer. A label that the model does not know cannot be named and is not counted."""
+    """Count one result. Labels that are no class of the model do not count for the accuracy."""
     totals.clips += 1
     if isinstance(result, AudioError):
         totals.errors += 1
@@ -117,9 +111,9 @@ def add(totals: Totals, item: Item, result: Result | AudioError, known: set[str]
 
 
 def summarise(classifier: Classifier, totals: Totals) -> dict[str, object]:
-    """The line of JSON. `real_time_factor` is seconds of computing for a second of audio."""
+    """The line of JSON. `real_time_factor` is seconds of computing per second of audio."""
     return {
-        "model": classifier.engine.path.name,  # float32 where int8 was asked for and cannot be trusted
+        "model": classifier.engine.path.name,  # float32 if int8 fails its parity check here
         "device": classifier.engine.device,
         "clips": totals.clips,
         "errors": totals.errors,
@@ -133,9 +127,8 @@ def summarise(classifier: Classifier, totals: Totals) -> dict[str, object]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the last line is JSON. Exit code 2: the model or the data cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.offline", description=__doc__.split("\n\n")[0]
-    )
+    example = "--model model_store/audiocnn-int8.onnx --data data/ESC-50 --folds 4"
+    parser = new_parser("offline", __doc__, example)
     parser.add_argument("--model", type=Path, required=True, help=".onnx, .pt or a checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, help="dataset, CSV or folder of sound files")
     parser.add_argument("--providers", default="cuda,cpu", help="the first that works is used (%(default)s)")
@@ -147,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = items(args.data, [int(fold) for fold in args.folds.split(",") if fold])
         if args.limit:
             chosen = chosen[:: max(1, len(chosen) // args.limit)][: args.limit]
-        classifier = first_that_works(args.model, args.providers.split(","))
+        classifier = load_on_first(args.model, args.providers.split(","))
         summary = summarise(classifier, run(classifier, chosen, args.batch))
     except (OSError, ValueError) as error:  # ModelFileError and DatasetError are ValueErrors
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""A process that classifies what would perhaps kill it, and the watch over it.
+"""A process for inputs that may crash or hang the classifier.
 
-The inputs are made in the process itself, so that only numbers cross the pipe; a mutant that kills or hangs
-it is found by asking for the numbers of its batch one by one.
+The inputs are made in the process itself: only their numbers are sent to it. If a batch kills or hangs it,
+the inputs of the batch are tried one by one in a new process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError
 from audiocnn.options import Options
 from audiocnn.results import Result
-from benchmarks.mutations import Mutant, mutant
+from benchmarks.fuzz_inputs import FuzzInput, fuzz_input
 
 START_SECONDS = 120.0
 BATCH_SECONDS = 60.0
@@ -31,8 +31,8 @@ INPUT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one input: `answered`, the code of an `AudioError`, or `crash`, `hang`, `exception`."""
+class FuzzResult:
+    """`outcome` is `answered`, the code of an `AudioError`, or `crash`, `hang` or `exception`."""
 
     number: int
     outcome: str
@@ -42,29 +42,29 @@ class Verdict:
     why: str = ""
 
 
-class Judge:
-    """Within the victim: the classifier, used as the handler uses it."""
+class SandboxedClassifier:
+    """Within the process: the classifier as the handler uses it."""
 
     def __init__(self, model: Path) -> None:
         self._classifier = Classifier.load(model, threads=1, limits=AudioLimits(isolate=True))
 
-    def batch(self, mutants: Sequence[Mutant]) -> list[Verdict]:
-        """All together; where that raises, each alone, to see whose fault it is."""
+    def run(self, inputs: Sequence[FuzzInput]) -> list[FuzzResult]:
+        """All in one batch; after an exception one by one, to find its cause."""
         began = time.perf_counter()
         try:
-            found = self._classify(mutants)
-        except Exception as error:  # what the handler would answer with 503 for the whole batch
-            if len(mutants) > 1:
-                return [verdict for one in mutants for verdict in self.batch([one])]
-            return [Verdict(mutants[0].number, "exception", why=repr(error)[:300])]
-        ms = 1000 * (time.perf_counter() - began) / len(mutants)
-        return [replace(verdict, ms=ms) for verdict in found]
+            found = self._classify(inputs)
+        except Exception as error:  # the handler would reply 503 to the whole batch
+            if len(inputs) > 1:
+                return [result for one in inputs for result in self.run([one])]
+            return [FuzzResult(inputs[0].number, "exception", why=repr(error)[:300])]
+        ms = 1000 * (time.perf_counter() - began) / len(inputs)
+        return [replace(result, ms=ms) for result in found]
 
-    def _classify(self, mutants: Sequence[Mutant]) -> list[Verdict]:
-        wishes = [self._options(one.options) for one in mutants]
-        results = self._classifier.predict_batch([one.body for one in mutants], wishes)
+    def _classify(self, inputs: Sequence[FuzzInput]) -> list[FuzzResult]:
+        options = [self._options(one.options) for one in inputs]
+        results = self._classifier.predict_batch([one.body for one in inputs], options)
         return [
-            Verdict(one.number, *self._outcome(result)) for one, result in zip(mutants, results, strict=True)
+            FuzzResult(one.number, *_outcome(result)) for one, result in zip(inputs, results, strict=True)
         ]
 
     def _options(self, given: dict[str, Any]) -> Options | AudioError:
@@ -73,69 +73,82 @@ class Judge:
         except AudioError as error:
             return error
 
-    def _outcome(self, result: Result | AudioError) -> tuple[str, str, float]:
-        if isinstance(result, AudioError):
-            orjson.dumps(result.to_dict())
-            return result.code, "", 0.0
-        answer = orjson.loads(orjson.dumps(result.to_dict()))
-        first = (answer["predictions"] or [{"class": "", "confidence": 0.0}])[0]
-        if not 0.0 <= first["confidence"] <= 1.0:
-            raise ValueError(f"a confidence of {first['confidence']}")
-        return "answered", str(first["class"]), float(first["confidence"])
+
+def _outcome(result: Result | AudioError) -> tuple[str, str, float]:
+    reply = orjson.loads(orjson.dumps(result.to_dict()))
+    if isinstance(result, AudioError):
+        return result.code, "", 0.0
+    top, confidence = first_prediction(reply)
+    if not 0.0 <= confidence <= 1.0:
+        raise ValueError(f"a confidence of {confidence}")
+    return "answered", top, confidence
 
 
-def _live(pipe: Connection, model: Path, seed: int, noise: Path) -> None:
-    """The victim: judges what it is told to, until the pipe closes. Decoders print; that goes to a file."""
-    descriptor = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def first_prediction(reply: dict[str, Any]) -> tuple[str, float]:
+    """Class and confidence; empty and 0 if no class was asked for."""
+    first = (reply["predictions"] or [{"class": "", "confidence": 0.0}])[0]
+    return str(first["class"]), float(first["confidence"])
+
+
+def _run_process(pipe: Connection, model: Path, seed: int, log: Path) -> None:
+    """Run what the pipe asks for until it is closed. Decoders print to stderr: that goes to `log`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
-    judge = Judge(model)
+    classifier = SandboxedClassifier(model)
     pipe.send("ready")
     while (order := pipe.recv()) is not None:
-        mutants = [one if isinstance(one, Mutant) else mutant(seed, one) for one in order]
-        verdicts = judge.batch(mutants)
-        pipe.send((verdicts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000))
+        inputs = [one if isinstance(one, FuzzInput) else fuzz_input(seed, one) for one in order]
+        results = classifier.run(inputs)
+        pipe.send((results, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000))
 
 
-class Victim:
-    """A process that is asked for verdicts, and replaced when it dies or hangs."""
+class Sandbox:
+    """A process with a classifier; it is replaced when it crashes or hangs."""
 
-    def __init__(self, model: Path, seed: int, noise: Path) -> None:
+    def __init__(self, model: Path, seed: int, log: Path, *, input_seconds: float = INPUT_SECONDS) -> None:
+        """A single input may take `input_seconds`."""
         self.peak_mb = 0.0
-        self._arguments = (model, seed, noise)
+        self._input_seconds = input_seconds
+        self._arguments = (model, seed, log)
         self._context = multiprocessing.get_context("spawn")
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._pipe, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_live, args=(theirs, *self._arguments), daemon=True)
-        self._process.start()
+        self.process = self._context.Process(
+            target=_run_process, args=(theirs, *self._arguments), daemon=True
+        )
+        self.process.start()
         theirs.close()
         if not self._pipe.poll(START_SECONDS) or self._pipe.recv() != "ready":
-            raise RuntimeError("the classifier's process does not start")
+            raise RuntimeError("the classifier's process did not start")
 
-    def judge(self, order: Sequence[int | Mutant]) -> list[Verdict]:
-        """The verdicts; of what kills or hangs the process too."""
-        limit = BATCH_SECONDS if len(order) > 1 else INPUT_SECONDS
+    def run(self, order: Sequence[int | FuzzInput]) -> list[FuzzResult]:
+        """A result for each input, crashes and hangs included."""
+        limit = BATCH_SECONDS if len(order) > 1 else self._input_seconds
         try:
             self._pipe.send(list(order))
             if self._pipe.poll(limit):
-                verdicts, peak = self._pipe.recv()
+                results, peak = self._pipe.recv()
                 self.peak_mb = max(self.peak_mb, peak)
-                return list(verdicts)
-            outcome, why = "hang", f"no verdict after {limit:.0f} s"
+                return list(results)
+            outcome, why = "hang", f"no result after {limit:.0f} s"
         except (EOFError, ConnectionError):
-            self._process.join(10)
-            outcome, why = "crash", f"exit code {self._process.exitcode}"
-        self._process.kill()
-        self._process.join()
-        self._begin()
+            self.process.join(10)
+            outcome, why = "crash", f"exit code {self.process.exitcode}"
+        self._restart()
         if len(order) > 1:
-            return [verdict for one in order for verdict in self.judge([one])]
+            return [result for one in order for result in self.run([one])]
         number = order[0] if isinstance(order[0], int) else order[0].number
-        return [Verdict(number, outcome, why=why)]
+        return [FuzzResult(number, outcome, why=why)]
+
+    def _restart(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self._start()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._pipe.close()
-        self._process.kill()
-        self._process.join()
+        self.process.kill()
+        self.process.join()

@@ -1,5 +1,4 @@
-"""Our whole server in a place of its own, to be mistreated: `audiocnn serve --gateway` on free ports, with a
-private model store and log folder, watched from outside as an operator would."""
+"""`audiocnn serve` on free ports, with a model store and log folder of its own, as a context manager."""
 
 from __future__ import annotations
 
@@ -17,52 +16,40 @@ from typing import Self
 import psutil
 
 from audiocnn.torchserve.properties import read_properties
-from benchmarks.systems import new_port
+from benchmarks.command import CONFIG
+from benchmarks.ports import new_address, private_addresses
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 60.0
 ARCHIVE = "audiocnn.mar"
 
 
-class Stage:
-    """The server as a context: started and ready within, stopped with all that is left of it afterwards."""
+class ServerFixture:
+    """The supervisor, TorchServe and the gateway: ready within the context, stopped at its end."""
 
     def __init__(
         self,
         folder: Path,
         *,
-        config: Path = Path("config.properties"),
-        gateway: bool = True,
+        config: Path = CONFIG,
         flags: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`folder` is for the store and the logs; `settings` replace lines of the configuration."""
         self.store, self.logs = folder / "store", folder / "logs"
+        self.lines: list[tuple[float, str]] = []  # output, with times of `time.monotonic()`
         self.store.mkdir(parents=True)
-        self.lines: list[tuple[float, str]] = []  # what it printed, and when (`time.monotonic()`)
-        source = Path(read_properties(config)["model_store"], ARCHIVE)
-        shutil.copy(source, self.store)
-        own = {
-            f"{n}_address": f"http://127.0.0.1:{new_port()}" for n in ("inference", "management", "metrics")
-        }
-        own |= {f"grpc_{name}_port": str(new_port()) for name in ("inference", "management")}
-        own |= {"model_store": str(self.store), "enable_model_api": "true"}
-        self.settings = read_properties(config) | own | dict(settings or {})
-        self.inference, self.management = own["inference_address"], own["management_address"]
-        self.gateway = f"http://127.0.0.1:{new_port()}" if gateway else ""
-        command = [
-            sys.executable,
-            "-m",
-            "audiocnn",
-            "serve",
-            "--config",
-            str(config),
-            "--logs",
-            str(self.logs),
-            *flags,
-        ]
-        command += [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
-        self._command = command + (["--gateway", self.gateway.removeprefix("http://")] if gateway else [])
+        properties = read_properties(config)
+        shutil.copy(Path(properties["model_store"], ARCHIVE), self.store)
+        properties |= private_addresses() | {"model_store": str(self.store), "enable_model_api": "true"}
+        properties |= settings or {}
+        self.inference, self.management = properties["inference_address"], properties["management_address"]
+        self.gateway = new_address()
+        self._command = [sys.executable, "-m", "audiocnn", "serve", "--config", str(config)]
+        self._command += ["--logs", str(self.logs), "--gateway", self.gateway.removeprefix("http://"), *flags]
+        self._command += [word for key, value in properties.items() for word in ("--set", f"{key}={value}")]
+        self._environment = os.environ | (environment or {})
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -72,12 +59,12 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, environment: Mapping[str, str] | None = None) -> None:
-        """Returns when it is ready; `RuntimeError` with what it printed if it does not become so."""
+    def start(self) -> None:
+        """Returns when it is ready; raises `RuntimeError` with its output otherwise."""
         began = time.monotonic()
         self._process = subprocess.Popen(
             self._command,
-            env=os.environ | (environment or {}),
+            env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -95,11 +82,11 @@ class Stage:
             self.lines.append((time.monotonic(), line.rstrip()))
         process.stdout.close()
 
-    def printed(self, word: str, *, since: float, timeout_seconds: float) -> bool:
-        """Whether a line with this word comes in time, after the moment `since`."""
+    def printed(self, text: str, *, since: float, timeout_seconds: float) -> bool:
+        """Whether a line with this text is printed after the time `since`, within `timeout_seconds`."""
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
-            if any(word in line for when, line in list(self.lines) if when >= since):
+            if any(text in line for when, line in list(self.lines) if when >= since):
                 return True
             if self._process is None or self._process.poll() is not None:
                 return False
@@ -107,24 +94,24 @@ class Stage:
         return False
 
     def terminate(self) -> int:
-        """SIGTERM, and its exit code."""
+        """Send SIGTERM; returns the exit code."""
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(_STOP_SECONDS)
 
     def stop(self) -> None:
-        """Stop it, by force what does not."""
+        """SIGTERM, then SIGKILL to what remains."""
         if self._process is None or self._process.poll() is not None:
             return
-        family = [process for process, _ in self._family()]
+        processes = [process for process, _ in self._roles()]
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.terminate()
-        for process in family:
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
 
-    def _family(self) -> list[tuple[psutil.Process, str]]:
+    def _roles(self) -> list[tuple[psutil.Process, str]]:
         assert self._process is not None
         supervisor = psutil.Process(self._process.pid)
         found = [(supervisor, "supervisor")]
@@ -134,14 +121,18 @@ class Stage:
         return found
 
     def processes(self) -> dict[str, psutil.Process]:
-        """The living ones that matter: `supervisor`, `java`, `gateway`, `worker 1`, ..."""
-        family = self._family()
-        named = {kind: process for process, kind in family if kind in ("supervisor", "java", "gateway")}
-        workers = sorted((p for p, kind in family if kind == "worker"), key=lambda process: process.pid)
+        """The running ones: `supervisor`, `java`, `gateway`, `worker 1`, ... (oldest first)."""
+        roles = self._roles()
+        named = {kind: process for process, kind in roles if kind in ("supervisor", "java", "gateway")}
+        workers = sorted((p for p, kind in roles if kind == "worker"), key=lambda process: process.pid)
         return named | {f"worker {number}": process for number, process in enumerate(workers, 1)}
 
-    def left(self) -> list[psutil.Process]:
-        """All processes that TorchServe of this stage began, whoever is their parent now."""
+    def workers(self) -> list[psutil.Process]:
+        """The Python processes that classify, oldest first."""
+        return [process for name, process in self.processes().items() if name.startswith("worker")]
+
+    def remaining(self) -> list[psutil.Process]:
+        """All running processes of this TorchServe, whatever their parent is now."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -150,20 +141,14 @@ class Stage:
                     found.append(process)
         return found
 
-    def workers(self) -> list[psutil.Process]:
-        """The Python processes that answer, oldest first."""
-        return [process for name, process in self.processes().items() if name.startswith("worker")]
-
 
 def role(process: psutil.Process) -> str:
-    """`java`, `worker`, `gateway`, or nothing of these: empty."""
+    """`java`, `worker`, `gateway`, or empty."""
     line = process.cmdline()
     if process.name() == "java":
         return "java"
     if any(word.endswith("model_service_worker.py") for word in line):
         parent = process.parent()
-        is_decoder = (
-            parent is not None and parent.cmdline() == line
-        )  # a fork of a worker: audiocnn.audio.isolation
+        is_decoder = parent is not None and parent.cmdline() == line  # a fork: audiocnn.audio.isolation
         return "" if is_decoder else "worker"
     return "gateway" if line[1:4] == ["-m", "audiocnn", "gateway"] else ""

@@ -1,19 +1,18 @@
 """Many live streams at once: `python -m benchmarks.streams [--streams 20] [--seconds 120]`.
 
-Each plays a sound in real time over a WebSocket of its own, one hop a second. What is told: the lag (as the
-gateway says it, from the moment a hop was complete, and as a client sees it, from the moment it sent the
-hop's last sample), hops that were skipped, and the gateway's memory over time.
+Each plays a sound in real time over a WebSocket of its own, one hop a second. Printed are the lag (as the
+gateway reports it, from the moment a hop was complete, and as a client sees it, from the moment it sent the
+last sample of the hop), the skipped hops, and the gateway's memory over time.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,20 +24,19 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from audiocnn.audio import synthetic
 from audiocnn.audio.decoder import decode
-from audiocnn.torchserve.properties import read_properties
-from audiocnn.torchserve.tune import rule_of_thumb, running
-from benchmarks.gateway import gateway_before
+from benchmarks.command import new_parser
+from benchmarks.gateway import tuned_server
 
 RATE = 48_000  # a browser's: the gateway has to resample
 FRAME_SECONDS = 0.1
-_WARM_UP_SECONDS = 10.0  # buffers fill with sound: memory counts from here
+_WARM_UP_SECONDS = 10.0  # buffers fill: memory counts after this
 
 
 @dataclass
-class Heard:
-    """What all streams together got."""
+class StreamTotals:
+    """Sums over all streams."""
 
-    lags: list[float] = field(default_factory=list)  # seconds, as the gateway says
+    lags: list[float] = field(default_factory=list)  # seconds, as the gateway reports
     round_trips: list[float] = field(default_factory=list)  # seconds, as the client sees it
     hops: int = 0
     skipped: int = 0
@@ -48,16 +46,16 @@ class Heard:
 
 
 async def stream(
-    url: str, name: str, seconds: float, hop_seconds: float, heard: Heard, *, delay: float
+    url: str, name: str, seconds: float, hop_seconds: float, totals: StreamTotals, *, delay: float
 ) -> None:
-    """One stream: a synthetic sound, over and over, beginning `delay` seconds from now."""
+    """One stream: a synthetic sound, repeated, after `delay` seconds."""
     sound = decode(synthetic.wav(name), sample_rate=RATE).waveform
     size = round(FRAME_SECONDS * RATE)
     sent_at: dict[int, float] = {}  # by hop
     await asyncio.sleep(delay)
     async with connect(url, proxy=None, compression=None) as socket:
         await socket.send(json.dumps({"sample_rate": RATE, "hop_seconds": hop_seconds}))
-        reading = asyncio.create_task(_read(socket, name, sent_at, heard))
+        reading = asyncio.create_task(_read(socket, name, sent_at, totals))
         began = time.perf_counter()
         for number in range(round(seconds / FRAME_SECONDS)):
             await asyncio.sleep(max(0.0, began + (number + 1) * FRAME_SECONDS - time.perf_counter()))
@@ -66,10 +64,10 @@ async def stream(
             sent_at.setdefault(int((number + 1) * FRAME_SECONDS / hop_seconds + 1e-9), time.perf_counter())
         await socket.send('{"end": true}')
         await reading
-    heard.hops += int(seconds / hop_seconds)
+    totals.hops += int(seconds / hop_seconds)
 
 
-async def _read(socket: ClientConnection, name: str, sent_at: dict[int, float], heard: Heard) -> None:
+async def _read(socket: ClientConnection, name: str, sent_at: dict[int, float], totals: StreamTotals) -> None:
     skipped = 0
     async for text in socket:
         answer = json.loads(text)
@@ -77,74 +75,72 @@ async def _read(socket: ClientConnection, name: str, sent_at: dict[int, float], 
             continue
         skipped = answer.get("skipped", skipped)
         if answer["type"] == "error":
-            heard.errors += 1
+            totals.errors += 1
             continue
-        heard.lags.append(answer["lag_seconds"])
+        totals.lags.append(answer["lag_seconds"])
         if answer["hop"] in sent_at:
-            heard.round_trips.append(time.perf_counter() - sent_at[answer["hop"]])
-        heard.right += answer["predictions"][0]["class"] == name
-    heard.skipped += skipped
+            totals.round_trips.append(time.perf_counter() - sent_at[answer["hop"]])
+        totals.right += answer["predictions"][0]["class"] == name
+    totals.skipped += skipped
 
 
-async def watch(pid: int, heard: Heard) -> None:
-    """The gateway's memory, every second."""
+async def watch(pid: int, totals: StreamTotals) -> None:
+    """Record the gateway's memory every second, until cancelled."""
     process, began = psutil.Process(pid), time.perf_counter()
     while True:
-        heard.memory.append((time.perf_counter() - began, process.memory_info().rss))
+        totals.memory.append((time.perf_counter() - began, process.memory_info().rss))
         await asyncio.sleep(1.0)
 
 
-async def play(url: str, pid: int, count: int, seconds: float, hop_seconds: float) -> Heard:
+async def play(url: str, pid: int, count: int, seconds: float, hop_seconds: float) -> StreamTotals:
     """All streams at once."""
-    heard = Heard()
-    watching = asyncio.create_task(watch(pid, heard))
+    totals = StreamTotals()
+    watching = asyncio.create_task(watch(pid, totals))
     names = [list(synthetic.SOUNDS)[number % len(synthetic.SOUNDS)] for number in range(count)]
-    delays = np.random.default_rng(0).uniform(0, hop_seconds, count)  # people do not start at once
+    delays = np.random.default_rng(0).uniform(0, hop_seconds, count)  # streams do not start at once
     await asyncio.gather(
         *(
-            stream(url, name, seconds, hop_seconds, heard, delay=float(delay))
+            stream(url, name, seconds, hop_seconds, totals, delay=float(delay))
             for name, delay in zip(names, delays, strict=True)
         )
     )
     watching.cancel()
-    return heard
+    return totals
 
 
-def summary(heard: Heard) -> dict[str, float]:
-    """The numbers that count."""
-    settled = [size / 2**20 for at, size in heard.memory if at >= _WARM_UP_SECONDS] or [0.0]
+def summary(totals: StreamTotals) -> dict[str, float]:
+    """The JSON line but for the conditions."""
+    settled = [size / 2**20 for at, size in totals.memory if at >= _WARM_UP_SECONDS] or [0.0]
     tenth = max(1, len(settled) // 10)
     return {
-        "hops": heard.hops,
-        "answers": len(heard.lags),
-        "skipped": heard.skipped,
-        "errors": heard.errors,
-        "right": heard.right,
-        **{f"lag_p{p}_s": float(np.percentile(heard.lags, p)) for p in (50, 99)},
-        "lag_max_s": max(heard.lags),
-        **{f"client_p{p}_s": float(np.percentile(heard.round_trips, p)) for p in (50, 99)},
+        "hops": totals.hops,
+        "answers": len(totals.lags),
+        "skipped": totals.skipped,
+        "errors": totals.errors,
+        "right": totals.right,
+        **{f"lag_p{p}_s": float(np.percentile(totals.lags, p)) for p in (50, 99)},
+        "lag_max_s": max(totals.lags),
+        **{f"client_p{p}_s": float(np.percentile(totals.round_trips, p)) for p in (50, 99)},
         "memory_first_mb": float(np.mean(settled[:tenth])),
         "memory_last_mb": float(np.mean(settled[-tenth:])),
         "memory_peak_mb": max(settled),
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 1 if a lag reached 2 s."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streams", description=__doc__)
-    parser.add_argument("--streams", type=int, default=20, help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=120.0, help="(%(default)s)")
-    parser.add_argument("--hop-seconds", type=float, default=1.0, help="(%(default)s)")
-    args = parser.parse_args()
-    setting = rule_of_thumb(os.cpu_count() or 1, 0, "throughput")
+    parser = new_parser("streams", __doc__, "--streams 50 --seconds 60")
+    parser.add_argument("--streams", type=int, default=20, help="number of streams (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each stream (%(default)s)")
+    parser.add_argument("--hop-seconds", type=float, default=1.0, help="between two results (%(default)s)")
+    args = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        running(read_properties(Path("config.properties")), setting, Path(folder)) as torchserve,
-        gateway_before(torchserve.inference) as (gateway, pid),
+        tuned_server(Path(folder)) as server,
     ):
-        url = gateway.replace("http:", "ws:") + "/ws/predict"
-        heard = asyncio.run(play(url, pid, args.streams, args.seconds, args.hop_seconds))
-    result = summary(heard)
+        url, pid = server.gateway.replace("http:", "ws:") + "/ws/predict", server.processes()["gateway"].pid
+        totals = asyncio.run(play(url, pid, args.streams, args.seconds, args.hop_seconds))
+    result = summary(totals)
     table = Table("", *result)
     table.add_row(f"{args.streams} streams", *(f"{value:.4g}" for value in result.values()))
     Console(stderr=True, width=200).print(table)

@@ -1,6 +1,6 @@
-"""What the serving benchmark measures: the bare engine in processes, our TorchServe, other servers.
+"""What `benchmarks.serving` compares: the bare engine, our TorchServe, and `benchmarks.baselines`.
 
-All are started without waiting, made ready, measured any number of times, and stopped by process id.
+A system starts without waiting, becomes ready, is measured any number of times, and stops.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,52 +23,43 @@ import requests
 
 from audiocnn.classifier import Classifier
 from audiocnn.torchserve.properties import read_properties
-from audiocnn.torchserve.server import MODEL, TorchServe, free_port
+from audiocnn.torchserve.server import MODEL, TorchServe
 from audiocnn.torchserve.tune import Setting, entry
 from benchmarks import baselines, load
 from benchmarks.corpus import Clips
-from benchmarks.load import Measured, Sample, Target
+from benchmarks.load import LoadResult, Sample, Target
+from benchmarks.ports import new_port, private_addresses
 
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-_given: set[int] = set()
 
-
-def new_port() -> int:
-    """A free port that was not given before: servers are started faster than they listen."""
-    while (port := free_port()) in _given:
-        pass
-    _given.add(port)
-    return port
-
-
-class Contestant(Protocol):
-    """Something that answers clips."""
+class System(Protocol):
+    """Anything that classifies clips."""
 
     name: str
     setting: Setting
 
     def start(self) -> None:
-        """Begin to start; returns at once."""
+        """Start the processes; returns at once."""
         ...
 
     def wait_ready(self) -> None:
-        """Wait until all workers can answer; `TimeoutError` or `RuntimeError` if they cannot."""
+        """Wait for all workers; raises `TimeoutError` or `RuntimeError` if they do not become ready."""
         ...
 
-    def closed(self, concurrency: int, seconds: float) -> Measured:
-        """What `concurrency` clients get in `seconds`."""
+    def closed(self, concurrency: int, seconds: float) -> LoadResult:
+        """A closed loop of `concurrency` clients."""
         ...
 
     def stop(self) -> None:
-        """End all processes; harmless if there are none."""
+        """End all processes; does nothing if there are none."""
         ...
 
 
-class Bare:
-    """The engine without a server: processes that turn bytes into JSON as fast as they can."""
+class BareEngine:
+    """The classifier without a server: processes that turn bytes into JSON without a pause."""
 
     def __init__(self, setting: Setting, model: Path, device: str, clips: Clips, name: str = "bare") -> None:
         self.name, self.setting = name, setting
@@ -77,7 +67,7 @@ class Bare:
         self._workers: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
 
     def start(self) -> None:
-        """See `Contestant`."""
+        """See `System`."""
         context = multiprocessing.get_context("spawn")
         for _ in range(self.setting.workers):
             ours, theirs = context.Pipe()
@@ -87,22 +77,22 @@ class Bare:
             self._workers.append((process, ours))
 
     def wait_ready(self) -> None:
-        """See `Contestant`."""
+        """See `System`."""
         for _, connection in self._workers:
             if not connection.poll(READY_SECONDS):
                 raise TimeoutError(f"{self.name} {self.setting} did not load")
-            connection.recv()  # EOFError if the process died: its own message is on the screen
+            connection.recv()  # EOFError if the process died: it has printed why
 
-    def closed(self, concurrency: int, seconds: float) -> Measured:
-        """As many clips as possible; every process always has its next batch, so clients mean nothing."""
+    def closed(self, concurrency: int, seconds: float) -> LoadResult:
+        """Every process always has its next batch, so `concurrency` has no effect."""
         for _, connection in self._workers:
             connection.send(seconds)
         parts: list[list[Sample]] = [connection.recv() for _, connection in self._workers]
         rates = [sum(s.is_right for s in samples) / samples[-1].finished for samples in parts]
-        return Measured(sum(rates), [sample for samples in parts for sample in samples])
+        return LoadResult(sum(rates), [sample for samples in parts for sample in samples])
 
     def stop(self) -> None:
-        """See `Contestant`."""
+        """See `System`."""
         for process, connection in self._workers:
             process.kill()
             process.join()
@@ -113,64 +103,62 @@ class Bare:
 def _bare_worker(
     connection: Connection, model: Path, device: str, threads: int, batch: int, clips: Clips
 ) -> None:
-    """Says that it is ready, then for every number of seconds received sends the samples of so long."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    """Sends None when it is ready, then for each number of seconds received the samples of that time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     classifier = Classifier.load(model, device=device, threads=threads)
-    bodies, number = clips.bodies, 0
-    baselines.answers(classifier, bodies[:batch])
+    baselines.replies(classifier, clips.bodies[:batch])
     connection.send(None)
     while True:
-        seconds: float = connection.recv()
-        samples: list[Sample] = []
-        begin = time.perf_counter()
-        while (started := time.perf_counter() - begin) < seconds:
-            chosen = [(number + k) % len(bodies) for k in range(batch)]
-            number += batch
-            replies = baselines.answers(classifier, [bodies[clip] for clip in chosen])
-            finished = time.perf_counter() - begin
-            for clip, reply in zip(chosen, replies, strict=True):
-                top = load.top_class(reply)
-                is_right = top == clips.expected[clip]
-                samples.append(Sample(clip, started, started, finished, 200, top, is_right))
-        connection.send(samples)
+        connection.send(_samples(classifier, clips, batch, connection.recv()))
 
 
-class Ours:
+def _samples(classifier: Classifier, clips: Clips, batch: int, seconds: float) -> list[Sample]:
+    samples: list[Sample] = []
+    begin = time.perf_counter()
+    while (started := time.perf_counter() - begin) < seconds:
+        chosen = [(len(samples) + k) % len(clips.bodies) for k in range(batch)]
+        replies = baselines.replies(classifier, [clips.bodies[clip] for clip in chosen])
+        finished = time.perf_counter() - begin
+        for clip, reply in zip(chosen, replies, strict=True):
+            top = load.top_class(reply)
+            samples.append(Sample(clip, started, started, finished, 200, top, top == clips.expected[clip]))
+    return samples
+
+
+class _Server:
+    """A system that is measured over HTTP."""
+
+    name: str
+    setting: Setting
+    target: Target
+
+    def closed(self, concurrency: int, seconds: float) -> LoadResult:
+        """See `System`."""
+        return load.closed_loop(self.target, concurrency, seconds)
+
+
+class TorchServeSystem(_Server):
     """TorchServe with our handler, as config.properties has it but for the setting and the ports."""
 
     def __init__(
-        self,
-        setting: Setting,
-        config: Path,
-        device: str,
-        clips: Clips,
-        name: str = "torchserve",
-        *,
-        changes: Mapping[str, str] | None = None,
+        self, setting: Setting, config: Path, device: str, clips: Clips, name: str = "torchserve"
     ) -> None:
-        """`changes` are lines of the configuration to replace."""
         self.name, self.setting = name, setting
-        properties = read_properties(config) | dict(changes or {})
-        properties |= {
-            "models": json.dumps(entry(properties, setting)),
-            "number_of_gpu": "0" if device == "cpu" else "1",
-        }
-        for address in ("inference", "management", "metrics"):
-            properties[f"{address}_address"] = f"http://127.0.0.1:{new_port()}"
-        properties |= {f"grpc_{part}_port": str(new_port()) for part in ("inference", "management")}
+        properties = read_properties(config) | private_addresses()
+        properties["models"] = json.dumps(entry(properties, setting))
+        properties["number_of_gpu"] = "0" if device == "cpu" else "1"
         self._logs = tempfile.TemporaryDirectory(prefix="audiocnn-logs-", ignore_cleanup_errors=True)
         self._server = TorchServe(properties, log_folder=Path(self._logs.name))
-        self.target = Target(
-            f"{self._server.inference}/predictions/{MODEL}", clips.bodies, clips.expected, load.OCTETS
-        )
+        url = f"{self._server.inference}/predictions/{MODEL}"
+        self.target = Target(url, clips.bodies, clips.expected, load.OCTETS)
 
     def start(self) -> None:
-        """See `Contestant`."""
+        """See `System`."""
         os.environ["AUDIOCNN_THREADS"] = str(self.setting.threads)  # inherited by the handler
         self._server.start()
 
     def wait_ready(self) -> None:
-        """See `Contestant`."""
+        """See `System`."""
         self._server.wait_ready(READY_SECONDS)
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
@@ -180,104 +168,83 @@ class Ours:
             time.sleep(0.2)
         raise TimeoutError(f"{self.name} {self.setting}: not all workers became ready")
 
-    def closed(self, concurrency: int, seconds: float) -> Measured:
-        """See `Contestant`."""
-        return load.closed_loop(self.target, concurrency, seconds)
-
     def stop(self) -> None:
-        """See `Contestant`."""
+        """See `System`."""
         self._server.stop()
         self._logs.cleanup()
 
 
-class Rival:
+class BaselineServer(_Server):
     """A server of `benchmarks.baselines`."""
 
     def __init__(self, kind: str, setting: Setting, model: Path, device: str, clips: Clips) -> None:
-        self.name, self.setting, self._kind = kind, setting, kind
-        port = new_port()
+        self.name, self.setting = kind, setting
+        port, bodies, headers = new_port(), clips.bodies, load.OCTETS
+        if kind == "baseline":
+            bodies, headers = [_as_json(body) for body in bodies], load.JSON
         url = f"http://127.0.0.1:{port}{baselines.PATHS[kind]}"
-        self.target = Target(url, clips.bodies, clips.expected, load.OCTETS)
-        if kind == "seed":
-            self.target = Target(url, [_as_json(body) for body in clips.bodies], clips.expected, load.JSON)
-        self._folder = tempfile.TemporaryDirectory(prefix="audiocnn-rival-", ignore_cleanup_errors=True)
+        self.target = Target(url, bodies, clips.expected, headers)
+        self._folder = tempfile.TemporaryDirectory(prefix="audiocnn-baseline-", ignore_cleanup_errors=True)
+        self._log, self._ready = Path(self._folder.name, "log"), Path(self._folder.name, "ready")
         self._command = [sys.executable, "-m", "benchmarks.baselines", kind, "--port", str(port)]
-        self._command += ["--model", str(model), "--device", device, "--ready-folder", self._ready_folder()]
+        self._command += ["--model", str(model), "--device", device, "--ready-folder", str(self._ready)]
         for name in ("workers", "threads", "batch", "delay"):
             self._command += [f"--{name}", str(getattr(setting, name))]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def _ready_folder(self) -> str:
-        folder = Path(self._folder.name, "ready")
-        folder.mkdir(exist_ok=True)
-        return str(folder)
-
-    @property
-    def _log(self) -> Path:
-        return Path(self._folder.name, "log")
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """See `Contestant`."""
+        """See `System`."""
         environment = dict(os.environ)
-        if self._kind == "seed":  # default threads, as the seeds have them
+        if self.name == "baseline":  # runs with PyTorch's default number of threads
             for variable in THREAD_VARIABLES:
                 environment.pop(variable, None)
+        self._ready.mkdir()
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 self._command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
     def wait_ready(self) -> None:
-        """See `Contestant`."""
-        assert self._process is not None
-        folder, deadline = Path(self._ready_folder()), time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            if len(list(folder.iterdir())) >= self.setting.workers and self._answers():
+        """See `System`."""
+        assert self.process is not None
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if len(list(self._ready.iterdir())) >= self.setting.workers and self._is_answering():
                 return
             time.sleep(0.1)
         end = self._log.read_text(errors="replace")[-2000:]
         raise RuntimeError(f"{self.name} {self.setting} did not become ready:\n{end}")
 
-    def _answers(self) -> bool:
-        session = requests.Session()
-        session.trust_env = False  # no proxy between this machine and itself
-        with session:
+    def _is_answering(self) -> bool:
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy for loopback
+            body, headers = self.target.bodies[0], dict(self.target.headers)
             try:
-                body, headers = self.target.bodies[0], dict(self.target.headers)
-                return (
-                    session.post(self.target.url, data=body, headers=headers, timeout=30).status_code == 200
-                )
+                return session.post(self.target.url, data=body, headers=headers, timeout=30).ok
             except requests.RequestException:
                 return False
 
-    def closed(self, concurrency: int, seconds: float) -> Measured:
-        """See `Contestant`."""
-        return load.closed_loop(self.target, concurrency, seconds)
-
     def stop(self) -> None:
-        """See `Contestant`."""
-        if self._process is not None:
-            _end(self._process)
-            self._process = None
+        """See `System`."""
+        if self.process is not None:
+            _end(self.process)
+            self.process = None
         self._folder.cleanup()
 
 
-class WithoutMaps:
-    """The seed-style server once more, asked for predictions alone; it runs and ends with the other."""
+class BaselineWithoutMaps(_Server):
+    """The running baseline, asked for predictions only."""
 
-    def __init__(self, seed: Rival) -> None:
-        self.name, self.setting = "seed without maps", seed.setting
-        url = seed.target.url.replace(baselines.PATHS["seed"], baselines.WITHOUT_MAPS)
-        self.target = Target(url, seed.target.bodies, seed.target.expected, seed.target.headers)
+    def __init__(self, baseline: BaselineServer) -> None:
+        self.name, self.setting = "baseline without maps", baseline.setting
+        target = baseline.target
+        url = target.url.replace(baselines.PATHS["baseline"], baselines.WITHOUT_MAPS)
+        self.target = Target(url, target.bodies, target.expected, target.headers)
 
     def start(self) -> None:
-        """It is the other's process."""
+        """Nothing to do: `BaselineServer` owns the process."""
 
     wait_ready = stop = start
-
-    def closed(self, concurrency: int, seconds: float) -> Measured:
-        """See `Contestant`."""
-        return load.closed_loop(self.target, concurrency, seconds)
 
 
 def _as_json(body: bytes) -> bytes:
@@ -285,7 +252,7 @@ def _as_json(body: bytes) -> bytes:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the server, then SIGKILL to what is left of the session that it leads, orphans too."""
+    """SIGTERM, then SIGKILL to the rest of its session."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiocnn import files
+from audiocnn import command, files
 from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import CONFIG_KEY, Engine, open_graph
@@ -32,7 +32,7 @@ SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
 # Parts of `audiocnn` that a worker does not import.
 _NOT_SERVED = (
     *("__pycache__", "batch", "client", "gateway", "torchserve", "released", "teach", "backbone"),
-    *("cli.py", "classify.py", "embed.py", "search.py", "check.py"),
+    *("cli.py", "classify.py", "embed.py", "search.py", "check.py", "command.py", "listen.py"),
 )
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """
@@ -58,6 +58,9 @@ def stage(store: Path, engine_name: str, folder: Path) -> Engine:
     served = read_report(store)["serves"] if engine_name == "auto" else NAME + SUFFIXES[engine_name]
     suffix = Path(served).suffix
     shutil.copytree(ROOT / "audiocnn", folder / "audiocnn", ignore=shutil.ignore_patterns(*_NOT_SERVED))
+    (folder / "handler").mkdir()
+    for name in ("__init__.py", "metrics.py"):
+        shutil.copy(ROOT / "handler" / name, folder / "handler" / name)
     # Beside int8 goes float32: for processors where int8 is wrong, for GPUs and for feature maps.
     is_ours = Config.from_json(open_graph(store / served).metadata[CONFIG_KEY]).model is not None
     required = {served, PARITY_REPORT, *((NAME + suffix, f"{NAME}-maps{suffix}") if is_ours else ())}
@@ -128,7 +131,7 @@ def parse_version(text: str) -> str:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = common.new_parser("export.archive", __doc__, "--store model_store --version 1.1")
+    parser = command.new_parser("export.archive", __doc__, "--store model_store --version 1.1")
     common.add_folders(parser, "store")
     engine_help = "engine of the worker (auto: the file that the parity report names)"
     parser.add_argument("--engine", choices=["auto", *SUFFIXES], default="auto", help=engine_help)
@@ -141,7 +144,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parse_arguments(arguments)
-    return common.exit_code(lambda: print(common.described(build(args.store, args.engine, args.version))))
+    return command.exit_code(lambda: print(common.described(build(args.store, args.engine, args.version))))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from audiocnn import command
 from audiocnn.arrays import FloatArray
-from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import EagerGraph, Graph, open_graph, pack_metadata
@@ -26,9 +26,12 @@ STORE = Path("model_store")
 
 # (module, example input, names of the outputs, metadata, file to write)
 Writer = Callable[[nn.Module, torch.Tensor, list[str], dict[str, str], Path], None]
+Reader = Callable[[Path], Graph]
 
 
-def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool = False) -> None:
+def export(
+    folder: Path, out: Path, suffix: str, write: Writer, *, read: Reader = open_graph, quiet: bool = False
+) -> None:
     """Write `audiocnn<suffix>` (logits, embedding) and `audiocnn-maps<suffix>` (all outputs).
 
     Each file is compared with PyTorch before it gets its name. Raises `ModelFileError` for a checkpoint that
@@ -43,7 +46,7 @@ def export(folder: Path, out: Path, suffix: str, write: Writer, *, quiet: bool =
         path = out / (name + suffix)
         with replacing(path) as part:
             write(module, example, outputs, metadata, part)
-            worst = check(open_graph(part), reference, log_mels, outputs, path.name)
+            worst = check(read(part), reference, log_mels, outputs, path.name)
         if not quiet:
             difference = f"differs from PyTorch by {worst:.1e} on {len(log_mels)} clips"
             print(f"{described(path)}, {difference}")
@@ -84,16 +87,6 @@ def described(path: Path) -> str:
     return f"{path}  {path.stat().st_size / 1e6:.1f} MB"
 
 
-def new_parser(module: str, doc: str | None, example: str) -> argparse.ArgumentParser:
-    """The parser of `python -m MODULE`, described by the first paragraph of its docstring."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=(doc or "").partition("\n\n")[0],
-        epilog=f"Example:\n  python -m {module} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
     """The options `--checkpoint`, and `--out` or `--store` for the folder of the exported files."""
     texts = {"checkpoint": "checkpoint folder", "out": "output folder", "store": "folder of exported files"}
@@ -103,21 +96,17 @@ def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(f"--{name}", type=Path, default=default, metavar="DIR", help=text)
 
 
-def exit_code(run: Callable[[], object]) -> int:
-    """Call `run`: 0 if it returns, 2 with a message for bad input or a bad model."""
-    try:
-        run()
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def exporter(
-    module: str, doc: str | None, suffix: str, write: Writer, arguments: Sequence[str] | None
+    module: str,
+    doc: str | None,
+    suffix: str,
+    write: Writer,
+    arguments: Sequence[str] | None,
+    *,
+    read: Reader = open_graph,
 ) -> int:
     """The command of an exporter; returns the exit code."""
-    parser = new_parser(module, doc, "--checkpoint checkpoints/esc50 --out model_store")
+    parser = command.new_parser(module, doc, "--checkpoint checkpoints/esc50 --out model_store")
     add_folders(parser, "checkpoint", "out")
     args = parser.parse_args(arguments)
-    return exit_code(lambda: export(args.checkpoint, args.out, suffix, write))
+    return command.exit_code(lambda: export(args.checkpoint, args.out, suffix, write, read=read))

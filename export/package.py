@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from audiocnn import command
 from audiocnn.files import replacing
 from audiocnn.model.engine import Engine
 from audiocnn.model.loading import (
@@ -42,11 +43,11 @@ def package(store: Path, folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = common.new_parser("export.package", __doc__, "--store model_store")
+    parser = command.new_parser("export.package", __doc__, "--store model_store")
     common.add_folders(parser, "store")
     parser.add_argument("--out", type=Path, default=RELEASED, metavar="DIR", help="(audiocnn/released)")
     args = parser.parse_args(arguments)
-    return common.exit_code(lambda: print(common.described(package(args.store, args.out))))
+    return command.exit_code(lambda: print(common.described(package(args.store, args.out))))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from tqdm import tqdm
 
-from audiocnn import audio
+from audiocnn import audio, command
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.classifier import softmax
@@ -38,7 +38,7 @@ from audiocnn.model.engine import EagerGraph, Graph, open_graph
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.loading import PARITY_REPORT
 from audiocnn.model.network import WithEmbedding
-from export import common, onnx, quantize, test_signals, waveform
+from export import common, onnx, program, quantize, test_signals, waveform
 from export.common import NAME, TOLERANCE
 
 Predictor = Callable[[FloatArray], FloatArray]  # waveform (num_samples,) -> probs (num_classes,)
@@ -60,11 +60,12 @@ class Model:
 
     def graph(self, name: str) -> Graph:
         """The graph of a file in the store. Raises `ModelFileError` if it is of another checkpoint."""
-        graph = open_graph(self.store / name)
+        path = self.store / name
+        if not path.is_file():
+            raise ModelFileError(f"{path} is missing: run `make -B export`")
+        graph = program.ExportedProgramGraph(path) if path.suffix == ".pt2" else open_graph(path)
         if graph.metadata != self.reference.metadata:
-            raise ModelFileError(
-                f"{self.store / name} is of another checkpoint than {self.folder}: export again"
-            )
+            raise ModelFileError(f"{path} is of another checkpoint than {self.folder}: export again")
         return graph
 
     def predictors(self) -> dict[str, Predictor]:
@@ -124,7 +125,7 @@ def _compare_graphs(model: Model, log_mels: FloatArray) -> dict[str, Any]:
     served = list(WithEmbedding.output_names)
     every = [*served, "evidence", *feature_map_names(model.config.model)]
     rows: dict[str, Any] = {}
-    for suffix in (".pt", ".onnx"):
+    for suffix in (".pt", ".pt2", ".onnx"):
         for name, outputs in ((NAME + suffix, served), (f"{NAME}-maps{suffix}", every)):
             worst = common.largest_difference(model.graph(name), model.reference, log_mels, outputs)
             rows[name] = {"largest_difference": worst, "passes": worst <= TOLERANCE}
@@ -269,7 +270,7 @@ def parse_run(text: str) -> tuple[Path, list[int]]:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     example = "--checkpoint runs/mine --data data/ESC-50 --fold-model runs/mine=4"
-    parser = common.new_parser("export.parity", __doc__, example)
+    parser = command.new_parser("export.parity", __doc__, example)
     common.add_folders(parser, "checkpoint", "store")
     parser.add_argument("--data", type=Path, metavar="DATASET", help="measure accuracy on it (not measured)")
     parser.add_argument("--folds", help="folds of --data to measure on: 4 (all that were not trained on)")
@@ -313,7 +314,7 @@ def _labelled(model: Model, data: Path | None, folds: str | None) -> list[Labell
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 2 if a gate fails."""
     args = parse_arguments(arguments)
-    return common.exit_code(lambda: run(args))
+    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

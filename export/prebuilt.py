@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from audiocnn import command
 from audiocnn.files import replacing, sha256
 from audiocnn.model.engine import CONFIG_KEY, INT8, Engine
 from audiocnn.model.loading import PARITY_REPORT, REFERENCE, served_model_path, synthetic_logits
@@ -45,7 +46,7 @@ def put(source: Path, store: Path) -> dict[str, Any]:
 def _clear(store: Path) -> None:
     """Remove the exports of another checkpoint."""
     store.mkdir(parents=True, exist_ok=True)
-    for pattern in (f"{NAME}*.onnx", f"{NAME}*.pt", PARITY_REPORT, REFERENCE):
+    for pattern in (f"{NAME}*.onnx", f"{NAME}*.pt", f"{NAME}*.pt2", PARITY_REPORT, REFERENCE):
         for old in store.glob(pattern):
             old.unlink()
 
@@ -74,10 +75,10 @@ def run(source: Path, store: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 2 if the comparison fails."""
-    parser = common.new_parser("export.prebuilt", __doc__, "--checkpoint mine --store model_store")
+    parser = command.new_parser("export.prebuilt", __doc__, "--checkpoint mine --store model_store")
     common.add_folders(parser, "checkpoint", "store")
     args = parser.parse_args(arguments)
-    return common.exit_code(lambda: run(args.checkpoint, args.store))
+    return command.exit_code(lambda: run(args.checkpoint, args.store))
 
 
 if __name__ == "__main__":

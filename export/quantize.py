@@ -29,7 +29,7 @@ from onnxruntime.quantization import (
 )
 from tqdm import tqdm
 
-from audiocnn import audio
+from audiocnn import audio, command
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.datasets import LabelledClip, read_dataset
@@ -172,14 +172,14 @@ def run(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     example = "--checkpoint runs/mine --calibrate data/ESC-50"
-    parser = common.new_parser("export.quantize", __doc__, example)
+    parser = command.new_parser("export.quantize", __doc__, example)
     common.add_folders(parser, "checkpoint", "store")
     add = parser.add_argument
     add("--calibrate", type=Path, metavar="DATASET", help="measure the ranges first (those kept are used)")
     add("--clips", type=int, default=CLIPS, metavar="N", help="clips to calibrate on (%(default)s)")
     add("--method", choices=METHODS, default="minmax", help="method of calibration (%(default)s)")
     args = parser.parse_args(arguments)
-    return common.exit_code(lambda: run(args))
+    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

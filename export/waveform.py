@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audiocnn import command
 from audiocnn.config import Config
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
@@ -82,10 +83,12 @@ def export(folder: Path, out: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = common.new_parser("export.waveform", __doc__, "--checkpoint checkpoints/esc50 --out model_store")
+    parser = command.new_parser(
+        "export.waveform", __doc__, "--checkpoint checkpoints/esc50 --out model_store"
+    )
     common.add_folders(parser, "checkpoint", "out")
     args = parser.parse_args(arguments)
-    return common.exit_code(lambda: print(common.described(export(args.checkpoint, args.out))))
+    return command.exit_code(lambda: print(common.described(export(args.checkpoint, args.out))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""TorchServe's view of the model: a batch of requests in, a list of JSON answers out.
+"""TorchServe handler: a batch of requests in, a list of JSON answers out.
 
-Everything about audio and the network is in `audiocnn`; here are only the three ways in which a
-request can carry a clip and its options, and the status of every answer.
+It reads clips and options from raw bodies, multipart forms and JSON, and sets the status of each answer.
+Decoding and classification are in `audiocnn`.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from audiocnn.model.engine import BATCH_SIZES
 from audiocnn.options import HEADERS, Options
 from audiocnn.request_body import read_base64, read_json_object
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_id
-from audiocnn.worker_metrics import NAMES, WorkerMetrics
+from handler.metrics import NAMES, WorkerMetrics
 
 log = logging.getLogger(__name__)
 
-# TorchServe's worker would parse any JSON before the handler sees it: a gigabyte of memory for 40 MB.
+# Otherwise TorchServe's worker parses JSON bodies before the handler: 40 MB take a gigabyte of memory.
 os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
 
 AUDIO_FIELDS = ("data", "body", "audio_data")
-_NOT_IN_LABELS = re.compile(r"[|:,\s]")  # what separates the parts of TorchServe's metric lines
+_NOT_IN_LABELS = re.compile(r"[|:,\s]")  # separators of TorchServe's metric lines
 
 
 class AudioHandler:
-    """One worker. TorchServe calls `initialize` once and `handle` for every batch."""
+    """The handler of one worker. TorchServe calls `initialize` once and `handle` for each batch."""
 
     classifier: Classifier
-    batch_seconds: float  # of wall time that one batch may take
-    monitor: WorkerMetrics | None
+    batch_seconds: float  # wall time limit of a batch
+    metrics: WorkerMetrics | None
 
     def initialize(self, context: Any) -> None:
-        """Load the model on this worker's device and run every batch size once: no first request is slow."""
-        start_logs()
+        """Load the model on this worker's device and warm up every batch size."""
+        configure_logging()
         properties = context.system_properties
         folder = Path(properties["model_dir"])
         settings = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
@@ -63,18 +63,18 @@ class AudioHandler:
         self.batch_seconds = float(os.environ.get("AUDIOCNN_BATCH_SECONDS", settings["batch_seconds"]))
         for size in BATCH_SIZES:
             self.classifier.predict_batch([synthetic.wav("rain")] * size)
-        self.monitor = open_monitor(context, self.classifier.config)
+        self.metrics = open_metrics(context, self.classifier.config)
 
     def handle(self, batch: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """Answer every request of a batch; one that is wrong gets its own status and hurts no other."""
+        """Answer the requests of a batch, as JSON. An invalid request gets its own status."""
         headers = [_lowered(context.get_all_request_header(number)) for number in range(len(batch))]
         ids = [request_id_of(own, context.get_request_id(number)) for number, own in enumerate(headers)]
         try:
             return self._answer(batch, headers, ids, context)
-        except Exception:  # TorchServe logs it, and answers the whole batch with 503
+        except Exception:  # TorchServe logs it and answers the batch with 503
             log.error("a batch failed", extra={"request_ids": ids})
-            if self.monitor:
-                self.monitor.count_failure(len(batch))
+            if self.metrics:
+                self.metrics.count_failure(len(batch))
             raise
 
     def _answer(
@@ -88,7 +88,7 @@ class AudioHandler:
         answers = []
         for number, result in enumerate(results):
             context.set_response_content_type(number, "application/json")
-            if "host" not in headers[number]:  # gRPC; without this StreamPredictions waits for more and fails
+            if "host" not in headers[number]:  # gRPC: else StreamPredictions waits for more and fails
                 context.set_response_header(number, "ts_stream_next", "false")
             if isinstance(result, AudioError):
                 context.set_response_status(result.status, result.code, number)
@@ -96,16 +96,16 @@ class AudioHandler:
                     context.set_response_header(number, "Retry-After", str(result.retry_after_seconds))
                 log_refusal(result, ids[number], headers[number])
             answers.append(orjson.dumps(result.to_dict() | {"request_id": ids[number]}))
-        if self.monitor:
-            self.monitor.count(clips, results, timings)
+        if self.metrics:
+            self.metrics.count(clips, results, timings)
         log_batch(ids, headers, timings, 1000 * (time.perf_counter() - began))
         return answers
 
 
-def start_logs() -> None:
-    """What this worker logs goes to its standard output, which TorchServe writes to model_log.log.
+def configure_logging() -> None:
+    """Log to standard output, which TorchServe writes to model_log.log.
 
-    `LOG_FORMAT` is `json` or `text`, `LOG_LEVEL` the least that is written, both as for the gateway.
+    The environment variables `LOG_FORMAT` (`json` or `text`) and `LOG_LEVEL` are those of the gateway.
     """
     handler = logs.handler_for(sys.stdout, os.environ.get("LOG_FORMAT") or "json")
     for logger in (log, logging.getLogger("audiocnn")):
@@ -113,19 +113,15 @@ def start_logs() -> None:
         logger.setLevel((os.environ.get("LOG_LEVEL") or "INFO").upper())
 
 
-def open_monitor(context: Any, config: Config) -> WorkerMetrics | None:
-    """Counts what this worker does, as TorchServe's metrics; None if its `metrics_config` lacks any of it."""
-    metrics = getattr(context, "metrics", None)  # a smoke test of the archive has none
-    if metrics is None:
+def open_metrics(context: Any, config: Config) -> WorkerMetrics | None:
+    """The worker's metrics; None if TorchServe's `metrics_config` does not declare all of them."""
+    registry = getattr(context, "metrics", None)  # None in the archive's smoke test
+    if registry is None:
         return None
     try:
-        counters = {name: metrics.get_metric(name) for name in NAMES}
-    except (
-        Exception
-    ) as error:  # TorchServe's error type is not ours to import, and metrics are no reason to die
-        log.warning(
-            "no metrics of sounds are exported, metrics_config should be handler/metrics.yaml: %s", error
-        )
+        counters = {name: registry.get_metric(name) for name in NAMES}
+    except Exception as error:  # a class of TorchServe's that cannot be imported here
+        log.warning("no worker metrics: metrics_config should be handler/metrics.yaml: %s", error)
         return None
     own = [config.name, str(context.manifest["model"]["modelVersion"])]
 
@@ -137,12 +133,12 @@ def open_monitor(context: Any, config: Config) -> WorkerMetrics | None:
 
 
 def trace_of(headers: Mapping[str, Any]) -> str | None:
-    """The trace of a request; TorchServe puts the fields of a form among the headers, as objects."""
+    """The trace id of a request. TorchServe adds the fields of a form to the headers, as objects."""
     return trace_id(str(headers.get(TRACEPARENT, "")))
 
 
 def log_refusal(error: AudioError, request_id: str, headers: Mapping[str, Any]) -> None:
-    """A clip that cannot be answered is its sender's trouble, not the server's: INFO."""
+    """Log an invalid request, at INFO: it is the client's error."""
     log.info(
         "request %s: %d %s",
         request_id,
@@ -160,7 +156,7 @@ def log_refusal(error: AudioError, request_id: str, headers: Mapping[str, Any]) 
 def log_batch(
     request_ids: list[str], headers: list[dict[str, Any]], timings: Timings, elapsed_ms: float
 ) -> None:
-    """One line for a whole batch: who was in it, and where its time went."""
+    """Log a batch in one line: its requests and its timings."""
     traces = [trace_of(own) for own in headers]
     log.info(
         "batch",
@@ -178,11 +174,11 @@ def log_batch(
 def read_request(
     fields: Mapping[str, Any], headers: Mapping[str, Any], config: Config
 ) -> tuple[bytes, Options | AudioError]:
-    """Audio and options of one request; what is wrong with them comes back as the `AudioError`.
+    """Audio and options of one request; an invalid request has no audio, and its `AudioError` as options.
 
-    `fields` is `{"body": bytes}` for a raw body, `{"body": object}` for JSON, and one entry per field
-    for multipart. Options in the body win over headers (`X-Top-K`). What is posted to
-    `/explanations/...` TorchServe marks with a header of its own.
+    `fields` is `{"body": bytes}` for a raw body, `{"body": object}` for JSON, and one entry per field for
+    multipart. Options in the body override headers (`X-Top-K`). TorchServe adds the header `explain` to
+    requests for `/explanations/...`.
     """
     try:
         given = _header_options(headers)
@@ -207,7 +203,7 @@ def _lowered(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def request_id_of(headers: Mapping[str, Any], own: str) -> str:
-    """The client's `X-Request-Id` as far as it can be printed, else TorchServe's own id."""
+    """The client's `X-Request-Id` if it is printable, else TorchServe's id."""
     return printable_id(str(_lowered(headers).get(REQUEST_ID, ""))) or own
 
 
@@ -217,15 +213,15 @@ def _is_json(headers: Mapping[str, Any]) -> bool:
 
 
 def _from_json(body: object) -> tuple[Mapping[str, Any], bytes]:
-    """The object, and the audio decoded from the base64 in `audio_data` or `data`."""
+    """The JSON object, and the audio in its base64 field `audio_data` or `data`."""
     content = body if isinstance(body, Mapping) else read_json_object(_bytes(body))
     return content, read_base64(content)
 
 
 def _bytes(value: Any) -> bytes:
-    """The bytes of a field; raises `BadOptionError` for a value that was parsed from JSON."""
+    """The bytes of a field; `BadOptionError` for a value that was parsed from JSON."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace")  # no audio, but it gets the same answer as any bytes
+        return value.encode("utf-8", "replace")  # answered like any other bytes
     if not isinstance(value, bytes | bytearray):
-        raise BadOptionError("The field data must be the bytes of a sound file, not JSON.")
+        raise BadOptionError("The field data must contain the bytes of a sound file, not JSON.")
     return bytes(value)

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the real clips, the served engine and a real TorchServe."""
+"""Fixtures of all tests: clips, engines, and a real TorchServe."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from audiocnn.classifier import Classifier
+from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
+from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
+from audiocnn.model.frontend import LogMel
 from audiocnn.model.loading import load_engine, served_model_path
+from audiocnn.model.network import AudioCNN
 from tests.helpers.paths import ROOT, STORE
 from tests.helpers.servers import Server, running_server, server_settings
 from tests.helpers.sounds import sound_file, tone
@@ -20,7 +24,7 @@ from tests.helpers.sounds import sound_file, tone
 # Fixtures that several folders share stand beside what they start.
 pytest_plugins = [
     f"tests.helpers.{name}"
-    for name in ("gateways", "kubernetes", "rollouts", "traffic", "training_runs", "uploads")
+    for name in ("gateways", "kubernetes", "rollouts", "teacher", "traffic", "training_runs")
 ]
 
 
@@ -59,6 +63,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server as it is configured, on free ports."""
     with running_server(tmp_path_factory.mktemp("logs"), server_settings()) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of an untrained network of width 8."""
+    folder = tmp_path_factory.mktemp("narrow")
+    config = Config(class_names=("dog", "cat", "rain"), model=ModelConfig(width=8))
+    checkpoint.save(folder, config, LogMel(FrontendConfig()), AudioCNN(config.model, num_classes=3))
+    return folder
 
 
 @pytest.fixture(scope="module")

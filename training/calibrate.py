@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import calibration
-from audiocnn.arrays import FloatArray, IntArray
+from audiocnn import calibration, command
+from audiocnn.arrays import AnyFloatArray, FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
-from training import command
-from training.data import parse_folds
+from training.data import add_data_option, parse_folds
 from training.evaluate import predict, trained_on
 
 REJECTED_SHARE = 0.05  # of the known sounds, that the threshold for unknown sounds may reject
@@ -41,7 +39,7 @@ class FoldPredictions:
     run: str  # name of its folder
     fold: int
     probs: FloatArray  # (num_clips, num_classes), at the run's own temperature
-    logits: npt.NDArray[np.floating[Any]]  # (num_clips, num_classes), see calibration.as_logits
+    logits: AnyFloatArray  # (num_clips, num_classes), see calibration.as_logits
     target: IntArray  # (num_clips,)
 
     @property
@@ -123,7 +121,7 @@ def summarise(parts: Sequence[FoldPredictions]) -> dict[str, Any]:
     }
 
 
-def _row(part: FoldPredictions, temperature: float, scaled: calibration.Floats) -> dict[str, Any]:
+def _row(part: FoldPredictions, temperature: float, scaled: AnyFloatArray) -> dict[str, Any]:
     return {
         "run": part.run,
         "fold": part.fold,
@@ -174,7 +172,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="CHECKPOINT=FOLDS",
         help="a run and folds that it was not trained on; once per run",
     )
-    command.add_data(parser)
+    add_data_option(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)"
     )

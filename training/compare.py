@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from training import command
+from audiocnn import command
 from training.cross_validate import add_options, run
 from training.recipe import RECIPES, parse_recipe
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import scipy.stats
 
+from audiocnn import command
 from audiocnn.datasets import read_dataset
-from training import command
-from training.data import parse_folds
+from training.data import add_data_option, parse_folds
 from training.evaluate import evaluate
 from training.job_runner import TrainingJob, cross_validation, run_all
 
@@ -113,13 +113,13 @@ def run(variants: dict[str, list[str]], args: argparse.Namespace, *, release: bo
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that `cross_validate` and `compare` share."""
     add = parser.add_argument
-    command.add_data(parser)
+    add_data_option(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
     add("--folds", type=parse_folds, default=[], help="test folds: 1,2 (all)")
     add("--seeds", type=parse_folds, default=[0], help="random seeds: 0,1,2 (0)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    add("--minutes", type=float, metavar="N", help="stop after so long; the same command resumes (no limit)")
-    help_text = "test the curve's accuracy so often (%(default)s)"
+    add("--minutes", type=float, metavar="N", help="time limit; the same command resumes (no limit)")
+    help_text = "evaluate on the test fold every EPOCHS epochs (%(default)s)"
     add("--watch-every", type=int, default=1, metavar="EPOCHS", help=help_text)
 
 

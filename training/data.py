@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,13 @@ from audiocnn.datasets import Dataset, LabelledClip
 from audiocnn.errors import AudioError, DatasetError
 from audiocnn.files import replacing
 from audiocnn.model.frontend import LogMel
+
+DATA_HELP = "folder in the layout of ESC-50 or UrbanSound8K, or with one CSV (filename, fold, label)"
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """The option `--data`."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=DATA_HELP)
 
 
 def load_waveforms(

@@ -1,48 +1,32 @@
 """Download a dataset.
 
-An interrupted download resumes if the server supports it and its file is unchanged. The dataset is unpacked
-beside DIR, verified, and renamed: DIR never holds a part of it.
+The dataset is unpacked beside DIR, verified, and renamed: DIR never holds a part of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
-import lzma
 import os
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
+import pooch
 import requests
 from tqdm import tqdm
 
-from audiocnn import files
+from audiocnn import command, files
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import DatasetError
-from training import command
 
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
-_CHUNK = 1 << 16  # bytes; at most so many are lost when the connection breaks
-
-# What zipfile raises for damaged files: its own error, and errors of what it calls.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    UnicodeDecodeError,
-)
-# The same as OSError: damaged bz2 data has no number, a wrong offset is EINVAL, and names can collide.
-_DAMAGE_ERRNO = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_RETRIES = 2
+_DISK_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -81,102 +65,34 @@ def fetch(archive: Archive, folder: Path, *, sha256: str | None = None) -> None:
         print(f"{folder} is complete already")
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    local = folder.with_name(f"{folder.name}.zip")
-    if local.is_file():
-        print(f"using {local}")
-        _unpack_checked(archive, local, folder, sha256)
-        return
-    part = folder.with_name(f"{folder.name}.zip.part")
+    zip_ = folder.with_name(f"{folder.name}.zip")
+    if is_local := zip_.is_file():
+        print(f"using {zip_}")
+    else:
+        _download(archive.url, zip_, folder)
     try:
-        download(archive.url, part)
-    except requests.RequestException as error:
-        raise DatasetError(_cannot_download(archive.url, error, part, local, folder)) from error
-    try:
-        _unpack_checked(archive, part, folder, sha256)
+        _unpack_checked(archive, zip_, folder, sha256)
     except DatasetError:
-        _delete(part)  # the next run would find the same damaged file, complete
+        if not is_local:
+            zip_.unlink()  # the next run would use the same damaged file
         raise
-    _delete(part)
+    if not is_local:
+        zip_.unlink()
 
 
-def download(url: str, part: Path) -> None:
-    """Complete the file `part`, resuming if the server still has the same file.
-
-    Raises `requests.RequestException`; the bytes received so far stay for the next call.
-    """
-    validator = _kept_validator(url, part)
-    start = part.stat().st_size if validator else 0
-    headers = {"Accept-Encoding": "identity"}  # ranges count the bytes of the file, uncompressed
-    if validator:
-        headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as reply:
-        content_range = reply.headers.get("Content-Range", "")
-        if reply.status_code == 416 and content_range == f"bytes */{start}":
-            return  # the file was complete
-        if reply.status_code == 206 and validator:
-            if content_range.startswith(f"bytes {start}-") and _validator(reply) in ("", validator):
-                _write(reply, part, start)
-                return
-        elif reply.status_code != 416 or not validator:
-            reply.raise_for_status()
-            _delete(part)
-            _source_of(part).write_text(json.dumps({"url": url, "validator": _validator(reply)}))
-            _write(reply, part, 0)
-            return
-    _delete(part)  # the server has another file than the one that was begun
-    download(url, part)
-
-
-def _write(reply: requests.Response, part: Path, start: int) -> None:
-    """Append the body to the first `start` bytes of the file."""
-    length = reply.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdecimal() else None
-    with (
-        part.open("ab") as file,
-        tqdm(total=total, initial=start, desc="download", unit="B", unit_scale=True) as bar,
-    ):
-        for chunk in reply.iter_content(_CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))
-
-
-def _validator(reply: requests.Response) -> str:
-    """ETag or date of this version of the file, for If-Range; empty if the server sends neither.
-
-    Weak ETags do not count: they allow other bytes (RFC 9110, 13.1.5).
-    """
-    tag = reply.headers.get("ETag", "")
-    return tag if tag.startswith('"') else reply.headers.get("Last-Modified", "")
-
-
-def _source_of(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
-
-
-def _kept_validator(url: str, part: Path) -> str:
-    """The validator of an interrupted download of this URL; empty if there is none."""
-    try:
-        source = json.loads(_source_of(part).read_text())
-        return str(source["validator"]) if source["url"] == url and part.stat().st_size > 0 else ""
-    except (OSError, ValueError, TypeError, KeyError):
-        return ""
-
-
-def _delete(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _source_of(part).unlink(missing_ok=True)
-
-
-def _cannot_download(
-    url: str, error: requests.RequestException, part: Path, local: Path, folder: Path
-) -> str:
-    kept = part.stat().st_size if part.is_file() else 0
-    again = f"Run the same command again; {kept} bytes are kept. " if kept else ""
-    return (
-        f"cannot download {url}: {_reason(error)}. {again}Without a network: download it on another machine, "
-        f"then either save it as {local} and run the same command, or unpack it so that "
-        f"{folder / 'meta' / 'esc50.csv'} exists. Behind a proxy: set HTTPS_PROXY"
+def _download(url: str, zip_: Path, folder: Path) -> None:
+    """Whole or not at all. Raises `DatasetError` with instructions for a download by hand."""
+    cache = pooch.create(
+        zip_.parent, "", registry={zip_.name: None}, urls={zip_.name: url}, retry_if_failed=_RETRIES
     )
+    try:
+        cache.fetch(zip_.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=_TIMEOUT))
+    except requests.RequestException as error:
+        raise DatasetError(
+            f"cannot download {url}: {_reason(error)}. Without a network: download it on another machine, "
+            f"then either save it as {zip_} and run the same command, or unpack it so that "
+            f"{folder / 'meta' / 'esc50.csv'} exists. Behind a proxy: set HTTPS_PROXY"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -208,28 +124,18 @@ def _unpack_checked(archive: Archive, zip_: Path, folder: Path, sha256: str | No
 
 
 def _unpack(zip_: Path, staging: Path) -> None:
-    """Extract all members; zipfile verifies their checksums."""
-    damaged = f"{zip_.name} is damaged: run the same command again; if you put it there, delete it first"
+    """Extract all members; zipfile verifies their checksums, and writes nothing outside `staging`."""
     try:
         with zipfile.ZipFile(zip_) as opened:
-            members = opened.infolist()
-            for member in members:
-                _refuse_outside(member.filename)
-            for member in tqdm(members, desc="unpack", unit="file"):
+            for member in tqdm(opened.infolist(), desc="unpack", unit="file"):
                 opened.extract(member, staging)
-    except _DAMAGE as error:
-        raise DatasetError(f"{damaged} ({error})") from error
-    except OSError as error:
-        if error.errno not in _DAMAGE_ERRNO:
-            raise  # disk full, no permission
-        raise DatasetError(f"{damaged} ({error})") from error
-
-
-def _refuse_outside(name: str) -> None:
-    """Raise `DatasetError` for a member that would be written outside its folder, on Windows too."""
-    path = PureWindowsPath(name)  # splits at both kinds of slash
-    if path.anchor or ".." in path.parts:
-        raise DatasetError(f"the zip has a member {name!r}, outside its own folder: do not trust it")
+    except Exception as error:  # zipfile has no common base of its errors for damaged files
+        if isinstance(error, OSError) and error.errno in _DISK_ERRNO:
+            raise
+        raise DatasetError(
+            f"{zip_.name} is damaged: run the same command again; if you put it there, delete it first "
+            f"({error})"
+        ) from error
 
 
 def _without_top(staging: Path) -> Path:

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from audiocnn import audio, calibration
+from audiocnn import audio, calibration, command
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import AudioError, DatasetError
-from training import command, robustness
-from training.data import parse_folds
+from training import robustness
+from training.data import add_data_option, parse_folds
 from training.robustness import Condition
 
 _BATCH = 8
@@ -213,7 +213,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = command.new_parser("training.evaluate", __doc__, example)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="MODEL", help="checkpoint folder, .onnx or .pt")
-    command.add_data(parser)
+    add_data_option(parser)
     add("--folds", type=parse_folds, required=True, help="folds to measure on: 4, or 4,5")
     add("--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)")
     add("--report", type=Path, metavar="DIR", help="also write report.html and its plots (none)")

@@ -22,24 +22,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn.arrays import FloatArray
+from audiocnn import command
+from audiocnn.arrays import AnyFloatArray, FloatArray
 from audiocnn.calibration import auroc, threshold_for
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
-from training import command, far_sounds
+from training import far_sounds
 from training.calibrate import REJECTED_SHARE, FoldModel, parse_fold_model
-from training.data import load_waveforms, parse_folds
+from training.data import add_data_option, load_waveforms, parse_folds
 from training.evaluate import trained_on
 from training.job_runner import TrainingJob, run_all
-from training.scores import SCORES, NetworkOutputs, Reference, Scores
+from training.scores import SCORES, NetworkOutputs, Reference
 
 ROTATIONS = 5
 _BATCH = 32
 _NEVER = 10**9  # epochs
 
-ScoresByGroup = dict[str, dict[str, Scores]]  # {score: {group: (n,)}}
+ScoresByGroup = dict[str, dict[str, AnyFloatArray]]  # {score: {group: (n,)}}
 
 
 def left_out(class_names: Sequence[str], rotation: int) -> list[str]:
@@ -145,7 +146,7 @@ def _auroc_table(runs: Sequence[ScoresByGroup]) -> dict[str, dict[str, list[floa
     }
 
 
-def _rejected(groups: dict[str, Scores]) -> dict[str, float]:
+def _rejected(groups: dict[str, AnyFloatArray]) -> dict[str, float]:
     """The share of every group below the threshold."""
     threshold = threshold_for(groups["known"], REJECTED_SHARE)
     return {group: float((values < threshold).mean()) for group, values in groups.items()}
@@ -167,7 +168,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     example = '--data data/ESC-50 --out runs/open-set --folds 4 --flags "--recipe strong --width 32"'
     parser = command.new_parser("training.open_set", __doc__, example)
-    command.add_data(parser)
+    add_data_option(parser)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
     help_text = "measure far sounds on a trained network and a fold that it was not trained on (train)"
@@ -176,7 +177,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--flags", default="--recipe strong", help="options of training.train (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (%(default)s)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    add("--minutes", type=float, metavar="N", help="stop after so long; the same command resumes (no limit)")
+    add("--minutes", type=float, metavar="N", help="time limit; the same command resumes (no limit)")
     return parser.parse_args(arguments)
 
 

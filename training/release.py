@@ -16,11 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from audiocnn import command
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
-from training import command, model_card
+from training import model_card
 from training.calibrate import FoldModel, parse_fold_model
-from training.data import parse_folds
+from training.data import add_data_option, parse_folds
 from training.evaluate import evaluate, print_report
 
 
@@ -33,8 +34,8 @@ def release(
     calibration: Path | None = None,
     scratch: FoldModel | None = None,
 ) -> None:
-    """Write weights, `config.json`, `metrics.json`, `MODEL_CARD.md`, and `NOTICE` if a teacher's licence asks
-    for it, into `out`. Prints the accuracy in both precisions.
+    """Write weights, `config.json`, `metrics.json`, the model card (`README.md`), and `NOTICE` if a teacher's
+    licence asks for it, into `out`. Prints the accuracy in both precisions.
 
     `measured` is the run or a fold model of it, with folds that it was not trained on. `calibration` is the
     JSON of `training.calibrate`: its temperature and threshold go into the configuration. `scratch` is a run
@@ -52,14 +53,17 @@ def release(
     config = checkpoint.save(out, replace(config, **_calibrated(fitted)), log_mel, network, half=True)
     print_report(report)
     print(f"accuracy of the float32 weights: {report['accuracy_float32']:.2%}")
-    # `is_twin`: measured on a fold model. The key is older than the word.
-    report |= {"training": config.provenance, "is_twin": model != run, "cross_validation": fitted or None}
+    report |= {
+        "training": config.provenance,
+        "is_fold_model": model != run,
+        "cross_validation": fitted or None,
+    }
     if scratch:
         report["from_scratch"] = _from_scratch(scratch, data)
     if notice := model_card.notice(config):
         (out / "NOTICE").write_text(notice, encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
-    (out / "MODEL_CARD.md").write_text(model_card.render(report, config), encoding="utf-8")
+    (out / "README.md").write_text(model_card.render(report, config), encoding="utf-8")
 
 
 def _measure(run: Path, data: Path, folds: Sequence[int], fitted: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = command.new_parser("training.release", __doc__, example)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="folder that training.train wrote")
-    command.add_data(parser)
+    add_data_option(parser)
     measured = parser.add_mutually_exclusive_group(required=True)
     measured.add_argument("--folds", type=parse_folds, help="folds that the run was not trained on")
     # `--twin` and `--pool` are the names before version 0.2.

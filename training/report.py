@@ -14,9 +14,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from audiocnn import command
 from audiocnn.errors import DatasetError
 from audiocnn.labels import describe
-from training import command
 from training.plots import Report, class_words, write_plots
 
 _PAGE = """<!doctype html>

@@ -7,18 +7,17 @@ the waveform.
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 from rich.console import Console
 from rich.table import Table
 
 from audiocnn.arrays import FloatArray
+from audiocnn.audio.audio_input import encode
 
 Condition = Callable[[FloatArray, int], bytes]
 
@@ -32,7 +31,7 @@ _OPUS_LEVEL = 0.92
 
 def wav(waveform: FloatArray, sample_rate: int, *, subtype: str = "PCM_16") -> bytes:
     """A WAV file; samples outside [-1, 1] are clipped unless `subtype` is `FLOAT`."""
-    return _encode(waveform, sample_rate, format="WAV", subtype=subtype)
+    return encode(waveform, sample_rate, format="WAV", subtype=subtype)
 
 
 def gain(decibels: float) -> Condition:
@@ -55,7 +54,7 @@ def noise(snr: float) -> Condition:
 
 def mp3(waveform: FloatArray, sample_rate: int) -> bytes:
     """MP3 at 64 kbit/s, constant."""
-    return _encode(
+    return encode(
         _resample(waveform, sample_rate, _MP3_RATE),
         _MP3_RATE,
         format="MP3",
@@ -67,7 +66,7 @@ def mp3(waveform: FloatArray, sample_rate: int) -> bytes:
 
 def opus(waveform: FloatArray, sample_rate: int) -> bytes:
     """Ogg Opus at about 24 kbit/s, variable."""
-    return _encode(
+    return encode(
         _resample(waveform, sample_rate, _OPUS_RATE),
         _OPUS_RATE,
         format="OGG",
@@ -145,11 +144,5 @@ def print_table(result: dict[str, Any]) -> None:
 def _resample(waveform: FloatArray, sample_rate: int, wanted: int) -> FloatArray:
     if sample_rate == wanted:
         return waveform
-    return np.asarray(soxr.resample(waveform, sample_rate, wanted, quality="HQ"), dtype=np.float32)
-
-
-def _encode(waveform: FloatArray, sample_rate: int, **options: Any) -> bytes:
-    file = io.BytesIO()
-    clipped = waveform if options["subtype"] == "FLOAT" else np.clip(waveform, -1.0, 1.0)
-    soundfile.write(file, clipped, sample_rate, **options)
-    return file.getvalue()
+    resampled = soxr.resample(waveform, sample_rate, wanted, quality="HQ")  # overshoots full scale at edges
+    return np.clip(np.asarray(resampled, dtype=np.float32), -1.0, 1.0)

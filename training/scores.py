@@ -9,12 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from audiocnn.arrays import FloatArray
+from audiocnn.arrays import AnyFloatArray, FloatArray
 from audiocnn.calibration import softmax
-
-Scores = npt.NDArray[np.floating]
 
 _NEIGHBOURS = 10
 
@@ -40,23 +37,23 @@ class Reference:
         return np.asarray(self.embedding.mean(axis=0))
 
 
-def max_probability(outputs: NetworkOutputs, reference: Reference) -> Scores:
+def max_probability(outputs: NetworkOutputs, reference: Reference) -> AnyFloatArray:
     """Confidence of the top class."""
     return np.asarray(softmax(outputs.logits).max(axis=1))
 
 
-def max_logit(outputs: NetworkOutputs, reference: Reference) -> Scores:
+def max_logit(outputs: NetworkOutputs, reference: Reference) -> AnyFloatArray:
     """The largest logit (Hendrycks et al., "Scaling Out-of-Distribution Detection", ICML 2022)."""
     return np.asarray(outputs.logits.max(axis=1))
 
 
-def angle(outputs: NetworkOutputs, reference: Reference) -> Scores:
+def angle(outputs: NetworkOutputs, reference: Reference) -> AnyFloatArray:
     """Cosine between the feature minus the mean feature and the weights of the top class."""
     top = reference.weight[outputs.logits.argmax(axis=1)]
     return np.asarray((_unit(outputs.embedding - reference.mean) * _unit(top)).sum(axis=1))
 
 
-def angle_and_norm(outputs: NetworkOutputs, reference: Reference) -> Scores:
+def angle_and_norm(outputs: NetworkOutputs, reference: Reference) -> AnyFloatArray:
     """`angle` plus a tenth of the feature's norm, relative to the mean norm of the training clips (after Liu
     and Qin, "Detecting Out-of-Distribution through the Lens of Neural Collapse", CVPR 2025)."""
     norm = np.linalg.norm(outputs.embedding, axis=1)
@@ -64,7 +61,7 @@ def angle_and_norm(outputs: NetworkOutputs, reference: Reference) -> Scores:
     return np.asarray(angle(outputs, reference) + 0.1 * norm / usual)
 
 
-def neighbours(outputs: NetworkOutputs, reference: Reference) -> Scores:
+def neighbours(outputs: NetworkOutputs, reference: Reference) -> AnyFloatArray:
     """Cosine to the tenth nearest training clip (Sun et al., "Out-of-Distribution Detection with Deep Nearest
     Neighbors", ICML 2022)."""
     cosine = _unit(outputs.embedding - reference.mean) @ _unit(reference.embedding - reference.mean).T
@@ -72,7 +69,7 @@ def neighbours(outputs: NetworkOutputs, reference: Reference) -> Scores:
     return np.asarray(np.sort(cosine, axis=1)[:, -count])
 
 
-SCORES: dict[str, Callable[[NetworkOutputs, Reference], Scores]] = {
+SCORES: dict[str, Callable[[NetworkOutputs, Reference], AnyFloatArray]] = {
     "max_probability": max_probability,
     "max_logit": max_logit,
     "angle": angle,

@@ -24,13 +24,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from audiocnn import command
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
-from training import command, synthesisers
+from training import synthesisers
 from training.data import (
+    add_data_option,
     fit_normalisation,
     load_waveforms,
     parse_folds,
@@ -279,7 +281,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line; the defaults of the recipe's options are the values of `--recipe`."""
     example = "--data data/ESC-50 --train-folds 1,2,3 --watch-folds 4 --out runs/mine --recipe strong"
     parser = command.new_parser("training.train", __doc__, example)
-    command.add_data(parser)
+    add_data_option(parser)
     add = parser.add_argument
     add("--train-folds", type=parse_folds, required=True, metavar="FOLDS", help="folds to train on: 1,2,3")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run and its checkpoint")
@@ -292,7 +294,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--online-teacher", action="store_true", help="a teacher labels every mix; needs a GPU (off)")
     add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
     add("--watch-folds", type=parse_folds, default=[], metavar="FOLDS", help="validation folds (none)")
-    add("--watch-every", type=int, default=10, metavar="EPOCHS", help="measure them so often (%(default)s)")
+    add(
+        "--watch-every",
+        type=int,
+        default=10,
+        metavar="EPOCHS",
+        help="evaluate on them every EPOCHS epochs (%(default)s)",
+    )
     add(
         "--early-stopping",
         type=int,

@@ -9,37 +9,35 @@ its header claims, and so that memory stays near the size of the mono waveform.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import groupby
 from typing import BinaryIO
 
 import numpy as np
-import soundfile
 import soxr
 
 from audiocnn.arrays import FloatArray
-from audiocnn.audio.pyav import TRUNCATED, UNKNOWN_FRAMES, AvFile, demuxer_of, load_av
+from audiocnn.audio.channels import Mixer
+from audiocnn.audio.parts import FORMATS, FileParts
+from audiocnn.audio.pyav import load_av
+from audiocnn.audio.recordings import Recordings
 from audiocnn.config import AudioLimits
 from audiocnn.errors import (
     AudioError,
-    AudioTooLongError,
     EmptyAudioError,
     NotFiniteAudioError,
-    SampleRateOutOfRangeError,
-    TooManyChannelsError,
     UndecodableAudioError,
     UnsupportedFormatError,
 )
 
-FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, M4A/AAC or WebM"
-_NOT_FINITE = "The audio has samples that are NaN, infinite, or too large to compute with."
-_BLOCK_FRAMES = 1 << 16
-_STREAM_BYTES = 0x7FFF_F000  # sizes from here on are what encoders write when they cannot know
-_TAIL_BYTES = 1 << 17  # two Ogg pages of the largest size
+__all__ = ["FORMATS", "Clip", "ClipDecoder", "decode", "stream"]
+
 _LOUD = 2.0  # lossy codecs overshoot full scale a little; beyond twice of it the scale is wrong
 
 
@@ -110,16 +108,22 @@ class ClipDecoder:
 def _blocks_of(
     data: bytes, sample_rate: int, limits: AudioLimits, warnings: list[str]
 ) -> Iterator[FloatArray]:
-    """`stream`, in a process of its own where that is wanted and the format needs it."""
-
-    demuxer = demuxer_of(data[:12])
-    if not (limits.isolate and (demuxer or data[:4] == b"OggS")):
-        return stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=warnings)
+    """`stream`, in a process of its own where that is wanted and a format in the file needs it."""
+    if not limits.isolate:
+        yield from stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=warnings)
+        return
+    source = _Source(io.BytesIO(data), limits.decode_seconds)
+    parts = FileParts(source, max_seconds=limits.max_seconds)
+    risky = next((part for part in parts if part.is_risky), None)
+    if risky is None:
+        yield from _timed(source, parts, sample_rate, limits, warnings)
+        return
     from audiocnn.audio.isolation import isolated  # late: not on Windows, where clients import this package
 
-    if demuxer:
-        load_av()  # once, and not in every process again
-    return isolated(data, sample_rate, limits, warnings)
+    if risky.demuxer:
+        with contextlib.suppress(UnsupportedFormatError):
+            load_av()  # once, and not in every process again
+    yield from isolated(data, sample_rate, limits, warnings)
 
 
 def stream(
@@ -133,8 +137,16 @@ def stream(
     """
     limits = limits or AudioLimits()
     source = _Source(file, limits.decode_seconds)
+    parts = FileParts(source, max_seconds=limits.max_seconds)
+    yield from _timed(source, parts, sample_rate, limits, warnings)
+
+
+def _timed(
+    source: _Source, parts: FileParts, sample_rate: int, limits: AudioLimits, warnings: list[str]
+) -> Iterator[FloatArray]:
+    """The waveform in blocks; what is done between them does not count as decoding time."""
     try:
-        for block in _stream(source, sample_rate, limits, warnings):
+        for block in _waveform(source, parts, sample_rate, limits, warnings):
             source.check()
             source.pause()
             yield block
@@ -144,26 +156,58 @@ def stream(
         raise
 
 
-def _stream(
-    source: _Source, sample_rate: int, limits: AudioLimits, warnings: list[str]
+def _waveform(
+    source: _Source, parts: FileParts, sample_rate: int, limits: AudioLimits, warnings: list[str]
 ) -> Iterator[FloatArray]:
+    if not source.size:
+        raise EmptyAudioError("The request has no audio: the body is empty. Send the bytes of a sound file.")
+    recordings, mono = Recordings(source, parts, limits), _Mono(sample_rate)
     num_samples, peak = 0, 0.0
-    with _open(source, limits) as sound:
-        _check_header(sound, limits)
-        read = sound.blocks if isinstance(sound, AvFile) else partial(_blocks, sound)
-        for block in _mono(sound, read(warnings), sample_rate, limits):
-            if not np.isfinite(block).all():  # resampling adds: huge values overflow on the way
-                raise NotFiniteAudioError(_NOT_FINITE)
-            num_samples += len(block)
-            peak = max(peak, float(np.abs(block).max(initial=0.0)))
-            yield np.clip(block, -1.0, 1.0)
+    for block in mono.resampled(recordings):
+        if not len(block):
+            continue
+        low, high = float(block.min()), float(block.max())
+        if not (math.isfinite(low) and math.isfinite(high)):  # resampling adds: huge values overflow
+            raise NotFiniteAudioError(
+                "The audio has samples that are NaN, infinite, or too large to compute with."
+            )
+        num_samples += len(block)
+        peak = max(peak, high, -low)
+        yield block if low >= -1.0 and high <= 1.0 else np.clip(block, -1.0, 1.0)
     source.check()
     if not num_samples:
         raise EmptyAudioError(f"The audio is shorter than one sample at {sample_rate} Hz.")
-    if _is_cut_off(source) and TRUNCATED not in warnings:
-        warnings.append(TRUNCATED)
+    warnings += recordings.warnings()
+    if mono.cancelled_seconds:
+        warnings.append(
+            f"The channels cancel each other (opposite phase) for {mono.cancelled_seconds:.1f} s; "
+            "the loudest was used there."
+        )
     if peak > _LOUD:
         warnings.append(f"Samples reach {peak:.3g} times full scale; they were clipped.")
+
+
+class _Mono:
+    """Recordings of any number of channels and any rate -> one mono waveform."""
+
+    def __init__(self, sample_rate: int) -> None:
+        """`sample_rate` in Hz, of the waveform."""
+        self.cancelled_seconds = 0.0  # for how long channels cancelled each other
+        self._sample_rate = sample_rate
+
+    def resampled(self, blocks: Iterable[tuple[int, FloatArray]]) -> Iterator[FloatArray]:
+        """Blocks `(num_samples,)` of the sample rate in Hz and a block `(frames, channels)`."""
+        for (rate, channels), group in groupby(blocks, key=lambda block: (block[0], block[1].shape[1])):
+            mixer = Mixer(channels=channels, sample_rate=rate)
+            mixed = (mixer.mix(block) for _, block in group)
+            yield from mixed if rate == self._sample_rate else self._resample(mixed, rate)
+            self.cancelled_seconds += mixer.cancelled_seconds
+
+    def _resample(self, blocks: Iterable[FloatArray], rate: int) -> Iterator[FloatArray]:
+        resampler = soxr.ResampleStream(rate, self._sample_rate, 1, dtype="float32", quality="HQ")
+        for block in blocks:
+            yield resampler.resample_chunk(block)
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 class _Source:
@@ -220,124 +264,3 @@ class _Source:
         """The bytes there, or as many as there are; the next `read` starts wherever."""
         self.seek(max(0, start))
         return self.read(end - max(0, start))
-
-
-def _open(source: _Source, limits: AudioLimits) -> soundfile.SoundFile | AvFile:
-    if not source.size:
-        raise EmptyAudioError("The request has no audio: the body is empty. Send the bytes of a sound file.")
-    head = source.between(0, 12)
-    source.seek(0)
-    if demuxer := demuxer_of(head):
-        return AvFile(source, demuxer)
-    source.check()
-    if not _is_known_container(head):
-        raise UnsupportedFormatError(f"The bytes are in no known audio container. Send {FORMATS}.")
-    try:
-        return soundfile.SoundFile(source)
-    except soundfile.LibsndfileError as error:
-        raise UndecodableAudioError(
-            f"The file looks like audio but cannot be opened: {error.error_string} Is it complete?"
-        ) from error
-
-
-def _is_known_container(head: bytes) -> bool:
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        return head[8:12] in (b"WAVE", b"")
-    if head[:4] == b"FORM":
-        return head[8:12] in (b"AIFF", b"AIFC", b"")
-    is_mpeg_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2  # layer III
-    return head[:4] in (b"fLaC", b"OggS") or head[:3] == b"ID3" or is_mpeg_frame
-
-
-def _is_cut_off(source: _Source) -> bool:
-    """Whether the container promises more than came: sizes in RIFF and AIFF, the end flag in Ogg."""
-    head = source.between(0, 28)
-    if head[:4] == b"OggS":
-        tail = source.between(source.size - _TAIL_BYTES, source.size)
-        page = tail[max(0, tail.rfind(b"OggS")) :]
-        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-        is_last = page[:4] == b"OggS" and len(page) > 5 and bool(page[5] & 4)
-        return not is_last or 27 + len(segments) + sum(segments) > len(page)
-    if head[:4] == b"RF64":
-        return int.from_bytes(head[20:28], "little") + 8 > source.size
-    if head[:4] not in (b"RIFF", b"RIFX", b"FORM"):
-        return False
-    promised = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-    return promised < _STREAM_BYTES and promised + 8 > source.size
-
-
-def _check_header(file: soundfile.SoundFile | AvFile, limits: AudioLimits) -> None:
-    if file.channels > limits.max_channels:
-        raise TooManyChannelsError(f"{file.channels} channels; at most {limits.max_channels} are accepted.")
-    if not limits.min_sample_rate <= file.samplerate <= limits.max_sample_rate:
-        raise SampleRateOutOfRangeError(
-            f"A sample rate of {file.samplerate} Hz; it must be between {limits.min_sample_rate} and "
-            f"{limits.max_sample_rate} Hz."
-        )
-    if file.frames != UNKNOWN_FRAMES:
-        _check_length(file.frames, file, limits)
-
-
-def _check_length(frames: int, file: soundfile.SoundFile | AvFile, limits: AudioLimits) -> None:
-    """Raises `AudioTooLongError` for more seconds than allowed, or more samples in all channels together."""
-    seconds, samples = frames / file.samplerate, frames * file.channels
-    if seconds > limits.max_seconds:
-        excess = f"longer than {limits.max_seconds:g} s ({seconds:.0f} s or more)"
-    elif samples > limits.max_samples:
-        excess = (
-            f"of more than {limits.max_samples / 1e6:g} million samples ({samples / 1e6:.0f} million or "
-            f"more, in {file.channels} channels at {file.samplerate} Hz)"
-        )
-    else:
-        return
-    raise AudioTooLongError(
-        f"The audio is {excess}. Cut it, or score it offline with the batch job: "
-        "audiocnn batch FILE --out DIR"
-    )
-
-
-def _mono(
-    file: soundfile.SoundFile | AvFile,
-    channel_blocks: Iterator[FloatArray],
-    sample_rate: int,
-    limits: AudioLimits,
-) -> Iterator[FloatArray]:
-    """All blocks `(frames, channels)` of the file, mono and resampled."""
-    resampler = None
-    if file.samplerate != sample_rate:
-        resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
-    frames = 0
-    for block in channel_blocks:
-        frames += len(block)
-        _check_length(frames, file, limits)
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float64)
-        if not np.isfinite(mono).all():
-            raise NotFiniteAudioError(_NOT_FINITE)
-        mono = mono.astype(np.float32, copy=False)
-        yield resampler.resample_chunk(mono) if resampler else mono
-    if frames == 0:
-        error = UndecodableAudioError if file.frames else EmptyAudioError
-        raise error("The file has a valid header but not one audio frame in it.")
-    if resampler:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def _blocks(file: soundfile.SoundFile, warnings: list[str]) -> Iterator[FloatArray]:
-    """Blocks `(frames, channels)` until the file ends or breaks off.
-
-    Where a file breaks off, libsndfile has written the last good frames into the buffer, and soundfile
-    raises without saying how many: the NaNs that are left in the buffer do.
-    """
-    expected, got, goes_on = file.frames, 0, True
-    while goes_on:
-        block = np.full((_BLOCK_FRAMES, file.channels), np.nan, np.float32)
-        try:
-            frames = len(file.read(out=block))
-        except soundfile.LibsndfileError:
-            frames = int(np.append(np.isnan(block[:, 0]), True).argmax())
-            goes_on = False
-        goes_on &= frames > 0
-        got += frames
-        yield block[:frames]
-    if 0 < got < expected != UNKNOWN_FRAMES:
-        warnings.append(TRUNCATED)

@@ -57,6 +57,12 @@ def isolated(data: bytes, sample_rate: int, limits: AudioLimits, warnings: list[
             process.kill()
 
 
+def end_idle_processes() -> None:
+    """Kill the processes that wait for another file."""
+    while _idle:
+        _idle.pop().kill()
+
+
 class DecoderProcess:
     """A child that decodes one file after another, until it is killed or this process ends."""
 

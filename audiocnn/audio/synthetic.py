@@ -7,26 +7,24 @@ Every function returns a waveform of 5 s: float32 `(num_samples,)` in [-1, 1].
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import soundfile
 
-from audiocnn.arrays import FloatArray
+from audiocnn.arrays import AnyFloatArray, FloatArray
+from audiocnn.audio.audio_input import encode
 
 SAMPLE_RATE = 44_100
 SECONDS = 5.0
 
 
-def _time() -> npt.NDArray[np.float64]:
+def _time() -> AnyFloatArray:
     return np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
 
 
-def _finish(signal: npt.NDArray[np.float64], peak: float = 0.8) -> FloatArray:
+def _finish(signal: AnyFloatArray, peak: float = 0.8) -> FloatArray:
     return np.asarray(signal / np.abs(signal).max() * peak, dtype=np.float32)
 
 
@@ -102,9 +100,7 @@ SOUNDS: dict[str, Callable[[], FloatArray]] = {
 
 def wav(name: str) -> bytes:
     """The sound as a 16-bit WAV file."""
-    file = io.BytesIO()
-    soundfile.write(file, SOUNDS[name](), SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    return file.getvalue()
+    return encode(SOUNDS[name](), SAMPLE_RATE, format="WAV", subtype="PCM_16")
 
 
 def main() -> int:

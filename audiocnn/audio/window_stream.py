@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
+from audiocnn.audio.audio_input import AudioInput, opened
 from audiocnn.audio.decoder import stream
 from audiocnn.config import AudioLimits, FrontendConfig
 
@@ -19,20 +19,19 @@ _UNLIMITED = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
 class WindowStream:
     """Iterates over start and end in seconds and samples `(window_samples,)` of each window.
 
-    Raises what `audiocnn.audio.stream` raises, perhaps after windows that were good.
+    The file is open during the iteration only. Raises what `audiocnn.audio.stream` raises, perhaps after
+    windows that were good.
     """
 
-    def __init__(
-        self, file: BinaryIO, config: FrontendConfig, *, hop: int, warnings: list[str] | None = None
-    ) -> None:
-        """`file` is open for reading and can seek; `hop` is in samples from one window to the next.
-
-        What is to be told about the file is appended to `warnings`.
-        """
-        self.seconds = 0.0  # that have been decoded so far
+    def __init__(self, audio: AudioInput, config: FrontendConfig, *, overlap_seconds: float | None) -> None:
+        """Neighbouring windows overlap by `overlap_seconds`; None: by half a window."""
+        self.seconds = 0.0  # decoded so far
         self.peak = 0.0  # of these, 0 to 1
-        self._file, self._config, self._hop = file, config, hop
-        self._warnings = [] if warnings is None else warnings
+        self.warnings: list[str] = []  # complete at the end
+        self._audio, self._config = audio, config
+        self._hop = config.window_samples // 2  # samples from one window to the next
+        if overlap_seconds is not None:
+            self._hop = config.window_samples - round(overlap_seconds * config.sample_rate)
 
     def __iter__(self) -> Iterator[tuple[float, float, FloatArray]]:
         for first, window in windows.iter_windows(self._blocks(), self._config, hop=self._hop):
@@ -41,8 +40,9 @@ class WindowStream:
 
     def _blocks(self) -> Iterator[FloatArray]:
         rate, num_samples = self._config.sample_rate, 0
-        for block in stream(self._file, sample_rate=rate, limits=_UNLIMITED, warnings=self._warnings):
-            num_samples += len(block)
-            self.seconds = num_samples / rate
-            self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
-            yield block
+        with opened(self._audio) as file:
+            for block in stream(file, sample_rate=rate, limits=_UNLIMITED, warnings=self.warnings):
+                num_samples += len(block)
+                self.seconds = num_samples / rate
+                self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
+                yield block

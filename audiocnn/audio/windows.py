@@ -18,12 +18,15 @@ from audiocnn.config import FrontendConfig
 MIN_TAIL_SECONDS = 0.25
 
 
-def starts(num_samples: int, config: FrontendConfig) -> list[int]:
-    """First sample of every window over a clip of `num_samples` at `config.sample_rate`."""
+def starts(num_samples: int, config: FrontendConfig, *, hop: int | None = None) -> list[int]:
+    """First sample of every window over a clip of `num_samples` at `config.sample_rate`.
+
+    `hop` is the distance in samples from one window to the next; None: half a window.
+    """
     window = config.window_samples
     if num_samples <= window:
         return [0]
-    result = list(range(0, num_samples - window + 1, window // 2))
+    result = list(range(0, num_samples - window + 1, hop or window // 2))
     if num_samples - (result[-1] + window) >= MIN_TAIL_SECONDS * config.sample_rate:
         result.append(num_samples - window)
     return result
@@ -67,17 +70,18 @@ def iter_windows(
         yield end - window, kept[-window:]
 
 
-def spans(num_samples: int, config: FrontendConfig) -> list[tuple[float, float]]:
+def spans(num_samples: int, config: FrontendConfig, *, hop: int | None = None) -> list[tuple[float, float]]:
     """Start and end in seconds of the real audio in every window."""
     last = num_samples / config.sample_rate
-    begins = [start / config.sample_rate for start in starts(num_samples, config)]
+    begins = [start / config.sample_rate for start in starts(num_samples, config, hop=hop)]
     return [(begin, min(begin + config.clip_seconds, last)) for begin in begins]
 
 
-def pool(probs: FloatArray) -> FloatArray:
+def pool(probs: FloatArray, how: str = "mean") -> FloatArray:
     """Probabilities of the windows `(num_windows, num_classes)` -> those of the clip `(num_classes,)`.
 
-    The mean weighted by seconds of real audio. Only a clip of one window is ever repeated, so within a
-    clip all weights are equal.
+    `how` is `mean`, weighted by seconds of real audio (only a clip of one window is ever repeated, so within
+    a clip all weights are equal), or `max`: a sound in one window of many counts, and the sum may exceed 1.
     """
-    return np.asarray(probs.mean(axis=0), dtype=np.float32)
+    pooled = probs.max(axis=0) if how == "max" else probs.mean(axis=0)
+    return np.asarray(pooled, dtype=np.float32)

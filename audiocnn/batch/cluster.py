@@ -1,4 +1,4 @@
-"""Ray: started here or joined, and a stream of chunks through a pool of workers, one model in each."""
+"""Ray: starts or joins a cluster, and streams chunks through a pool of workers with one model each."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ray.exceptions import RayError
 from audiocnn.batch.state import Chunk
 from audiocnn.batch.worker import Job, Worker
 
-OBJECT_STORE_BYTES = 128 << 20  # rows of numbers pass through it, never sound
-SLICE = 2000  # chunks that Ray Data is told of at a time: it needs 3 kB and 6 ms for each, at once
+OBJECT_STORE_BYTES = 128 << 20  # rows of numbers pass through it, never audio
+SLICE = 2000  # chunks given to Ray Data at a time: each costs 3 kB and 6 ms at the start
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be had, or the work on it failed for good."""
+    """The cluster cannot be started or reached, or a chunk failed for good."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A chunk that is done: its outcome as JSON, and how long the work took."""
+    """A finished chunk: its outcome as JSON, and how long it took."""
 
     chunk: int
     outcome: str
@@ -52,7 +52,7 @@ def start(address: str | None, workers: int | None, threads: int) -> int:
         if address is None:
             workers = workers or max(1, len(os.sched_getaffinity(0)) // threads)
             ray.init(
-                address="local",  # never one that happens to run here
+                address="local",  # never a cluster that already runs here
                 num_cpus=workers * threads,
                 num_gpus=0,
                 include_dashboard=False,
@@ -79,21 +79,21 @@ def _workers(address: str, workers: int | None, threads: int) -> int:
 
 
 def is_reachable(address: str) -> None:
-    """Raise `OSError` at once if nobody listens at HOST:PORT: Ray tries for minutes."""
+    """Raises `OSError` at once if nothing listens at HOST:PORT: Ray retries for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def run(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[Done, None, None]:
-    """Score chunks in any order, each handed out once, when its parts have their names.
+    """Process chunks in any order; each is yielded once, when its parts have been published.
 
-    A worker or a machine that dies is replaced and its chunks are tried again. Raises `ClusterError` if a
+    A worker or a machine that dies is replaced and its chunks are repeated. Raises `ClusterError` if a
     chunk fails otherwise.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # No row comes before a chunk is done, and a file may take hours.
+    # Ray sees no row before a chunk is done, and a file may take hours.
     context.execution_no_progress_timeout_s = -1
     for first in range(0, len(chunks), SLICE):
         yield from _run(job, chunks[first : first + SLICE], workers)
@@ -101,7 +101,7 @@ def run(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[Done, None
 
 def _run(job: Job, chunks: Sequence[Chunk], workers: int) -> Iterator[Done]:
     rows = [{"chunk": c.id, "start": c.start, "length": c.length} for c in chunks]
-    # A block for every chunk: Ray Data counts, balances, repeats and hands out blocks.
+    # A block for every chunk: Ray Data schedules and repeats blocks.
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Worker,
         fn_constructor_kwargs={"job": job},
@@ -118,7 +118,7 @@ def _run(job: Job, chunks: Sequence[Chunk], workers: int) -> Iterator[Done]:
 
 @contextmanager
 def quiet(log: Path) -> Iterator[TextIO]:
-    """What Ray writes to standard error, from C++ as well, goes to a file; yields the real one."""
+    """Redirects standard error (Ray also writes to it from C++) to a file; yields the real one."""
     sys.stderr.flush()
     real = os.dup(2)
     with log.open("ab") as file, open(real, "w", encoding="utf-8") as stderr:
@@ -130,12 +130,12 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong inside a worker: the last line that names an exception, rather not one of Ray's."""
+    """The error inside a worker: the last line that names an exception, preferably not one of Ray's."""
     named = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", str(error), re.MULTILINE)
     ours = [line for line in named if not line.startswith("ray.")]
     return str((ours or named or [error])[-1])
 
 
 def stop() -> None:
-    """Leave the cluster; one that was started here ends."""
+    """Leave the cluster; one that was started here is stopped."""
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere; on standard error."""
+"""Progress of a run on standard error: a bar on a terminal, a line every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Meter:
         self._bar.stop()
 
     def add(self, chunk: Chunk, outcome: Outcome, seconds: float) -> None:
-        """A chunk is done that took so long: speed counts from the begin of the first one."""
+        """Count a chunk that took `seconds`; the speed is measured from the start of the first one."""
         began = time.monotonic() - seconds
         self._began = min(self._began, began) if self._worked else began
         self._outcome += outcome
@@ -63,7 +63,7 @@ class Meter:
 
 
 def work(chunk: Chunk) -> int:
-    """How much work a chunk is, next to others."""
+    """Relative cost of a chunk."""
     return chunk.bytes + FILE_BYTES * chunk.files
 
 

@@ -1,15 +1,14 @@
-"""Score sound files by the million: `audiocnn batch INPUT... --out DIR`.
+"""Classify millions of sound files: `audiocnn batch INPUT... --out DIR`.
 
 Every file gets exactly one row in DIR/files, files longer than a window also one for each window in
-DIR/windows; what cannot be answered gets a row with an error code. A run that was stopped, by whatever,
-goes on when the same command is given again. docs/batch.md has the columns and the details.
+DIR/windows. A file that cannot be classified gets a row with an error code. The same command resumes a
+stopped run. docs/batch.md has the columns and the details.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import sys
@@ -23,33 +22,24 @@ import typer
 from rich.console import Console
 
 from audiocnn import inputs
-from audiocnn.batch.progress import Meter, clock, work
-from audiocnn.batch.scorer import UNREADABLE
-from audiocnn.batch.state import (
-    FOLDER,
-    SUFFIXES,
-    Manifest,
-    Outcome,
-    ResumeError,
-    Settings,
-    archive_previous,
-    damaged,
-    place,
-)
-from audiocnn.batch.writers import FORMATS, csv_columns
+from audiocnn.batch.aggregate import UNREADABLE
+from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous, damaged
+from audiocnn.batch.progress import Meter, work
+from audiocnn.batch.state import FOLDER, SUFFIXES, Outcome, Settings, place
+from audiocnn.batch.summary import print_summary, summary_of, write_summary
+from audiocnn.batch.writers import FORMATS
 from audiocnn.errors import ModelFileError
-from audiocnn.files import replacing
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.engine import Engine
 from audiocnn.model.loading import find_model
 
 CHUNK_FILES = 64
 WRONG, FAILED = 2, 1  # exit codes; 128 + signal if stopped by one
-_GOES_ON = "What is done is kept; the same command goes on from there (without --fresh)."
+_RESUMABLE = "Finished files are kept; the same command resumes the run (without --fresh)."
 
 
 class Stopped(BaseException):
-    """A signal came."""
+    """A signal was received."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -63,9 +53,9 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def settings_of(args: SimpleNamespace) -> Settings:
-    """What the results will depend on. Loads the model once, so that what is wrong with it is said at once.
+    """What the results depend on. Loads the model once, so that its errors are reported before Ray starts.
 
-    Raises `ModelFileError`, and `InputError` for an overlap that is no overlap.
+    Raises `ModelFileError`, and `InputError` for an overlap out of range.
     """
     engine = Engine(args.model, threads=1)
     window = engine.config.frontend.clip_seconds
@@ -84,14 +74,14 @@ def settings_of(args: SimpleNamespace) -> Settings:
 
 
 def say(*lines: str) -> None:
-    """To people, beside the bar."""
+    """Print to standard error, beside the bar."""
     for line in lines:
         print(line, file=sys.stderr, flush=True)
 
 
 def prepare(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> Settings:
-    """List the inputs and say how they compare with an earlier run; the manifest is ready to work from."""
-    settings, resumes = manifest.settle(settings)
+    """List the inputs and print how they compare with an earlier run; afterwards the manifest is complete."""
+    settings, resumes = manifest.load_or_create(settings)
     suffixes = [suffix for suffix in SUFFIXES if suffix in settings.formats]
     for folder in (place(name, suffix) for name in ("files", "windows") for suffix in suffixes):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
@@ -101,18 +91,22 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> Se
     listed = manifest.add(inputs.find(args.inputs, notes, limit=args.limit), args.chunk_size)
     say(*notes.lines())
     if listed.duplicates:
-        say(f"{listed.duplicates:,} paths were given more than once; each is scored once")
+        say(f"{listed.duplicates:,} paths were given more than once; each is classified once")
     if resumes:
-        say(f"going on: {manifest.total().files:,} of {manifest.count():,} files are done")
-        reasons = ["were in work when it stopped", "have lost a part", "have files that could not be read"]
+        say(f"resuming: {manifest.total().files:,} of {manifest.count():,} files are done")
+        reasons = [
+            "were in progress when it stopped",
+            "have lost a part",
+            "have files that could not be read",
+        ]
         for why, chunks in zip(reasons, (in_work, lost, again), strict=True):
             if chunks:
                 files = sum(chunk.files for chunk in chunks)
-                say(f"{len(chunks)} chunks ({files:,} files) {why} and are done again")
+                say(f"{len(chunks)} chunks ({files:,} files) {why} and are repeated")
         if listed.new:
             say(f"{listed.new:,} files are new")
         if listed.gone:
-            say(f"{listed.gone:,} files of earlier runs are not among the inputs now; they stay")
+            say(f"{listed.gone:,} files of earlier runs are not among the inputs now; their rows stay")
     if not manifest.count():
         raise InputError(
             f"no sound files in {', '.join(args.inputs)}: names end in {' '.join(sorted(inputs.SUFFIXES))}"
@@ -120,8 +114,8 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> Se
     return settings
 
 
-def score(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> dict[str, Any]:
-    """Do what is pending; returns the summary. Raises `ClusterError` as `audiocnn.batch.cluster` does."""
+def process(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> dict[str, Any]:
+    """Process pending chunks; returns the summary. Raises `ClusterError` as `audiocnn.batch.cluster` does."""
     from audiocnn.batch import (  # late: Ray takes a second to import, and reads the environment then
         cluster,
         worker,
@@ -158,61 +152,6 @@ def score(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> dict
     return summary_of(manifest.total(), this_run, time.monotonic() - began, last - first)
 
 
-def summary_of(total: Outcome, run: Outcome, seconds: float, scoring: float) -> dict[str, Any]:
-    """Numbers of all runs, and of this one; `real_time_factor` is seconds of scoring per second of audio."""
-    errors = sum(total.errors.values())
-    return {
-        "files": total.files,
-        "answered": total.files - errors,
-        "errors": dict(sorted(total.errors.items())),
-        "windows": total.windows,
-        "audio_hours": total.audio_seconds / 3600,
-        "run": {
-            "files": run.files,
-            "seconds": seconds,
-            "scoring_seconds": scoring,
-            "files_per_second": run.files / scoring if scoring else None,
-            "real_time_factor": scoring / run.audio_seconds if run.audio_seconds else None,
-        },
-    }
-
-
-def finish(out: Path, settings: Settings, summary: dict[str, Any]) -> None:
-    """What is written once all parts are there: whole CSV tables, and the summary."""
-    if "csv" in settings.formats:
-        for table in ("files", "windows"):
-            join_csv(out, table, settings.top_k)
-    with replacing(out / "summary.json") as part:
-        part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-
-
-def join_csv(out: Path, table: str, top_k: int) -> None:
-    """`DIR/TABLE.csv` from its parts, in the order of the chunks."""
-    header = ",".join(csv_columns(table, top_k)) + "\r\n"
-    with replacing(out / f"{table}.csv") as part, part.open("w", newline="", encoding="utf-8") as whole:
-        whole.write(header)
-        for path in sorted((out / place(table, "csv")).glob("part-*.csv")):
-            with path.open(newline="", encoding="utf-8") as file:
-                file.readline()
-                shutil.copyfileobj(file, whole)
-
-
-def print_summary(out: Path, summary: dict[str, Any]) -> None:
-    """For people, on standard output."""
-    run = summary["run"]
-    errors = ", ".join(f"{count:,} {code}" for code, count in summary["errors"].items())
-    print(f"files      {summary['files']:,}, {summary['answered']:,} answered")
-    print(f"errors     {sum(summary['errors'].values()):,}{': ' + errors if errors else ''}")
-    print(f"audio      {summary['audio_hours']:,.2f} hours, {summary['windows']:,} windows")
-    if run["files"]:
-        wall, scoring = clock(run["seconds"]), f"{run['scoring_seconds']:.1f}"
-        print(f"this run   {run['files']:,} files in {wall}, {scoring} s of it scoring:")
-        factor = run["real_time_factor"]
-        real_time = f", real-time factor {factor:.2g}" if factor else ""
-        print(f"           {run['files_per_second']:,.0f} clips/s{real_time}")
-    print(f"results    {out}/files, {out}/windows, {out}/summary.json")
-
-
 def _stop(number: int, _: object) -> None:
     raise Stopped(number)
 
@@ -226,11 +165,11 @@ def run(args: SimpleNamespace) -> int:
         settings = settings_of(args)
         inputs.check(args.inputs)
         if args.fresh and (aside := archive_previous(args.out)):
-            say(f"earlier results are in {aside} now")
+            say(f"earlier results are now in {aside}")
         with Manifest(args.out) as manifest:
             settings = prepare(args, manifest, settings)
-            summary = score(args, manifest, settings)
-            finish(args.out, settings, summary)
+            summary = process(args, manifest, settings)
+            write_summary(args.out, settings, summary)
     except (InputError, ModelFileError, ResumeError) as error:
         say(f"error: {error}")
         return WRONG
@@ -238,14 +177,14 @@ def run(args: SimpleNamespace) -> int:
         RuntimeError,
         OSError,
         sqlite3.OperationalError,
-    ) as error:  # among them ClusterError, imported when needed
-        say(f"error: {error}", _GOES_ON)
+    ) as error:  # also ClusterError, which is a RuntimeError
+        say(f"error: {error}", _RESUMABLE)
         return FAILED
     except (sqlite3.Error, json.JSONDecodeError) as error:
         say(f"error: {damaged(args.out, error)}")
         return WRONG
     except Stopped as stopped:
-        say(f"stopped. {_GOES_ON}")
+        say(f"stopped. {_RESUMABLE}")
         return 128 + stopped.number
     print_summary(args.out, summary)
     return 0
@@ -304,12 +243,12 @@ def batch(
     ] = CHUNK_FILES,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N files.")] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin anew; earlier results are moved aside, not deleted.")
+        bool, typer.Option("--fresh", help="Start again; earlier results are moved aside, not deleted.")
     ] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Repeat files that could not be read (unreadable_file).")
     ] = False,
 ) -> None:
-    """Label sound files by the million, on this machine or on a Ray cluster; a killed run resumes."""
+    """Classify millions of sound files, on this machine or on a Ray cluster; a killed run resumes."""
     values = locals() | {"format": _formats(format)}
     raise typer.Exit(run(SimpleNamespace(**values | {"model": model or find_model()})))

@@ -1,62 +1,39 @@
-"""What a run has to do and has done: `DIR/manifest/`, read again when the run goes on.
+"""Files and settings of a job: what the driver and its workers share.
 
-`manifest.sqlite` has every file once, with the chunk that it is in, and every chunk with its outcome;
-`chunks.jsonl` has the paths of a chunk as a line of JSON, for the workers. A part of a table is named
-after its chunk, so work that is done twice replaces itself. Only the process that was started by the
-user writes here.
+`DIR/manifest/chunks.jsonl` has the paths of a chunk as a line of JSON. A part of a table is named after its
+chunk, so a chunk that is repeated replaces its parts.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-import sqlite3
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TextIO
-
-from audiocnn.inputs import Found
+from typing import Self
 
 FOLDER = "manifest"
 LISTS = "chunks.jsonl"
-ATTEMPTS = "tmp"  # one folder for every attempt at a chunk; gone when it has succeeded
+ATTEMPTS = "tmp"  # one folder for every attempt at a chunk; removed when it has succeeded
 SUFFIXES = ("parquet", "csv")  # of tables
-MAX_CHUNK_BYTES = 64 << 20  # a chunk of long recordings has fewer files
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE IF NOT EXISTS files (
-    path BLOB PRIMARY KEY, bytes INTEGER NOT NULL, listed INTEGER NOT NULL, chunk INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS chunks (
-    id INTEGER PRIMARY KEY, files INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    start INTEGER NOT NULL, length INTEGER NOT NULL, outcome TEXT);
-"""
-
-
-class ResumeError(ValueError):
-    """A folder with results of something else, or in use, or whose manifest is damaged."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What results depend on: a run goes on only with the same."""
+    """What results depend on: a run resumes only with the same."""
 
-    model: str  # SHA-256 of the file that was asked for
+    model: str  # SHA-256 of the file that was given
     top_k: int
     min_confidence: float
     overlap: float | None  # seconds; None: half a window
     evidence: bool
     formats: tuple[str, ...]
-    root: str  # what mirrored trees start from; not compared
+    root: str  # of the folders of label tracks; not compared
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Files that are scored, written and recorded together."""
+    """Files that are classified, written and recorded together."""
 
     id: int
     files: int
@@ -67,7 +44,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Listed:
-    """How a listing compares with what was known."""
+    """How a listing compares with earlier ones."""
 
     new: int
     known: int
@@ -77,7 +54,7 @@ class Listed:
 
 @dataclass
 class Outcome:
-    """What came of a chunk, or of several."""
+    """Counts of a chunk, or of several."""
 
     files: int = 0
     windows: int = 0
@@ -95,229 +72,16 @@ class Outcome:
 
 
 def place(table: str, suffix: str) -> str:
-    """The folder with the parts of a table, below the output folder. Those of CSV are joined at the end;
-    where the Parquet is they would hinder those who read the folder."""
+    """The folder with the parts of a table, below the output folder.
+
+    Those of CSV are joined at the end; in the folder of the Parquet parts, readers of that folder would fail.
+    """
     return table if suffix == "parquet" else f"{FOLDER}/csv/{table}"
 
 
 def part(table: str, chunk: int, suffix: str) -> str:
-    """Where a chunk's part of a table is, below the output folder."""
+    """Path of a chunk's part of a table, below the output folder."""
     return f"{place(table, suffix)}/part-{chunk:07d}.{suffix}"
-
-
-def archive_previous(folder: Path) -> Path | None:
-    """Move earlier results out of the way; returns where they are now, None if there were none. Raises
-    `ResumeError` as `Manifest` does."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    with _locked(folder):  # ours, and nobody else's now; the manifest may be damaged
-        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        folder.rename(aside)
-    return aside
-
-
-def _locked(out: Path) -> TextIO:
-    """The lock of an output folder, held until it is closed. Raises `ResumeError` as `Manifest` does."""
-    folder = out / FOLDER
-    if out.exists() and not folder.is_dir() and any(out.iterdir()):
-        raise ResumeError(f"{out} is not empty, and not from this command: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise ResumeError(f"another run is writing into {out}") from error
-    return lock
-
-
-def damaged(out: Path, what: object) -> ResumeError:
-    """The error for a manifest that cannot be gone on from."""
-    return ResumeError(
-        f"{out / FOLDER} is damaged ({what}): no run can go on from it. The rows in {out}/files and "
-        f"{out}/windows are whole and stay. Begin anew with --fresh (what is there is moved aside)"
-    )
-
-
-class Manifest:
-    """The manifest of an output folder; one process at a time may have it open."""
-
-    def __init__(self, out: Path) -> None:
-        """Open or begin one. Raises `ResumeError` if another run has it, the folder has other things, or the
-        manifest is damaged."""
-        self.out = out
-        self._lock = _locked(out)
-        self._lists = out / FOLDER / LISTS
-        self._db = sqlite3.connect(out / FOLDER / "manifest.sqlite", isolation_level=None)
-        try:
-            self._check()
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def _check(self) -> None:
-        try:
-            self._db.executescript(_SCHEMA)
-            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-            (listed,) = self._db.execute("SELECT coalesce(max(start + length), 0) FROM chunks").fetchone()
-        except sqlite3.OperationalError:  # a full disk, a lock: not damage
-            raise
-        except sqlite3.DatabaseError as error:
-            raise damaged(self.out, error) from error
-        if found != "ok":
-            raise damaged(self.out, found)
-        if listed > (self._lists.stat().st_size if self._lists.exists() else 0):
-            raise damaged(self.out, f"{LISTS} is too short")
-        tables = [self.out / place("files", suffix) for suffix in SUFFIXES]
-        if not listed and any(_names(table) for table in tables):
-            raise damaged(self.out, "manifest.sqlite has no chunks, but there are results")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-        self._lock.close()
-
-    def settle(self, settings: Settings) -> tuple[Settings, bool]:
-        """The settings to go on with, and whether the run is an earlier one's continuation.
-
-        Raises `ResumeError`, naming what differs, if the earlier run had others. A run that found no file
-        has nothing to go on with.
-        """
-        row = self._db.execute("SELECT value FROM settings WHERE name = 'settings'").fetchone()
-        if row is None or not self.count():
-            text = json.dumps(asdict(settings))
-            self._db.execute("INSERT OR REPLACE INTO settings VALUES ('settings', ?)", (text,))
-            return settings, False
-        raw = json.loads(row[0])
-        earlier = Settings(**(raw | {"formats": tuple(raw["formats"])}))
-        differ = [
-            f"{f.name.replace('_', '-')} was {_short(getattr(earlier, f.name))}, "
-            f"is {_short(getattr(settings, f.name))}"
-            for f in fields(Settings)
-            if f.name != "root" and getattr(earlier, f.name) != getattr(settings, f.name)
-        ]
-        if differ:
-            raise ResumeError(
-                f"{self.out} was begun with other settings: {'; '.join(differ)}. Repeat those, choose "
-                "another --out, or begin anew with --fresh (what is there is moved aside)"
-            )
-        return earlier, True
-
-    def add(self, found: Iterable[Found], chunk_files: int) -> Listed:
-        """Take in a listing and put what is new into chunks of at most `chunk_files` files, in the order
-        of their paths; all or nothing."""
-        (last,) = self._db.execute("SELECT coalesce(max(listed), 0) FROM files").fetchone()
-        (before,) = self._db.execute("SELECT count(*) FROM files").fetchone()
-        seen = 0
-
-        def rows() -> Iterator[tuple[bytes, int, int]]:
-            nonlocal seen
-            for path, size in found:
-                seen += 1
-                yield os.fsencode(path), size, last + 1
-
-        self._db.execute("BEGIN")
-        try:
-            self._db.executemany(
-                "INSERT INTO files (path, bytes, listed) VALUES (?, ?, ?) "
-                "ON CONFLICT (path) DO UPDATE SET listed = excluded.listed",
-                rows(),
-            )
-            self._cut_into_chunks(chunk_files)
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-        count = "SELECT count(*), sum(listed = ?) FROM files"
-        total, listed = self._db.execute(count, (last + 1,)).fetchone()
-        new, listed = total - before, listed or 0
-        return Listed(new=new, known=listed - new, duplicates=seen - listed, gone=total - listed)
-
-    def _cut_into_chunks(self, chunk_files: int) -> None:
-        page = "SELECT path, bytes FROM files WHERE path > ? AND chunk IS NULL ORDER BY path LIMIT ?"
-        (number,) = self._db.execute("SELECT coalesce(max(id) + 1, 0) FROM chunks").fetchone()
-        last = b""
-        with self._lists.open("ab") as lists:
-            while rows := self._db.execute(page, (last, chunk_files)).fetchall():
-                size = 0
-                for count, (_, more) in enumerate(rows):
-                    size += more
-                    if size > MAX_CHUNK_BYTES and count:
-                        size -= more
-                        del rows[count:]
-                        break
-                line = json.dumps([os.fsdecode(path) for path, _ in rows]).encode("ascii") + b"\n"
-                values = (number, len(rows), size, lists.tell(), len(line))
-                self._db.execute("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, NULL)", values)
-                first, last = rows[0][0], rows[-1][0]
-                self._db.execute(
-                    "UPDATE files SET chunk = ? WHERE chunk IS NULL AND path BETWEEN ? AND ?",
-                    (number, first, last),
-                )
-                lists.write(line)
-                number += 1
-            lists.flush()
-            os.fsync(lists.fileno())
-
-    def clean_up(self, suffixes: Sequence[str]) -> tuple[list[Chunk], list[Chunk]]:
-        """Chunks that were in work when an earlier run stopped, and chunks that have lost a part since.
-
-        Both are to be done again; what their attempts left behind is removed.
-        """
-        there = {
-            f"{place(table, suffix)}/{name}"
-            for table in ("files", "windows")
-            for suffix in suffixes
-            for name in _names(self.out / place(table, suffix))
-        }
-        begun = {int(name.partition("-")[0]) for name in _names(self.out / ATTEMPTS)}
-        in_work, lost = [], []
-        for *values, text in self._db.execute("SELECT * FROM chunks").fetchall():
-            chunk, outcome = Chunk(*values), Outcome(**json.loads(text)) if text else None
-            tables = ("files", "windows") if outcome and outcome.window_rows else ("files",)
-            parts = {part(table, chunk.id, suffix) for table in tables for suffix in suffixes}
-            if outcome is None and (parts & there or chunk.id in begun):
-                in_work.append(chunk)
-            elif outcome is not None and not parts <= there:
-                lost.append(chunk)
-                self._forget(chunk)
-        shutil.rmtree(self.out / ATTEMPTS, ignore_errors=True)
-        return in_work, lost
-
-    def forget(self, code: str) -> list[Chunk]:
-        """Chunks in which files have this error: they are to be done again."""
-        chunks = []
-        for *values, text in self._db.execute("SELECT * FROM chunks WHERE outcome IS NOT NULL").fetchall():
-            if code in json.loads(text)["errors"]:
-                chunks.append(Chunk(*values))
-                self._forget(chunks[-1])
-        return chunks
-
-    def _forget(self, chunk: Chunk) -> None:
-        self._db.execute("UPDATE chunks SET outcome = NULL WHERE id = ?", (chunk.id,))
-
-    def pending(self) -> list[Chunk]:
-        """What is still to be done."""
-        rows = "SELECT id, files, bytes, start, length FROM chunks WHERE outcome IS NULL ORDER BY id"
-        return [Chunk(*row) for row in self._db.execute(rows)]
-
-    def record(self, chunk: int, outcome: Outcome) -> None:
-        """A chunk is done: its parts have their names."""
-        self._db.execute("UPDATE chunks SET outcome = ? WHERE id = ?", (json.dumps(asdict(outcome)), chunk))
-
-    def total(self) -> Outcome:
-        """The outcomes of all chunks that are done, of all runs."""
-        total = Outcome()
-        for (text,) in self._db.execute("SELECT outcome FROM chunks WHERE outcome IS NOT NULL"):
-            total += Outcome(**json.loads(text))
-        return total
-
-    def count(self) -> int:
-        """Files, done or not."""
-        (files,) = self._db.execute("SELECT count(*) FROM files").fetchone()
-        return int(files)
 
 
 def read_paths(out: Path, start: int, length: int) -> list[str]:
@@ -326,13 +90,3 @@ def read_paths(out: Path, start: int, length: int) -> list[str]:
         file.seek(start)
         paths: list[str] = json.loads(file.read(length))
     return paths
-
-
-def _names(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return value[:12] if isinstance(value, str) else str(value)

@@ -1,12 +1,11 @@
-"""Answers -> rows -> parts of tables: Parquet, CSV and label tracks for Audacity.
+"""Results -> rows -> parts of tables: Parquet, CSV and label tracks for Audacity.
 
-The columns are documented in docs/batch.md and do not depend on the model or on what a file holds.
+The columns are documented in docs/batch.md and do not depend on the model or on the contents of a file.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiocnn.arrays import FloatArray
-from audiocnn.batch.scorer import Evidence, FileAnswer, WindowAnswer
+from audiocnn.batch.aggregate import Evidence, FileResult, WindowResult
+from audiocnn.batch.audacity import AudacityWriter
 from audiocnn.config import Config
+from audiocnn.files import publish
 from audiocnn.model.frontend import map_axes
 
 FORMATS = ("parquet", "csv", "audacity")
@@ -61,31 +62,31 @@ SCHEMAS = {"files": FILES, "windows": WINDOWS}
 
 @dataclass(frozen=True)
 class RowBuilder:
-    """What rows say, and about which model."""
+    """Makes rows of results."""
 
     config: Config
     model: str  # first 12 characters of its SHA-256
     top_k: int
     min_confidence: float
 
-    def file_row(self, answer: FileAnswer) -> Row:
-        """One row of the table `files`; what an error leaves open is None."""
-        row = dict.fromkeys(FILES.names) | {"file": shown(answer.path), "model": self.model}
-        row |= {"warnings": answer.warnings, "num_windows": answer.num_windows}
-        if answer.error:
-            code, message = answer.error
+    def file_row(self, result: FileResult) -> Row:
+        """One row of the table `files`; with an error, the columns of an answer are None."""
+        row = dict.fromkeys(FILES.names) | {"file": shown(result.path), "model": self.model}
+        row |= {"warnings": result.warnings, "num_windows": result.num_windows}
+        if result.error:
+            code, message = result.error
             return row | {"error_code": code, "error_message": message, "predictions": []}
         threshold = self.config.unknown_threshold
         return row | {
-            **self._named(answer.probs),
-            "is_unknown": threshold is not None and float(answer.probs.max()) < threshold,
-            "is_silent": answer.is_silent,
-            "duration": round(answer.seconds, 3),
-            "evidence": self._evidence(answer.evidence),
+            **self._named(result.probs),
+            "is_unknown": threshold is not None and float(result.probs.max()) < threshold,
+            "is_silent": result.is_silent,
+            "duration": round(result.seconds, 3),
+            "evidence": self._evidence(result.evidence),
         }
 
-    def window_row(self, file: FileAnswer, window: WindowAnswer) -> Row | None:
-        """One row of the table `windows`; None if no class is as sure as it has to be."""
+    def window_row(self, file: FileResult, window: WindowResult) -> Row | None:
+        """One row of the table `windows`; None if no class reaches `min_confidence`."""
         named = self._named(window.probs)
         if named["class"] is None:
             return None
@@ -106,8 +107,8 @@ class RowBuilder:
         if evidence is None:
             return None
         hz, seconds = map_axes(evidence.values.shape, self.config.frontend)
-        heard = [second for second in seconds if second < evidence.end - evidence.start]
-        row, column = divmod(int(evidence.values[:, : len(heard)].argmax()), len(heard))
+        num_real = sum(second < evidence.end - evidence.start for second in seconds)  # without repetition
+        row, column = divmod(int(evidence.values[:, :num_real].argmax()), num_real)
         return {
             "class": self.config.class_names[evidence.label],
             "start": round(evidence.start, 3),
@@ -120,7 +121,7 @@ class RowBuilder:
 
 
 def shown(path: str) -> str:
-    """A path as text: bytes that are no UTF-8 become `\\xff`, for no table can hold them."""
+    """A path as text: bytes that are not UTF-8 become `\\xff`, which tables can hold."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -132,14 +133,14 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """All is in the file."""
+        """Complete the file."""
         ...
 
 
 class ParquetPart:
     """Zstandard, a row group for each `write`."""
 
-    def __init__(self, path: Path, table: str, report: RowBuilder) -> None:
+    def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
         self._schema = SCHEMAS[table]
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
@@ -153,12 +154,11 @@ class ParquetPart:
 
 
 class CsvPart:
-    """UTF-8 with a header line; predictions as columns, of the evidence only where its peak is."""
+    """UTF-8 with a header line; predictions as columns, of the evidence only its peak."""
 
-    def __init__(self, path: Path, table: str, report: RowBuilder) -> None:
-        self._report = report
+    def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
         self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, csv_columns(table, report.top_k))
+        self._writer = csv.DictWriter(self._file, csv_columns(table, builder.top_k))
         self._writer.writeheader()
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -197,85 +197,35 @@ def _flat(row: Row) -> Row:
     return flat
 
 
-class AudacityWriter:
-    """A label track for every sound: a line with start, end and class for every window (or short file)."""
-
-    def __init__(self, out: Path, attempt: Path, root: str) -> None:
-        self._folder, self._root = out / "audacity", root
-        self._path = attempt / "labels.txt"
-        self._file = self._path.open("w", encoding="utf-8")
-
-    def add(self, start: float, end: float, row: Mapping[str, Any]) -> None:
-        """A line of the sound that is being heard."""
-        self._file.write(f"{start:.3f}\t{end:.3f}\t{row['class']} {row['confidence']:.2f}\n")
-
-    def finish(self, path: str, *, failed: bool) -> None:
-        """The sound is over: its track gets its name, or is thrown away, with that of an earlier attempt.
-
-        Raises `OSError` if there can be no file of that name.
-        """
-        self._file.close()
-        target = self._folder / label_name(path, self._root)
-        try:
-            if failed:
-                target.unlink(missing_ok=True)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                publish(self._path, target)
-        finally:
-            self._file = self._path.open("w", encoding="utf-8")
-
-    def close(self) -> None:
-        """After the last sound."""
-        self._file.close()
-
-
-def label_name(path: str, root: str) -> str:
-    """Where a sound's label track is, below `audacity/`: as the sound is below the root of the inputs."""
-    inside = os.path.commonpath([path, root]) == root
-    name = os.path.relpath(path, root) if inside else path.lstrip("/")
-    folder, base = os.path.split(name)
-    if len(os.fsencode(base)) > 251:  # with .txt it would be too long for a name
-        base = base[:50] + "-" + hashlib.sha256(os.fsencode(base)).hexdigest()[:16]
-    return os.path.join(folder, base + ".txt")
-
-
-def publish(temporary: Path, target: Path) -> None:
-    """Give a complete file its name, on the disk before it can be seen."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
-
-
 class ChunkWriter:
     """The rows of one chunk, in an attempt's folder until `publish`."""
 
     def __init__(
-        self, attempt: Path, report: RowBuilder, formats: Sequence[str], labels: AudacityWriter | None
+        self, attempt: Path, builder: RowBuilder, formats: Sequence[str], labels: AudacityWriter | None
     ) -> None:
-        self._attempt, self._report, self._labels = attempt, report, labels
+        self._attempt, self._builder, self._labels = attempt, builder, labels
         kinds: dict[str, type[ParquetPart] | type[CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
         self._kinds = {name: kinds[name] for name in formats if name in kinds}
         self._rows: dict[str, list[Row]] = {"files": [], "windows": []}
         self._writers: dict[tuple[str, str], Writer] = {}
         self.window_rows = 0
 
-    def window(self, file: FileAnswer, answer: WindowAnswer) -> None:
-        """A window of a file that is still being heard."""
-        if row := self._report.window_row(file, answer):
+    def window(self, file: FileResult, window: WindowResult) -> None:
+        """A window of a file that is not finished."""
+        if row := self._builder.window_row(file, window):
             self.window_rows += 1
             self._append("windows", row)
             if self._labels:
                 self._labels.add(row["start"], row["end"], row)
 
-    def file(self, answer: FileAnswer) -> None:
-        """A file that is over."""
-        row = self._report.file_row(answer)
+    def file(self, result: FileResult) -> None:
+        """A file that is finished."""
+        row = self._builder.file_row(result)
         if self._labels:
-            if answer.num_windows == 1 and row["class"]:
-                self._labels.add(0.0, answer.seconds, row)
+            if result.num_windows == 1 and row["class"]:
+                self._labels.add(0.0, result.seconds, row)
             try:
-                self._labels.finish(answer.path, failed=answer.error is not None)
+                self._labels.finish(result.path, failed=result.error is not None)
             except OSError as error:  # a folder has that name, say
                 row["warnings"] = [*row["warnings"], f"It has no label track: {error}"]
         self._append("files", row)
@@ -289,13 +239,13 @@ class ChunkWriter:
         for suffix, kind in self._kinds.items() if self._rows[table] else ():
             if (table, suffix) not in self._writers:
                 path = self._attempt / f"{table}.{suffix}"
-                self._writers[table, suffix] = kind(path, table, self._report)
+                self._writers[table, suffix] = kind(path, table, self._builder)
             self._writers[table, suffix].write(self._rows[table])
         self._rows[table] = []
 
     def publish(self, targets: Mapping[tuple[str, str], Path]) -> None:
-        """All rows are there: the parts get their names, those of `files` last; what an earlier attempt had
-        and this one has not is removed."""
+        """Give the parts their names, those of `files` last; parts that only an earlier attempt had are
+        removed."""
         if self._labels:
             self._labels.close()
         for table in ("windows", "files"):

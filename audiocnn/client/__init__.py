@@ -1,1 +1,1 @@
-"""Clients of the gateway and of TorchServe; they need neither torch nor numpy."""
+"""HTTP clients of TorchServe and the WebSocket client of the gateway; without torch and numpy."""

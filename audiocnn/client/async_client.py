@@ -1,4 +1,4 @@
-"""`audiocnn.Client` with `await`, for one event loop of asyncio."""
+"""`audiocnn.Client` with `await`, for one asyncio event loop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from audiocnn.probe import probe_wav
 
 
 class AsyncClient(BaseClient):
-    """Its methods are those of `Client`.
+    """Same methods as `Client`.
 
     >>> async with AsyncClient("http://127.0.0.1:8080") as client:
     ...     await client.predict("dog.wav", {"top_k": 3})
@@ -86,7 +86,7 @@ class AsyncClient(BaseClient):
         slots = asyncio.Semaphore(concurrency)
         pending: deque[tuple[C, asyncio.Task[Answer | Failure]]] = deque()
 
-        async def ask(clip: Clip) -> Answer | Failure:
+        async def predict(clip: Clip) -> Answer | Failure:
             async with slots:
                 try:
                     return await self.predict(clip, options)
@@ -95,7 +95,7 @@ class AsyncClient(BaseClient):
 
         try:
             for clip in clips:
-                pending.append((clip, asyncio.create_task(ask(clip))))
+                pending.append((clip, asyncio.create_task(predict(clip))))
                 if len(pending) >= 2 * concurrency:
                     done, task = pending.popleft()
                     yield done, await task

@@ -1,4 +1,4 @@
-"""The common part of `Client` and `AsyncClient`; it does no input or output."""
+"""The common part of `Client` and `AsyncClient`, without input and output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POOL_SIZE = 64
 
 @dataclass(frozen=True)
 class Attempt:
-    """Send the request now: the answer is an `httpx.Response`, or one of `TRANSPORT_ERRORS` is thrown."""
+    """Send the request: returns an `httpx.Response` or throws one of `TRANSPORT_ERRORS`."""
 
     timeout_seconds: float
     connect_seconds: float
@@ -38,7 +38,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Renewal:
-    """Get another token than this one."""
+    """Replace the refused token."""
 
     refused: str | None
 
@@ -55,12 +55,12 @@ TRANSPORT_ERRORS = (httpx.TransportError, httpx.DecodingError, TimeoutError)
 
 
 def read_clip(clip: Clip) -> bytes:
-    """The bytes, or those of the file whose path it is."""
+    """The bytes, or the content of the file at that path. Raises `OSError`."""
     return bytes(clip) if isinstance(clip, bytes | bytearray | memoryview) else Path(clip).read_bytes()
 
 
 class BaseClient:
-    """Settings, and what to do next in a request; the clients do it."""
+    """Settings, and the steps of a request as a generator that the clients run."""
 
     def __init__(
         self,
@@ -76,14 +76,14 @@ class BaseClient:
         ca_file: str | Path | None = None,
         on_retry: Callable[[ServerError], None] | None = None,
     ) -> None:
-        """Where to ask, and how patiently.
+        """`version` None is the default version.
 
-        `deadline_seconds` bounds a call with all its attempts and pauses, `attempt_seconds` one attempt's
-        silence. `max_server_failures` is how often a worker may die or fail at one clip before its error
-        is raised. `key_file` is TorchServe's `key_file.json`, if it asks for tokens; with the `management`
-        address an expired key is renewed, without it the file is only read again. `ca_file` is the
-        certificate to trust, for a server that made its own. `on_retry` is called with the error before
-        every pause after which a clip is asked for again.
+        `deadline_seconds` bounds a call with all attempts and pauses, `attempt_seconds` the time without
+        data in one attempt. After `max_server_failures` failures of a worker on a clip the error is raised.
+        `key_file` is TorchServe's `key_file.json`, if it requires tokens; with the `management` address an
+        expired key is renewed, without it the file is only read again. `ca_file` is a certificate to trust,
+        such as a self-signed one. `on_retry` is called with the error before each retry. Raises `ValueError`
+        for an invalid `url`.
         """
         self._endpoint = Endpoint(
             url=url,
@@ -99,7 +99,7 @@ class BaseClient:
         self._on_retry = on_retry
 
     def _http_options(self) -> dict[str, Any]:
-        """Of both kinds of httpx client; no proxy for a server on this machine."""
+        """Arguments of the httpx client; no proxy for a server on this machine."""
         return {
             "trust_env": not self._endpoint.is_local,
             "verify": ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True,
@@ -107,17 +107,17 @@ class BaseClient:
         }
 
     def _state(self, options: Options, trace: Trace, request_id: str | None) -> RequestState:
-        """A request that begins now. Raises `BadOptionError` for an option that does not exist."""
+        """The state of a new request. Raises `BadOptionError` for an unknown option."""
         headers = option_headers(options or {}) | dict(trace or {})
         return RequestState(self._endpoint, headers, self._keys, request_id, self._on_retry)
 
     def _probe_state(self, timeout_seconds: float) -> RequestState:
-        """A request of a health check: no retries."""
+        """The state of a readiness check."""
         endpoint = replace(self._endpoint, deadline_seconds=timeout_seconds)
         return RequestState(endpoint, {}, self._keys, None)
 
     def _steps(self, state: RequestState) -> Steps:
-        """What to do until there is an answer; raises what `Client.predict` raises."""
+        """The steps until there is an answer; raises as `Client.predict` does."""
         while True:
             try:
                 return (yield from self._one(state))
@@ -130,7 +130,7 @@ class BaseClient:
             yield Pause(seconds)
 
     def _probe_steps(self, state: RequestState) -> Steps:
-        """The same for a health check: one attempt, two if the token was refused."""
+        """The steps of a readiness check: one attempt, two if the token was refused."""
         try:
             return (yield from self._one(state))
         except TokenRefusedError:

@@ -1,16 +1,15 @@
-"""The HTTP client that loses nothing: asks again where that is safe, and says clearly where it is not.
+"""HTTP client of TorchServe with retries. Imports neither torch nor numpy.
 
     client = Client("http://127.0.0.1:8080")
     answer = client.predict("dog.wav", {"top_k": 3})
     for path, result in client.predict_many(paths):
         ...  # result is an answer or an exception
 
-`audiocnn.client.async_client.AsyncClient` is the same with `await`. Both need neither torch
-nor numpy. What is retried and how replies are read: `audiocnn.client.retry`.
+`audiocnn.client.async_client.AsyncClient` is the same with `await`.
 
-A prediction changes nothing on the server, so asking twice is safe. Retried are a full queue, missing
-workers, broken or refused connections, time-outs and failed workers, with growing random pauses, at
-least as long as the server's `Retry-After`; of the 4xx nothing but a refused token, after its renewal.
+Predictions are idempotent, so a retry is safe. Retried until the deadline: a full queue, missing or failed
+workers, connection errors and time-outs, with exponential back-off and jitter, at least `Retry-After`. Of
+the 4xx only a refused token is retried, after its renewal. The rules are in `audiocnn.client.retry`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from audiocnn.probe import probe_wav
 
 
 class Client(BaseClient):
-    """May be shared by threads.
+    """Thread-safe.
 
     >>> with Client("http://127.0.0.1:8080") as client:
     ...     client.predict("dog.wav", {"top_k": 3})["predictions"][0]["class"]
@@ -69,12 +68,12 @@ class Client(BaseClient):
     def predict(
         self, clip: Clip, options: Options = None, *, request_id: str | None = None, trace: Trace = None
     ) -> Answer:
-        """The answer for a clip, given as a path or as bytes.
+        """Classify a clip, given as a path or as bytes.
 
-        `options` are those of docs/http-api.md: `{"top_k": 3, "classes": ["dog", "cat"]}`. Raises an
-        `AudioError` (with `code`) if the clip or an option is at fault, a `ServerError` if no answer came
-        before the deadline, both with the `request_id`; `OSError` if the file cannot be read. `trace` are the
-        headers `traceparent` and `tracestate` to pass on, see `audiocnn.tracing.trace_headers`.
+        `options` are those of docs/http-api.md: `{"top_k": 3, "classes": ["dog", "cat"]}`. `trace` are the
+        headers `traceparent` and `tracestate` to pass on, see `audiocnn.tracing.trace_headers`. Raises an
+        `AudioError` (with `code`) for an invalid clip or option, a `ServerError` if there was no answer
+        before the deadline, both with `request_id`; `OSError` for a file that cannot be read.
         """
         state = self._state(options, trace, request_id)
         return self._run(self._steps(state), "predictions", read_clip(clip))
@@ -82,23 +81,23 @@ class Client(BaseClient):
     def explain(
         self, clip: Clip, options: Options = None, *, request_id: str | None = None, trace: Trace = None
     ) -> Answer:
-        """Where in time and frequency the score came from; arguments and errors as for `predict`."""
+        """The prediction with class activation maps; arguments and errors as for `predict`."""
         state = self._state(options, trace, request_id)
         return self._run(self._steps(state), "explanations", read_clip(clip))
 
     def predict_many(
         self, clips: Iterable[C], options: Options = None, *, concurrency: int = 8
     ) -> Iterator[tuple[C, Answer | Failure]]:
-        """Every clip with its answer or with what `predict` raised for it, in the order given.
+        """Yield each clip with its answer or the exception of `predict`, in order.
 
-        `concurrency` clips are asked for at a time. Reads the iterable as it goes and holds at most twice
-        as many, so it may be endless. Raises `BadOptionError` at once for an option that does not exist.
+        Sends `concurrency` requests at a time and reads at most `2 * concurrency` clips ahead, so `clips` may
+        be infinite. Raises `BadOptionError` at once for an unknown option.
         """
         self._state(options, None, None)
         return self._many(clips, options, concurrency)
 
     def ready(self, *, timeout_seconds: float = 10.0) -> bool:
-        """Whether a real prediction works now: one attempt with a short tone."""
+        """Whether a prediction of a short tone succeeds now; not retried."""
         try:
             self._run(self._probe_steps(self._probe_state(timeout_seconds)), "predictions", probe_wav())
         except (AudioError, ServerError):
@@ -111,7 +110,7 @@ class Client(BaseClient):
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="audiocnn-client")
         pending: deque[tuple[C, Future[Answer | Failure]]] = deque()
 
-        def ask(clip: Clip) -> Answer | Failure:
+        def predict(clip: Clip) -> Answer | Failure:
             try:
                 return self.predict(clip, options)
             except (AudioError, ServerError, OSError) as error:
@@ -119,7 +118,7 @@ class Client(BaseClient):
 
         try:
             for clip in clips:
-                pending.append((clip, pool.submit(ask, clip)))
+                pending.append((clip, pool.submit(predict, clip)))
                 if len(pending) >= 2 * concurrency:
                     done, future = pending.popleft()
                     yield done, future.result()
@@ -130,7 +129,7 @@ class Client(BaseClient):
             pool.shutdown(cancel_futures=True)
 
     def _run(self, steps: Steps, verb: str, audio: bytes) -> Answer:
-        """Do what the steps say, until they have an answer."""
+        """Run the steps; returns the answer."""
         try:
             step = next(steps)
             while True:
@@ -153,7 +152,7 @@ class Client(BaseClient):
         return self._http.post(address, content=audio, headers=attempt.headers, timeout=timeout)
 
     def _renew(self, refused: str | None) -> None:
-        """Another key than the refused one, if there is a way; one thread at a time, for all."""
+        """Replace the refused key, if possible; one thread renews it for all."""
         if self._keys is None:
             return
         with self._renewal:
@@ -163,5 +162,5 @@ class Client(BaseClient):
             try:
                 self._http.get(self._management + path, headers=headers, timeout=RENEWAL_SECONDS)
             except httpx.TransportError:
-                return  # the next refusal tries again, or is raised
+                return  # the next refusal is retried or raised
             self._keys.reload(refused)

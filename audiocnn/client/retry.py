@@ -1,6 +1,6 @@
-"""How a request is repeated: deadlines, back-off, and which replies are errors of the clip or of the server.
+"""Retry rules: deadlines, back-off, and the mapping of replies to errors of the clip or of the server.
 
-Pure logic; the clients do the talking. Imports neither torch nor numpy.
+No input or output: `audiocnn.client.client` and `async_client` send the requests.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _MAX_TOKEN_REFUSALS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Which model on which server, and how much patience one call has.
+    """Server, model and time limits of one call.
 
-    An attempt gets more than TorchServe's `responseTimeout`, so that the server reports its own time-outs.
-    Queue full and no connection are retried until the deadline; a worker that fails at this very
-    request only a few times, for the clip may be what kills it.
+    `attempt_seconds` exceeds TorchServe's `responseTimeout` (60 s), so that the server reports its own
+    time-outs. A full queue and a missing connection are retried until the deadline, a failed worker at most
+    `max_server_failures` times, because the clip may cause the failure.
     """
 
     url: str
@@ -55,21 +55,21 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
-            raise ValueError(f"{self.url!r} is no address: expected one like http://127.0.0.1:8080")
+            raise ValueError(f"invalid address {self.url!r}: expected one like http://127.0.0.1:8080")
 
     def address(self, verb: str) -> str:
-        """Where to post to; `verb` is `predictions` or `explanations`."""
+        """URL of the request; `verb` is `predictions` or `explanations`."""
         version = f"/{self.version}" if self.version else ""
         return f"{self.url.rstrip('/')}/{verb}/{self.model}{version}"
 
     @property
     def is_local(self) -> bool:
-        """On this machine, where no proxy is wanted whatever the environment says."""
+        """Whether the server is on this machine, so that no proxy is used."""
         return urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 class RequestState:
-    """One request until it is answered: its headers, and after each failure how long to wait."""
+    """State of one request: headers, deadline and failures so far."""
 
     def __init__(
         self,
@@ -93,57 +93,57 @@ class RequestState:
         self._attempts = self._failures = self._refusals = 0
 
     def next_headers(self) -> dict[str, str]:
-        """Of the next attempt, with the key as it is now."""
+        """Headers of the next attempt, with the current key."""
         self.authorization = self._keys.authorization if self._keys else None
         return self._headers | ({"Authorization": self.authorization} if self.authorization else {})
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline of the whole call."""
+        """Seconds until the deadline of the call."""
         return self._began + self._endpoint.deadline_seconds - time.monotonic()
 
     @property
     def timeout_seconds(self) -> float:
-        """For the next attempt."""
+        """Time limit of the next attempt."""
         return max(0.001, min(self._endpoint.attempt_seconds, self.seconds_left))
 
     @property
     def connect_seconds(self) -> float:
-        """For the connection of the next attempt."""
+        """Time limit of the next attempt's connection."""
         return min(self._endpoint.connect_seconds, self.timeout_seconds)
 
     def backoff_seconds(self, error: ServerError) -> float:
-        """Seconds to wait before the next attempt; raises the error if there is to be none."""
+        """Seconds until the next attempt; raises the error if there is no further attempt."""
         self._attempts += 1
         self._failures += isinstance(error, ServerFailedError)
         self._refusals += isinstance(error, TokenRefusedError)
         backoff = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(self._attempts - 1, 16))
         jittered = backoff * random.uniform(0.5, 1.0)  # noqa: S311
         wait = max(jittered, error.retry_after_seconds)
-        is_hopeless = (
+        is_final = (
             not error.is_retryable
             or self._failures > self._endpoint.max_server_failures
             or self._refusals >= (_MAX_TOKEN_REFUSALS if self._keys else 1)
             or wait >= self.seconds_left
         )
-        if is_hopeless:
+        if is_final:
             raise self.sign(error)
         if self._on_retry:
             self._on_retry(error)
         return wait
 
     def sign(self, error: E) -> E:
-        """The error with the request id on it, and in what a traceback prints."""
+        """Add the request id to the error and to its traceback."""
         error.request_id = self.request_id
         error.add_note(f"X-Request-Id: {self.request_id}, attempts: {max(self._attempts, 1)}")
         return error
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-    """The answer; an `AudioError` if the clip or an option is at fault, a `ServerError` for the rest.
+    """The answer. Raises an `AudioError` for an invalid clip or option, else a `ServerError`.
 
-    `headers` must find names in any case. Understands our errors, `{"error": {"code", "message"}}`, and
-    TorchServe's own, `{"code", "type", "message"}`; its 413 has no body at all.
+    `headers` must be case-insensitive. The errors are `{"error": {"code", "message"}}` of the handler and the
+    gateway, or `{"code", "type", "message"}` of TorchServe, whose 413 has no body.
     """
     try:
         content = json.loads(body)
@@ -158,9 +158,7 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> dict[str
     if isinstance(ours, dict) and status < 500:
         raise _clip_error(status, str(ours.get("code")), str(ours.get("message")))
     if status == 413:
-        raise AudioTooLongError(
-            "The server takes no body of this size (max_request_size): send FLAC, or the clip in parts."
-        )
+        raise AudioTooLongError("The body is larger than max_request_size: send FLAC, or split the clip.")
     message = ours.get("message") if isinstance(ours, dict) else reply.get("message")
     raise _server_error(status, str(reply.get("type", "")), str(message or body[:200]), headers)
 
@@ -172,9 +170,9 @@ def _clip_error(status: int, code: str, message: str) -> AudioError:
 
 
 def _server_error(status: int, kind: str, message: str, headers: Mapping[str, str]) -> ServerError:
-    if status == 503 and kind != "InternalServerException":  # that: the handler raised on the whole batch
+    if status == 503 and kind != "InternalServerException":  # that one: the handler raised an exception
         cls: type[ServerError] = ServerBusyError
-        if "has no worker" in message:  # TorchServe says so for a full queue as well
+        if "has no worker" in message:  # TorchServe's text for a full queue as well
             message = f"the queue is full, or no worker is ready (TorchServe: {message})"
     elif status >= 500:
         cls = ServerFailedError
@@ -188,18 +186,18 @@ def _server_error(status: int, kind: str, message: str, headers: Mapping[str, st
 
 
 def _retry_after(text: str) -> float:
-    """Seconds; the header is a number of them or a date."""
+    """Seconds of a `Retry-After` header, which is a number or a date; 0 if it is neither."""
     if text.isdecimal() and len(text) < 10:
         return float(text)
     try:
         seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):  # no date, or one without a time zone
+    except (ValueError, TypeError):  # not a date, or without a time zone
         return 0.0
     return max(0.0, seconds)
 
 
 def unreachable(error: Exception) -> ServerUnreachableError:
-    """The library's error as ours; a certificate that is not trusted will not be so a second later."""
+    """The error for a failed connection; not retryable if the certificate is not trusted."""
     result = ServerUnreachableError(f"no reply from the server: {error or type(error).__name__}")
     cause: BaseException | None = error
     while cause is not None:

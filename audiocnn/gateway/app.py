@@ -13,13 +13,19 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from audiocnn import __version__
-from audiocnn.gateway import page
 from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
+from audiocnn.gateway.compat import add_compat_routes
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
-from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware
+from audiocnn.gateway.hugging_face import add_hugging_face_routes
+from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware, SecurityHeadersMiddleware
+from audiocnn.gateway.open_inference import add_open_inference_routes
+from audiocnn.gateway.openapi import describe_app, operation_id
+from audiocnn.gateway.page.static_files import add_page
+from audiocnn.gateway.plain_errors import PlainErrorMiddleware
 from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
+from audiocnn.options import HEADERS
 
 DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
 request may bring its own `X-Request-Id`. If keys are set, send one as `X-API-Key` or `Authorization: Bearer`.
@@ -42,22 +48,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         static_url=DOCS_ASSETS,
+        servers=[{"url": "/", "description": "this gateway"}],
+        generate_unique_id_function=operation_id,
     )
+    describe_app(app, settings)
     app.state.metrics = gateway.metrics
     app.add_middleware(AccessMiddleware, door=gateway.door, metrics=gateway.metrics)
     app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
         CORSMiddleware,
         allow_origins=settings.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type"],
+        allow_methods=["GET", "POST", "PUT"],
+        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type", *HEADERS],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
+    app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(HostMiddleware, settings=settings, metrics=gateway.metrics)
+    app.add_middleware(PlainErrorMiddleware)
     app.add_middleware(BodyMiddleware, upload_seconds=settings.upload_seconds)
     add_error_handlers(app)
     add_reading_routes(app, gateway)
     add_asking_routes(app, gateway)
+    add_open_inference_routes(app, gateway)
+    add_hugging_face_routes(app, gateway)
     if settings.metrics_port is None:
         add_metrics_route(app, gateway)
 
@@ -65,7 +79,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def stream(socket: WebSocket) -> None:
         await gateway.streams.serve(socket)
 
-    page.mount(app, gateway.predict_counted, gateway.door, gateway.budget, settings)
+    add_compat_routes(app, gateway)
+    add_page(app)
     return app
 
 
@@ -80,4 +95,8 @@ def add_error_handlers(app: FastAPI) -> None:
         request.state.code = known.code
         reply = error_response(known, request.state.request_id)
         reply.headers.update(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the first route only
+            routes = [route for route in app.routes if getattr(route, "path", "") == request.url.path]
+            methods = {method for route in routes for method in getattr(route, "methods", ())}
+            reply.headers["Allow"] = ", ".join(sorted(methods))
         return reply

@@ -28,6 +28,7 @@ from audiocnn.gateway.errors import (
 )
 from audiocnn.gateway.http_protocol import counted_address
 from audiocnn.gateway.metrics import GONE, Metrics, route_label
+from audiocnn.gateway.page.static_files import FOLDER as PAGE_FOLDER
 from audiocnn.gateway.settings import Settings
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_headers, trace_id
 
@@ -38,14 +39,17 @@ OPEN_PATHS = (  # for probes and readers: need no key
     "/docs",
     "/favicon.ico",
     "/health",
-    "/manifest.json",
     "/openapi.json",
     "/ready",
     "/ui",
+    "/ui/",
+    "/v2/health/live",
+    "/v2/health/ready",
 )
 DOCS_ASSETS = "/docs-assets"
-OPEN_FOLDERS = (f"{DOCS_ASSETS}/", "/ui/")  # the page asks for a key itself: audiocnn.gateway.page_key
-QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds: logged if they fail
+OPEN_FOLDERS = (f"{DOCS_ASSETS}/", f"{PAGE_FOLDER}/")  # files only
+# Asked every few seconds: logged if they fail.
+QUIET_PATHS = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 _MAX_CALLERS = 10_000
 
 
@@ -180,7 +184,8 @@ class AccessMiddleware:
         """Count and log a request that is over. What callers do wrong is no warning of the server's."""
         if not self._routes:  # all are declared by now
             self._routes = frozenset(getattr(route, "path", "") for route in scope["app"].routes)
-        route, state = route_label(path, self._routes, OPEN_FOLDERS), scope["state"]
+        matched = getattr(scope.get("route"), "path", path)  # with the names of its parameters
+        route, state = route_label(path, matched, self._routes, OPEN_FOLDERS), scope["state"]
         self._metrics.request(route, scope["method"], status, seconds)
         if code := state.get("code"):
             self._metrics.error(code)

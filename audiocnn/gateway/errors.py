@@ -50,7 +50,7 @@ class ForbiddenOriginError(GatewayError):
 
 
 class NotFoundError(GatewayError):
-    """An address that the page does not use."""
+    """There is nothing at this address."""
 
     code = "not_found"
     status = 404
@@ -61,13 +61,6 @@ class UploadTimeoutError(GatewayError):
 
     code = "upload_timeout"
     status = 408
-
-
-class SoundGoneError(GatewayError):
-    """What was given to the page was deleted since."""
-
-    code = "sound_gone"
-    status = 410
 
 
 class UploadTooLargeError(GatewayError):
@@ -108,14 +101,6 @@ class BusyError(GatewayError):
     code = "busy"
     status = 503
     retry_after_seconds = 1.0
-
-
-class StorageFullError(GatewayError):
-    """The disk has no room for an upload of the page."""
-
-    code = "storage_full"
-    status = 503
-    retry_after_seconds = 60.0
 
 
 class NotReadyError(GatewayError):

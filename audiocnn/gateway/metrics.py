@@ -100,8 +100,12 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def route_label(path: str, declared: frozenset[str], folders: tuple[str, ...]) -> str:
-    """The declared route, the folder it is in, or `other`: whoever guesses addresses adds no series."""
+def route_label(path: str, matched: str, declared: frozenset[str], folders: tuple[str, ...]) -> str:
+    """The declared route, the folder it is in, or `other`: whoever guesses addresses adds no series.
+
+    `matched` is the path of the route that answered, such as `/v2/models/{name}`.
+    """
     if path in declared:
         return path
-    return next((folder for folder in folders if path.startswith(folder)), OTHER)
+    folder = next((folder for folder in folders if path.startswith(folder)), OTHER)
+    return matched if folder == OTHER and matched in declared else folder

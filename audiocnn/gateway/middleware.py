@@ -15,11 +15,23 @@ from starlette.websockets import WebSocket
 from audiocnn.gateway.auth import error_response, request_id_in
 from audiocnn.gateway.errors import MisdirectedRequestError, UploadTimeoutError
 from audiocnn.gateway.metrics import OTHER, Metrics
+from audiocnn.gateway.page.static_files import FOLDER as PAGE_FOLDER
 from audiocnn.gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 
 _DRAIN_SECONDS = 2.0
+
+_NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+_PAGE_POLICY = (
+    f"{_NOTHING}; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
+    "connect-src 'self'; manifest-src 'self'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_DOCS_POLICY = (  # Swagger's page starts itself with a script inside it
+    "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; "
+    "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'"
+)
 _HOST = re.compile(r"\[([0-9a-f:.]+)\](?::\d*)?|([^:\[\]/@\s]+)(?::\d*)?", re.IGNORECASE)
 
 
@@ -72,6 +84,35 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class SecurityHeadersMiddleware:
+    """Says to browsers what a reply may load and run: the page its own files, all else nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or stream."""
+        path = scope.get("path", "")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _policy_of(path)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _policy_of(path: str) -> str:
+    if path == "/" or path.startswith(f"{PAGE_FOLDER}/"):
+        return _PAGE_POLICY
+    if path.startswith("/docs"):
+        return _DOCS_POLICY
+    return _NOTHING
 
 
 class Body:

@@ -61,6 +61,14 @@ class Form:
     files: list[tuple[str, str, bytes]] = field(default_factory=list)  # field, file name, content
     fields: dict[str, str] = field(default_factory=dict)
 
+    def only_file(self) -> bytes:
+        """The clip of a form that must have one, in the field `file` or `data`; raises `BadRequestError`."""
+        names = [name for name, _, _ in self.files]
+        if names not in (["file"], ["data"]):
+            sent = ", ".join(name[:40] for name in [*names, *self.fields]) or "nothing"
+            raise BadRequestError(f"Send one sound file in the field file (got: {sent}).")
+        return self.files[0][2]
+
 
 @contextlib.asynccontextmanager
 async def receiving(
@@ -109,7 +117,7 @@ def json_limit(settings: Settings) -> int:
     return settings.max_upload_bytes * 4 // 3 + _FORM_BYTES
 
 
-async def read_json_bytes(chunks: AsyncIterator[bytes]) -> bytes:
+async def read_all(chunks: AsyncIterator[bytes]) -> bytes:
     """The whole body."""
     return b"".join([chunk async for chunk in chunks])
 
@@ -119,7 +127,7 @@ async def read_form(request: Request, chunks: AsyncIterator[bytes], settings: Se
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise WrongMediaTypeError("Send the clip as multipart/form-data: curl -F file=@clip.wav ...")
+        raise WrongMediaTypeError("Send multipart/form-data: curl -F file=@clip.wav ...")
     reader = _FormReader(boundary, settings)
     try:
         async for chunk in chunks:

@@ -17,7 +17,8 @@ from starlette.responses import Response
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import pictures, schemas
 from audiocnn.gateway.errors import BadRequestError, BusyError, WrongMediaTypeError, body_of
-from audiocnn.gateway.multipart import Form, json_limit, read_json_bytes, receiving, too_large
+from audiocnn.gateway.multipart import Form, json_limit, read_all, receiving, too_large
+from audiocnn.gateway.page.static_files import EXAMPLES, examples_in
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
 from audiocnn.request_body import read_base64, read_json_object
@@ -26,15 +27,6 @@ AUDIO_KEYS = ("audio_data", "data")
 SEED_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
 _BATCH_CONCURRENCY = 8
 _JSON_COPIES = 4  # the body, its text, the base64 and the audio
-
-
-def only_file(form: Form) -> bytes:
-    """The clip of a form that must have one."""
-    names = [name for name, _, _ in form.files]
-    if names not in (["file"], ["data"]):
-        sent = ", ".join(name[:40] for name in [*names, *form.fields]) or "nothing"
-        raise BadRequestError(f"Send one sound file in the field file (got: {sent}).")
-    return form.files[0][2]
 
 
 def json_reply(content: dict[str, Any]) -> Response:
@@ -88,12 +80,14 @@ def add_reading_routes(app: FastAPI, gateway: PredictionService) -> None:
     async def config() -> Response:
         """The served model, its front end, and the limits of requests and streams."""
         names = schemas.Limits.model_fields
+        class_names = [label["name"] for label in await gateway.model.labels()]
         return json_reply(
             await gateway.model.describe()
             | {
                 "limits": {name: getattr(settings, name) for name in names},
                 "stream": gateway.streams.limits(),
                 "needs_key": bool(settings.api_keys),
+                "examples": examples_in(EXAMPLES, class_names),
             }
         )
 
@@ -110,19 +104,24 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
     """`POST`: clips in, answers out."""
     failures = schemas.errors(*schemas.ASKED)
 
-    @app.post(
-        "/predict",
-        tags=["predict"],
-        responses={200: {"model": schemas.PredictReply}, **failures},
-        openapi_extra=schemas.form_body("file"),
-    )
+    predict_route: dict[str, Any] = {
+        "tags": ["predict"],
+        "responses": {200: {"model": schemas.PredictReply}, **failures},
+        "openapi_extra": schemas.clip_body(),
+    }
+
+    @app.put("/predict", **predict_route)
+    @app.post("/predict", **predict_route)
     async def predict(request: Request) -> Response:
-        """Name the sounds in one file: `curl -F file=@clip.wav -F top_k=3 .../predict`."""
+        """Name the sounds in one file: `curl -T clip.wav .../predict?top_k=3`, or `-F file=@clip.wav`.
+
+        A body of `audio/*`, `application/octet-stream` or no declared type is the file itself. Options are
+        query parameters or headers (`X-Top-K`), in a form also fields.
+        """
         async with contextlib.AsyncExitStack() as stack:
-            form = await gateway.form(request, stack)
-            state = request.state
+            audio, options = await gateway.clip(request, stack)
             return json_reply(
-                await gateway.predict(only_file(form), state.request_id, form.fields, state.trace)
+                await gateway.predict(audio, request.state.request_id, options, request.state.trace)
             )
 
     @app.post(
@@ -148,7 +147,7 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
                 )
             options = {"spectrogram": True, "top_k": 1}
             state = request.state
-            answer = await gateway.predict(only_file(form), state.request_id, options, state.trace)
+            answer = await gateway.predict(form.only_file(), state.request_id, options, state.trace)
         if output == "png":
             png = await asyncio.to_thread(pictures.spectrogram_png, answer["input_spectrogram"])
             return Response(png, media_type="image/png")
@@ -174,10 +173,12 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
         async with receiving(
             request, gateway.settings, gateway.budget, max_bytes=limit, copies=_JSON_COPIES
         ) as chunks:
-            body = await read_json_bytes(chunks)
+            body = await read_all(chunks)
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             state = request.state
-            answer = await gateway.predict(audio, state.request_id, SEED_OPTIONS | options, state.trace)
+            wanted = SEED_OPTIONS | options
+            wanted.setdefault("clip_spectrogram", wanted["spectrogram"])
+            answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
         return await asyncio.to_thread(_with_scaled_maps, answer)
 
     @app.post(
@@ -195,6 +196,9 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
 
 
 def _with_scaled_maps(answer: dict[str, Any]) -> Response:
+    whole = answer.pop("clip_spectrogram", None)
+    if whole and len(answer.get("windows", ())) > 1:
+        answer["input_spectrogram"] = whole
     if "visualization" in answer:
         answer["visualization"] = pictures.scaled_maps(answer["visualization"])
     return json_reply(answer)

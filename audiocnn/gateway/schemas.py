@@ -51,11 +51,16 @@ class Map(BaseModel):
     range: list[float] | None = None
 
 
-class PlacedMap(BaseModel):
+class Span(BaseModel):
+    """Seconds from the start of the clip."""
+
+    start: float
+    end: float
+
+
+class PlacedMap(Map):
     """A map with the Hz of its rows and the seconds of its columns."""
 
-    shape: list[int] = Field(examples=[[128, 251]])
-    values: list[list[float]]
     hz: list[float]
     seconds: list[float]
 
@@ -87,10 +92,15 @@ class Answer(BaseModel):
     warnings: list[str] | None = None
     duration: float | None = Field(None, examples=[5.0], description="seconds")
     model: ModelId | None = None
+    precision: dict[str, str] | None = Field(
+        None, examples=[{"predictions": "int8", "pictures": "float32"}], description="with maps or evidence"
+    )
     windows: list[Window] | None = None
     visualization: dict[str, Map] | None = None
     evidence: Evidence | None = None
     input_spectrogram: PlacedMap | None = None
+    representative_window: Span | None = Field(None, description="which window the maps are of")
+    clip_spectrogram: PlacedMap | None = Field(None, description="values in dB, at most 2,000 columns")
     waveform: Waveform | None = None
 
 
@@ -187,6 +197,7 @@ class ConfigReply(BaseModel):
     limits: Limits
     stream: StreamLimits
     needs_key: bool
+    examples: list[str] = Field(description="classes of which `/examples/NAME.wav` is a sound to try")
 
 
 _FORMAT = {"type": "string", "enum": ["json", "png"], "default": "json"}
@@ -201,6 +212,14 @@ def form_body(name: str, *, many: bool = False, more: dict[str, Any] | None = No
     properties = {name: audio, **(OPTIONS if more is None else more)}
     schema = {"type": "object", "required": [name], "properties": properties, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def clip_body() -> dict[str, Any]:
+    """`openapi_extra` of the route that takes a file as the body or in a form, options also in the query."""
+    content = form_body("file")["requestBody"]["content"]
+    content |= {"application/octet-stream": {"schema": _FILE}, "audio/*": {"schema": _FILE}}
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in OPTIONS.items()]
+    return {"requestBody": {"required": True, "content": content}, "parameters": query}
 
 
 def json_body() -> dict[str, Any]:
@@ -221,6 +240,7 @@ _REASONS = {
     400: "the clip or an option is wrong",
     401: "a key is needed",
     403: "a page of a foreign origin",
+    404: "there is no such model or version",
     408: "the body took too long",
     413: "too large, too long, too many channels or samples a second",
     415: "no sound file that is known, or a body of another kind",

@@ -11,16 +11,18 @@ from typing import Any
 from fastapi import Request
 
 from audiocnn.client.async_client import AsyncClient
-from audiocnn.errors import AudioError, ServerError
+from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway.auth import AccessControl
-from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError
+from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError, WrongMediaTypeError
 from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ModelInfo
-from audiocnn.gateway.multipart import Budget, Form, form_limit, read_form, receiving
+from audiocnn.gateway.multipart import Budget, Form, form_limit, read_all, read_form, receiving
 from audiocnn.gateway.settings import MIB, Settings
 from audiocnn.gateway.streaming import Streams
+from audiocnn.options import HEADERS, OPTION_NAMES
 
 _READY_SECONDS = 1.0  # so long one probe answers for all
+_RAW_TYPES = ("", "application/octet-stream")  # of a body that is the file itself, beside audio/*
 
 
 class PredictionService:
@@ -115,3 +117,38 @@ class PredictionService:
             receiving(request, self.settings, self.budget, max_bytes=limit)
         )
         return await read_form(request, chunks, self.settings)
+
+    async def clip(self, request: Request, stack: contextlib.AsyncExitStack) -> tuple[bytes, dict[str, str]]:
+        """Audio and options of a request: the body is the file, or a form with the field `file`.
+
+        What the body holds of the budget is given back when the stack closes. Raises `WrongMediaTypeError`
+        for a body of another kind, `BadOptionError` for query parameters that are no options.
+        """
+        options = given_options(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            form = await self.form(request, stack)
+            return form.only_file(), options | form.fields
+        if kind not in _RAW_TYPES and not kind.startswith("audio/"):
+            raise WrongMediaTypeError(
+                "Send the file itself, as audio/* or application/octet-stream (curl -T clip.wav ...), "
+                "or a form (curl -F file=@clip.wav ...)."
+            )
+        limit = self.settings.max_upload_bytes
+        chunks = await stack.enter_async_context(
+            receiving(request, self.settings, self.budget, max_bytes=limit)
+        )
+        return await read_all(chunks), options
+
+
+def given_options(request: Request) -> dict[str, str]:
+    """The options in headers and query; the latter win. Raises `BadOptionError` that names what is none."""
+    options = {option: request.headers[name] for name, option in HEADERS.items() if name in request.headers}
+    query = request.query_params.multi_items()
+    names = [name for name, _ in query]
+    if unknown := [name[:40] for name in dict.fromkeys(names) if name not in OPTION_NAMES]:
+        listed = ", ".join(map(repr, unknown[:5]))
+        raise BadOptionError(f"There is no option {listed}. Options: {', '.join(OPTION_NAMES)}.")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise BadOptionError(f"The query has {twice[0]} more than once.")
+    return options | dict(query)

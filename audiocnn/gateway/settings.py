@@ -47,7 +47,6 @@ class Settings(BaseSettings):
 
     max_upload_mb: Annotated[float, Field(gt=0, le=2048)] = 40.0  # MiB in one request
     max_buffered_mb: Annotated[float, Field(gt=0)] = 512.0  # MiB in all requests together
-    max_stored_mb: Annotated[float, Field(gt=0)] = 192.0  # MiB of the page's uploads on disk
     max_files: Annotated[int, Field(ge=1, le=1000)] = 64  # in one batch
     max_in_flight: Annotated[int, Field(ge=1)] = 64
     max_connections_per_address: Annotated[int, Field(ge=0)] = 512  # 0: no limit

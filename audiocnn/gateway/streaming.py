@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal
 
 import orjson
@@ -26,11 +26,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
-from audiocnn.gateway.auth import AccessControl, request_id_in
+from audiocnn.gateway.auth import AccessControl, key_in, request_id_in
 from audiocnn.gateway.errors import GatewayError, body_of
 from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ALL_CLASSES, ModelInfo
-from audiocnn.gateway.page_key import key_of
 from audiocnn.gateway.settings import Settings
 from audiocnn.gateway.sound import BadSoundError, ExponentialAverage, RingBuffer
 from audiocnn.gateway.stream_protocol import (
@@ -59,7 +58,11 @@ from audiocnn.tracing import TRACEPARENT, trace_headers, trace_id
 
 log = logging.getLogger("audiocnn.gateway.streaming")
 
-_AHEAD_SECONDS = 10.0  # of sound that may come faster than real time before we stop reading
+AHEAD_SECONDS = 10.0  # of sound that may come faster than real time before we stop reading
+
+
+Converse = Callable[[WebSocket, StreamState], Awaitable[None]]
+End = Callable[[WebSocket, RefusedError], Awaitable[None]]
 
 
 class Streams:
@@ -90,8 +93,13 @@ class Streams:
             "max_streams": self.settings.max_streams,
         }
 
-    async def serve(self, socket: WebSocket) -> None:
-        """One connection from its opening to its end; a page of a foreign origin gets HTTP 403."""
+    async def serve(
+        self, socket: WebSocket, converse: Converse | None = None, end: End = say_goodbye
+    ) -> None:
+        """One connection from its opening to its end; a page of a foreign origin gets HTTP 403.
+
+        `converse` is what happens in between, `end` how an error is told; None: the protocol of this module.
+        """
         try:
             self.door.check_origin(socket.headers.get("origin"))
         except GatewayError:
@@ -101,22 +109,25 @@ class Streams:
         began = time.monotonic()
         state = StreamState(request_id_in(socket.headers), trace_headers(socket.headers))
         try:
-            start = await self._start(socket)
-            with self._place("num_open"):
-                await Stream(self, socket, start, state).run()
+            await (converse or self._converse)(socket, state)
             await socket.close(NORMAL)
         except RefusedError as refusal:
             state.close_code, state.code = refusal.close_code, refusal.code
-            await say_goodbye(socket, refusal)
+            await end(socket, refusal)
         except WebSocketDisconnect:
             state.close_code = GOING_AWAY
         except Exception:
             log.exception("a stream failed", extra={"request_id": state.request_id})
             state.close_code, state.code = FAILED, GatewayError.code
             failed = RefusedError(FAILED, GatewayError.code, "The gateway failed at this stream.")
-            await say_goodbye(socket, failed)
+            await end(socket, failed)
         finally:
             self._finish(state, socket, time.monotonic() - began)
+
+    async def _converse(self, socket: WebSocket, state: StreamState) -> None:
+        start = await self._start(socket)
+        with self.place("num_open"):
+            await Stream(self, socket, start, state).run()
 
     def _finish(self, state: StreamState, socket: WebSocket, seconds: float) -> None:
         """Count and log a stream that is over."""
@@ -131,7 +142,7 @@ class Streams:
                 "request_id": state.request_id,
                 "trace_id": trace_id(state.trace.get(TRACEPARENT)),
                 "client": socket.client.host if socket.client else None,
-                "route": "/ws/predict",
+                "route": socket.scope["path"],
                 "hops": state.hops,
                 "skipped": state.skipped,
                 "code": state.code,
@@ -140,7 +151,7 @@ class Streams:
         )
 
     @contextlib.contextmanager
-    def _place(self, counter: Literal["num_open", "num_starting"]) -> Iterator[None]:
+    def place(self, counter: Literal["num_open", "num_starting"]) -> Iterator[None]:
         """One of `MAX_STREAMS` places; each of the two kinds has so many of its own."""
         if getattr(self, counter) >= self.settings.max_streams:
             raise RefusedError(TRY_LATER, "busy", "As many streams as can be held are open: try later.")
@@ -164,13 +175,13 @@ class Streams:
             raise RefusedError(IDLE, "idle", "The first frame did not come in time.") from None
 
     async def _start(self, socket: WebSocket) -> Start:
-        """The first frame, its key checked: before it if a header or the page's cookie has a key."""
-        key = key_of(socket.headers)
+        """The first frame, its key checked: before the frame if a header has a key."""
+        key = key_in(socket.headers)
         if key:
             self._check_key(key)
             first = await self._first_frame(socket)
         else:
-            with self._place("num_starting"):
+            with self.place("num_starting"):
                 first = await self._first_frame(socket)
         if not isinstance(first, str):
             raise RefusedError(BAD_START, "bad_start", "The first frame must be JSON text with sample_rate.")
@@ -180,13 +191,16 @@ class Streams:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "the first frame"
             raise RefusedError(BAD_START, "bad_start", f"{where}: {problem['msg']}.") from None
-        key = key or start.api_key
+        self.admit(socket, key or start.api_key)
+        return start
+
+    def admit(self, socket: WebSocket, key: str | None) -> None:
+        """Check the key and charge the caller's rate; raises `RefusedError`."""
         self._check_key(key)
         try:
             self.door.rate.charge(self.door.caller(key, socket.client.host if socket.client else None))
         except GatewayError as error:
             raise RefusedError(TOO_MANY, error.code, str(error)) from None
-        return start
 
 
 class Stream:
@@ -257,7 +271,7 @@ class Stream:
                 self._due.set()
             # The socket is left unread for a while: TCP tells a sender that is too fast.
             ahead = self._sound.seconds - (loop.time() - began)
-            await asyncio.sleep(max(0.0, ahead - _AHEAD_SECONDS))
+            await asyncio.sleep(max(0.0, ahead - AHEAD_SECONDS))
 
     def _end(self, text: str) -> None:
         """Answer what is left, if it is more than the last answer heard."""

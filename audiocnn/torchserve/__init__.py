@@ -1,1 +1,1 @@
-"""What starts, watches and manages TorchServe."""
+"""Start, supervise and manage TorchServe."""

@@ -1,4 +1,4 @@
-"""What is checked about an archive before TorchServe may load it: archives run code."""
+"""Checks of an archive before TorchServe loads it: archives run code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 class ArchiveError(ValueError):
-    """The archive is not to be loaded, with the reason."""
+    """The archive must not be loaded; the message says why."""
 
 
 def manifest_version(archive: Path, model: str) -> str:
-    """The version that TorchServe will read from an archive; `ArchiveError` if it is not one of ours."""
+    """The version in an archive's manifest; `ArchiveError` if it is damaged or holds another model."""
     try:
         with zipfile.ZipFile(archive) as file:
             if damaged := file.testzip():
@@ -28,19 +28,20 @@ def manifest_version(archive: Path, model: str) -> str:
     except ArchiveError:
         raise
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise ArchiveError(f"{archive} is no model archive: {error}") from error
+        raise ArchiveError(f"{archive} is not a model archive: {error}") from error
     if name != model:
         raise ArchiveError(f"{archive} holds the model {name!r}, not {model!r}")
     return version
 
 
 def known_sha256(archive: Path, store: Path, given: str | None = None) -> str | None:
-    """The checksum that an archive must have: given as hex digits or as a file, or on record.
+    """The SHA-256 that an archive must have, None if none is known.
 
-    On record is what `make archive` or a rollout wrote outside the store, or for an archive that is not
-    in the store a file `NAME.sha256` beside it. One in the model store is not looked at: who can change
-    the archive there can change it too. None if nothing is known; `ArchiveError` for an archive of a store
-    that has a record, but of others: whoever can write into the store could add one.
+    `given` is 64 hex digits or a file with them. Otherwise the checksum comes from the record that `make
+    archive` or a rollout wrote outside the store, or, for an archive outside the store, from a file
+    `NAME.sha256` beside it. A checksum inside the store is ignored, because a user who can write the store
+    can replace both. Raises `ArchiveError` for an archive that is missing from an existing record, and for
+    a checksum that cannot be read.
     """
     try:
         if given:
@@ -53,8 +54,8 @@ def known_sha256(archive: Path, store: Path, given: str | None = None) -> str | 
         beside = archive.with_name(archive.name + ".sha256")
         return integrity.read(beside, name=archive.name) if beside.is_file() else None
     except OSError as error:
-        what = f"{given} is neither 64 hex digits nor a file" if given else f"no SHA-256 of {archive}"
-        raise ArchiveError(f"{what}: {error}") from error
+        problem = f"{given} is neither 64 hex digits nor a file" if given else f"no SHA-256 of {archive}"
+        raise ArchiveError(f"{problem}: {error}") from error
 
 
 def _refuse_unrecorded(archive: Path, store: Path) -> None:
@@ -67,7 +68,7 @@ def _refuse_unrecorded(archive: Path, store: Path) -> None:
 
 
 def verify(archive: Path, expected: str | None) -> str:
-    """The archive's SHA-256; `ArchiveError` if another one was expected."""
+    """The archive's SHA-256; `ArchiveError` if it is not the `expected` one."""
     actual = files.sha256(archive)
     if expected not in (None, actual):
         raise ArchiveError(f"{archive} has the SHA-256 {actual}, expected {expected}: not loaded")

@@ -1,7 +1,7 @@
-"""SHA-256 of archives, kept where who can change an archive cannot change it: outside the model store.
+"""The record of archive checksums, outside the model store: write access to the store does not change it.
 
-Every archive of `model_store/` has its line in `audiocnn.mar.sha256` beside the store, in the format of
-`sha256sum`, so that `sha256sum --check audiocnn.mar.sha256` says the same.
+Each archive of `model_store/` has a line in `audiocnn.mar.sha256` beside the store, in the format of
+`sha256sum`: `sha256sum --check audiocnn.mar.sha256` verifies it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _DIGITS = 64
 
 
 def file_for(archive: Path) -> Path:
-    """Where the checksum of an archive in a model store is kept."""
+    """The record for an archive in a model store."""
     return archive.parent.resolve().with_name(RECORD)
 
 
 def record(archive: Path, digest: str) -> Path:
-    """Write down the checksum that an archive must have from now on; returns the file."""
+    """Record the SHA-256 that an archive must have; returns the record. Raises `OSError`."""
     _change(archive, digest)
     return file_for(archive)
 
 
 def forget(archive: Path) -> None:
-    """Nothing is on record for the archive any more; for one that is removed."""
+    """Remove an archive's line from the record. Raises `OSError`."""
     if recorded(archive):
         _change(archive, None)
 
@@ -46,8 +46,8 @@ def _change(archive: Path, digest: str | None) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time changes the record: another one's line would be lost."""
-    import fcntl  # late: not on Windows, where clients import this package
+    """Lock the record, so that concurrent writers do not lose lines."""
+    import fcntl  # late: it does not exist on Windows
 
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -55,9 +55,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, or, on a full disk for one, leave it as it is. Raises `OSError`.
+    """Replace a file atomically; on an error, such as a full disk, the old one stays. Raises `OSError`.
 
-    A symbolic link is replaced, not followed: whoever can write the folder must not choose another file.
+    Symbolic links are replaced, not followed: a user who can write the folder must not redirect the write.
     """
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def recorded(archive: Path) -> str | None:
-    """The checksum on record for an archive in a model store; None if there is none."""
+    """The recorded SHA-256 of an archive in a model store; None if there is none."""
     path, name = file_for(archive), _name(archive)
     if not path.is_file():
         return None
@@ -84,12 +84,12 @@ def recorded(archive: Path) -> str | None:
 
 
 def _name(archive: Path) -> str:
-    """The archive in the record, relative to its folder. A link in the store is not followed."""
+    """The archive's path in the record: store and file name. Links in the store are not followed."""
     return f"{archive.parent.resolve().name}/{archive.name}"
 
 
 def read(path: Path, *, name: str | None = None) -> str:
-    """The checksum in a file: the one in front of a file name `name`, or else the first.
+    """The SHA-256 in a file: the one before the file name `name`, else the first.
 
     Raises `ModelFileError` if there is none.
     """
@@ -98,7 +98,7 @@ def read(path: Path, *, name: str | None = None) -> str:
     unnamed = [row[0] for row in rows if row and (name is None or len(row) == 1)]
     digest = next(iter([*named, *unnamed]), "")
     if not is_digest(digest):
-        raise ModelFileError(f"{path} holds no SHA-256 in hex digits" + (f" of {name}" if name else ""))
+        raise ModelFileError(f"{path} has no SHA-256 in hex digits" + (f" of {name}" if name else ""))
     return digest.lower()
 
 

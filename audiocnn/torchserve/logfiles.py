@@ -1,4 +1,4 @@
-"""Files with what the processes print: the end of one often says why its process ended."""
+"""Log files of child processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _TAIL_BYTES = 16_384
 
 
 def open_log(path: Path, *, is_first: bool) -> BinaryIO:
-    """For a process of ours to print into; another start goes on in it.
+    """Open a log for a child process to append to.
 
-    The first start keeps the file of whoever was before us as NAME.1: a container that is started again
-    finds there why it was.
+    The first start of a server keeps the previous server's log as NAME.1: it shows why a container was
+    restarted.
     """
     if is_first and path.exists():
         path.replace(path.with_name(path.name + ".1"))
@@ -21,7 +21,7 @@ def open_log(path: Path, *, is_first: bool) -> BinaryIO:
 
 
 def ends_of(*paths: Path) -> str:
-    """What was printed last into those of the files that exist."""
+    """The last 25 lines of each file that exists, with a heading."""
     return "\n".join(f"The end of {path}:\n{_end_of(path)}" for path in paths if path.is_file())
 
 

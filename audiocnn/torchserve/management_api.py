@@ -1,11 +1,10 @@
-"""TorchServe's management API for one model, as methods that return when the thing is done.
+"""Client of TorchServe's management API for one model. Methods return when the change has taken effect.
 
-What TorchServe 0.12 loses is written where it is avoided: `wait_idle` comes before every `unregister`.
+TorchServe 0.12 drops the requests of a version that is unregistered: call `wait_idle` first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 import time
 from collections.abc import Mapping
@@ -14,26 +13,26 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import psutil
 
 from audiocnn.client.tokens import KeyFile
+from audiocnn.torchserve.processes import are_idle, local_workers
 
 _TIMEOUT_SECONDS = 30.0
-_START_SECONDS = 180.0  # for workers to start: longer than TorchServe's own startupTimeout of 120
-_QUIET_SECONDS = 0.5  # a worker without work uses no CPU for so long
+_START_SECONDS = 180.0  # for the start of workers: longer than TorchServe's startupTimeout of 120 s
+_IDLE_SECONDS = 0.5  # without CPU use: a worker is idle
 
 
 class ManagementError(RuntimeError):
-    """The management API refused, or could not be reached."""
+    """The management API returned an error or could not be reached."""
 
 
 class ApiDisabledError(ManagementError):
-    """405: this server does not register or unregister models."""
+    """405: enable_model_api is false, so models cannot be registered or unregistered."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version as TorchServe describes it."""
+    """A registered version as TorchServe describes it."""
 
     name: str
     archive: str  # file name in the model store
@@ -45,8 +44,8 @@ class Version:
     response_timeout_seconds: int
     statuses: tuple[str, ...]  # of the workers: READY, UNLOADING, ...
     pids: tuple[int, ...]  # of the workers, on the server's machine
-    pending: int  # requests in the queue
-    free: int  # places in the queue
+    pending: int  # queued requests
+    free: int  # free places in the queue
 
     @classmethod
     def read(cls, reply: Mapping[str, Any], *, default: str) -> Self:
@@ -69,17 +68,17 @@ class Version:
 
     @property
     def ready_workers(self) -> int:
-        """How many workers can answer."""
+        """Number of workers in the state READY."""
         return self.statuses.count("READY")
 
     @property
     def is_ready(self) -> bool:
-        """As many workers as wanted can answer, and at least one."""
+        """Whether at least `min_workers` workers, and at least one, are READY."""
         return self.ready_workers >= max(1, self.min_workers)
 
 
 class Management:
-    """The management API at one address, for one model. Raises `ManagementError` for every failure."""
+    """The management API of one server, for one model. Methods raise `ManagementError`."""
 
     def __init__(
         self, url: str, model: str = "audiocnn", *, key_file: Path | None = None, ca_file: Path | None = None
@@ -88,7 +87,7 @@ class Management:
         self._url = url.rstrip("/")
         self._http = httpx.Client(
             verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
-            trust_env=False,  # this API stays on the machine or behind a tunnel: no proxy
+            trust_env=False,  # no proxy: the API is on loopback or behind a tunnel
         )
         self._keys = KeyFile(key_file, "management") if key_file and key_file.is_file() else None
 
@@ -97,29 +96,29 @@ class Management:
         self._http.close()
 
     def versions(self) -> list[Version]:
-        """All registered versions, oldest number first."""
+        """All registered versions, by ascending number."""
         default = self._call("GET", "")[0]["modelVersion"]
         found = [Version.read(each, default=default) for each in self._call("GET", "/all")]
         return sorted(found, key=lambda version: float(version.name))
 
     def version(self, name: str) -> Version:
-        """One version by its name."""
+        """One registered version."""
         for version in self.versions():
             if float(version.name) == float(name):
                 return version
         raise ManagementError(f"version {name} of {self.model} is not registered")
 
     def default(self) -> Version:
-        """The version that answers requests which name none."""
+        """The version that answers requests without a version."""
         for version in self.versions():
             if version.is_default:
                 return version
-        raise ManagementError(f"the default version of {self.model} was changed at this moment: ask again")
+        raise ManagementError(f"the default version of {self.model} changed during the request: try again")
 
     def register(self, archive: str, name: str, like: Version, *, workers: int | None = None) -> None:
-        """Register a file of the model store with another version's settings; returns when it is ready.
+        """Register an archive of the model store with the settings of version `like`; returns when ready.
 
-        TorchServe reads the version's name from the archive; `name` must be that.
+        `name` must be the version in the archive. `workers` defaults to the minimum of `like`.
         """
         count = workers or max(1, like.min_workers)
         parameters = {
@@ -135,28 +134,28 @@ class Management:
             self._request("POST", "/models", parameters, timeout_seconds=_START_SECONDS)
         except ManagementError as error:
             if "Model not found at" in str(error):
-                error.add_note("is this the server's model store?")
+                error.add_note("Check that --store is the server's model store.")
             raise
         if like.max_workers > count:
             self._call("PUT", f"/{name}", {"min_worker": count, "max_worker": like.max_workers})
         self.wait_ready(name)
 
     def scale(self, name: str, workers: int) -> None:
-        """Exactly so many workers; returns when they are ready."""
+        """Set the number of workers; returns when they are ready."""
         parameters = {"min_worker": workers, "max_worker": workers, "synchronous": "true"}
         self._call("PUT", f"/{name}", parameters, timeout_seconds=_START_SECONDS)
         self.wait_ready(name)
 
     def set_default(self, name: str) -> None:
-        """Requests that name no version go to this one from now on."""
+        """Make a version the default."""
         self._call("PUT", f"/{name}/set-default")
 
     def unregister(self, name: str) -> None:
-        """Remove a version. What it has in its queue and in its workers is lost: `wait_idle` first."""
+        """Unregister a version. Its queued and running requests are lost: call `wait_idle` first."""
         self._call("DELETE", f"/{name}")
 
     def wait_ready(self, name: str, *, timeout_seconds: float = _START_SECONDS) -> None:
-        """Until every worker that is wanted can answer."""
+        """Wait until `min_workers` workers are READY."""
         deadline = time.monotonic() + timeout_seconds
         while not (version := self.version(name)).is_ready and version.min_workers:
             if time.monotonic() > deadline:
@@ -167,25 +166,24 @@ class Management:
             time.sleep(0.1)
 
     def wait_idle(self, name: str, *, timeout_seconds: float) -> bool:
-        """Until a version has nothing queued and nothing in work; False if it still has after the time.
+        """Wait until a version has no queued and no running request; False after `timeout_seconds`.
 
-        The API tells the length of the queue, not what the workers have in hand, so their CPU time is
-        watched. Where their processes cannot be seen (another machine), it waits for as long as a request
-        may take after the queue was empty.
+        The API reports the queue, not running requests, so the workers' CPU time is measured. For workers
+        on another machine it waits for `responseTimeout` after the queue is empty.
         """
         deadline = time.monotonic() + timeout_seconds
         empty_since: float | None = None
         while (now := time.monotonic()) < deadline:
             version = self.version(name)
             empty_since = None if version.pending else (empty_since or now)
-            quiet_seconds = _QUIET_SECONDS + 2 * version.max_batch_delay_ms / 1000
+            idle_seconds = _IDLE_SECONDS + 2 * version.max_batch_delay_ms / 1000
             if empty_since is None:
                 time.sleep(0.05)
-            elif (seen := _workers(version.pids)) is None:
+            elif (workers := local_workers(version.pids)) is None:
                 if now - empty_since > version.response_timeout_seconds:
                     return True
                 time.sleep(0.5)
-            elif _are_quiet(seen, quiet_seconds) and not self.version(name).pending:
+            elif are_idle(workers, idle_seconds) and not self.version(name).pending:
                 return True
         return False
 
@@ -231,8 +229,8 @@ class Management:
                 verb, self._url + path, params=parameters or None, headers=headers, timeout=timeout_seconds
             )
         except httpx.HTTPError as error:
-            reason = "it took too long" if isinstance(error, httpx.TimeoutException) else str(error)
-            reason = "nothing listens there" if "refused" in reason else reason
+            reason = "time-out" if isinstance(error, httpx.TimeoutException) else str(error)
+            reason = "connection refused" if "refused" in reason else reason
             raise ManagementError(f"no answer from the management API at {self._url}: {reason}") from error
 
 
@@ -241,33 +239,3 @@ def _json(reply: httpx.Response) -> Any:
         return reply.json()
     except ValueError:
         return None
-
-
-def _workers(pids: tuple[int, ...]) -> list[psutil.Process] | None:
-    """The workers' processes; None if any is not one of this machine."""
-    found = []
-    for pid in pids:
-        try:
-            process = psutil.Process(pid)
-            if "model_service_worker" not in " ".join(process.cmdline()):
-                return None
-        except psutil.Error:
-            return None
-        found.append(process)
-    return found
-
-
-def _are_quiet(processes: list[psutil.Process], seconds: float) -> bool:
-    """Whether none runs, waits for a CPU, or uses any CPU time during these seconds."""
-    before = [_cpu_seconds(process) for process in processes]
-    time.sleep(seconds)
-    return None not in before and before == [_cpu_seconds(process) for process in processes]
-
-
-def _cpu_seconds(process: psutil.Process) -> float | None:
-    """Used so far; None if the process is about to use more, or has died."""
-    with contextlib.suppress(psutil.Error):
-        if process.status() == psutil.STATUS_SLEEPING:
-            times = process.cpu_times()
-            return float(times.user + times.system)
-    return None

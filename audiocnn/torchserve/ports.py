@@ -1,6 +1,7 @@
-"""The ports of a whole server, and whether they are free: `python -m audiocnn.torchserve.ports [BASE]`.
+"""The ports of the gateway and TorchServe, and a test that they are free.
 
-Needs the standard library only: `make serve` asks before it installs anything.
+`python -m audiocnn.torchserve.ports [BASE]` needs the standard library only: `make serve` runs it before it
+installs anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _OFFSETS = {"inference": 80, "management": 81, "metrics": 82, "gRPC inference": 
 
 
 def ports(base: int | None) -> dict[str, int]:
-    """Name and number: those of config.properties, or the gateway on `base` and the others above it."""
+    """Port numbers by name: those of config.properties, or the gateway on `base` and the others above it."""
     if base is not None:
         return {"gateway": base} | {name: base + offset for name, offset in _OFFSETS.items()}
     defaults = {"inference": 8080, "management": 8081, "metrics": 8082}
@@ -22,7 +23,7 @@ def ports(base: int | None) -> dict[str, int]:
 
 
 def properties(base: int) -> dict[str, str]:
-    """Lines of config.properties for TorchServe beside a gateway on port `base`."""
+    """Settings of config.properties that move TorchServe's ports to a gateway on port `base`."""
     number = ports(base)
     addresses = {f"{name}_address": number[name] for name in ("inference", "management", "metrics")}
     lines = {name: f"http://127.0.0.1:{port}" for name, port in addresses.items()}
@@ -31,14 +32,14 @@ def properties(base: int) -> dict[str, str]:
 
 
 def taken(numbers: dict[str, int]) -> dict[str, int]:
-    """Those of the ports on which something listens already."""
+    """The ports that are in use."""
     return {name: port for name, port in numbers.items() if not is_free("127.0.0.1", port)}
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server can listen on this address now."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do after a restart
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a restarted server does
         try:
             probe.bind((host, port))
         except OSError:
@@ -46,8 +47,16 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def free_port() -> int:
+    """A port on loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: all are free; 1: names those that are not."""
+    """Print the ports that are in use; exit code 0 if there are none, else 1."""
     words = sys.argv[1:] if arguments is None else arguments
     busy = taken(ports(int(words[0]) if words else None))
     for name, port in busy.items():

@@ -1,4 +1,4 @@
-"""`config.properties` as TorchServe reads it. Imports nothing heavy: probes start in a moment."""
+"""`config.properties` as TorchServe reads it. Standard library only, so that probes start fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ConfigError(ValueError):
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """The `key=value` lines of a TorchServe configuration."""
+    """The `key=value` lines of a TorchServe configuration; `ConfigError` if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -22,21 +22,21 @@ def read_properties(path: Path) -> dict[str, str]:
 
 
 def key_file(properties: Mapping[str, str]) -> Path | None:
-    """Where this server's TorchServe writes its tokens; None if it asks for none.
-
-    It does unless it is told otherwise, and writes them into the folder that it is started from.
-    """
+    """The file of TorchServe's tokens, in its working directory; None if token authorization is disabled."""
     return None if properties.get("disable_token_authorization") == "true" else Path("key_file.json")
 
 
 def ca_file(properties: Mapping[str, str]) -> Path | None:
-    """The certificate that this server shows; None if it speaks plain HTTP."""
+    """The server's TLS certificate; None for plain HTTP."""
     is_tls = properties.get("inference_address", "").startswith("https:")
     return Path(properties["certificate_file"]) if is_tls and "certificate_file" in properties else None
 
 
 def response_timeout_seconds(properties: Mapping[str, str]) -> float | None:
-    """The shortest `responseTimeout` of the configured models; None if none is configured."""
+    """The shortest `responseTimeout` of the configured models; None if there is none.
+
+    Raises `ConfigError` if `models` is not valid JSON.
+    """
     try:
         models = json.loads(properties.get("models", "{}"))
         versions = [version for model in models.values() for version in model.values()]
@@ -44,11 +44,11 @@ def response_timeout_seconds(properties: Mapping[str, str]) -> float | None:
             (float(each["responseTimeout"]) for each in versions if "responseTimeout" in each), default=None
         )
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the setting models is not the JSON that TorchServe reads: {error}") from error
+        raise ConfigError(f"the setting `models` is not the JSON that TorchServe expects: {error}") from error
 
 
 def locate(path: Path, key: str) -> str:
-    """`FILE:LINE` of a setting, or the file alone if it does not have it."""
+    """`FILE:LINE` of a setting; the file alone if it has no such line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:

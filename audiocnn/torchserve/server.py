@@ -1,4 +1,4 @@
-"""One TorchServe as an object: started, watched, drained, stopped; nothing of it is left behind."""
+"""TorchServe as a managed process: start, readiness, health, drain, stop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,14 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-
 from audiocnn.client.client import Client
 from audiocnn.private_folder import PrivateFolder, remove_abandoned
 from audiocnn.torchserve.archives import known_sha256, verify
 from audiocnn.torchserve.logfiles import ends_of, open_log
 from audiocnn.torchserve.management_api import Management, ManagementError
 from audiocnn.torchserve.ports import is_free
+from audiocnn.torchserve.processes import (
+    is_java,
+    is_temporary_folder,
+    port_owner,
+    send_signal,
+    session_members,
+)
 from audiocnn.torchserve.properties import ca_file, key_file, response_timeout_seconds
 from audiocnn.torchserve.store import remove_leftovers
 from audiocnn.torchserve.watchdog import HealthMonitor
@@ -30,27 +34,30 @@ from audiocnn.torchserve.watchdog import HealthMonitor
 MODEL = "audiocnn"
 _FOLDER = "audiocnn-ts-"
 
-# For TorchServe, its workers and the gateway. Left to itself, glibc raises both thresholds to what sounds of
-# megabytes once took and keeps what is freed: memory wanders. Lower ones cost time: with 256 kB, every
-# spectrogram is a new mapping, and a worker needs twice the processor time.
+# glibc's allocator, for TorchServe, its workers and the gateway. By default glibc raises both thresholds to
+# the size of the largest freed block, so resident memory grows. Lower thresholds cost time: with 256 kB each
+# spectrogram is a new mapping, and a worker takes twice the CPU time.
 MALLOC = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 20),
 }
-_SERVED = ("load_models", "models")  # the settings that a rollout says to change
-_WORKLESS_SECONDS = 120.0  # TorchServe itself gives a worker so long to start
+_SERVED = ("load_models", "models")  # the settings that change after a rollout
+_WORKLESS_SECONDS = 120.0  # TorchServe's own time limit for the start of a worker
 _POLL_SECONDS = 30.0  # the time-out of the management API
-_STOP_SECONDS = 10.0  # for Java and the workers to end by themselves
+_STOP_SECONDS = 10.0  # for Java and the workers to end after SIGTERM
 
 
 class ServerStartError(RuntimeError):
-    """The server cannot start, with what to do about it."""
+    """The server did not start; the message says what to do."""
 
 
 class TorchServe:
-    """One TorchServe: the launcher, the Java front end and its workers, in a private folder for
-    sockets and unpacked models, so that two servers on one machine do not meet."""
+    """The launcher, the Java front end and the workers of one server.
+
+    Sockets and unpacked models are in a private temporary folder, so that several servers can run on one
+    machine.
+    """
 
     name = "TorchServe"
 
@@ -60,11 +67,13 @@ class TorchServe:
         *,
         log_folder: Path,
         reread: Callable[[], Mapping[str, str]] | None = None,
+        max_unhealthy_seconds: float = _WORKLESS_SECONDS,
     ) -> None:
-        """`reread` gives the configuration as it is when TorchServe is started another time: a rollout
-        has perhaps changed what is served since."""
+        """`reread` returns the current configuration. It is called before a restart, because a rollout may
+        have changed the served archive. A restart is needed after `max_unhealthy_seconds` without a worker.
+        """
         self.properties = dict(properties)
-        self._reread = reread
+        self._reread, self._max_unhealthy_seconds = reread, max_unhealthy_seconds
         self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
         self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
         self.is_ready = False
@@ -75,19 +84,20 @@ class TorchServe:
         self._monitor: HealthMonitor | None = None
 
     def start(self) -> None:
-        """Start the processes; raises `ServerStartError` for what can be seen to be wrong beforehand.
+        """Start the processes. A restart appends to the same log.
 
-        Another start goes on in the same log.
+        Raises `ServerStartError` for a missing archive, a missing Java or a port in use, and `ArchiveError`
+        for an archive that does not have the recorded checksum.
         """
         is_first = self._starts == 0
         if self._reread and not is_first:
-            now = self._reread()
-            self.properties |= {name: now[name] for name in _SERVED if name in now}
+            current = self._reread()
+            self.properties |= {name: current[name] for name in _SERVED if name in current}
         self._starts += 1
         self.is_ready = False
         remove_leftovers(Path(self.properties.get("model_store", ".")))
         self._check()
-        remove_abandoned(_FOLDER, _is_used)
+        remove_abandoned(_FOLDER, is_temporary_folder)
         self._folder = PrivateFolder(_FOLDER)
         config = self._folder.path / "config.properties"
         config.write_text("".join(f"{k}={v}\n" for k, v in self.properties.items()), encoding="utf-8")
@@ -106,22 +116,22 @@ class TorchServe:
             verify(archive, known_sha256(archive, archive.parent))
         environment = self._environment()
         if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
-            raise ServerStartError("there is no Java: `make setup` puts one into .venv/bin")
+            raise ServerStartError("Java was not found: `make setup` installs one into .venv/bin")
         for name, host, port in self._listeners():
             if not is_free(host, port):
                 raise ServerStartError(
-                    f"port {port} ({name}) is taken{_listener(port)}: stop what listens there, or give "
-                    f"this server other ports with --set {name}=..."
+                    f"port {port} ({name}) is in use{port_owner(port)}: stop that process, or choose "
+                    f"another port with --set {name}=..."
                 )
 
     @property
     def is_open_to_code(self) -> bool:
-        """Whether who reaches the management port may register archives without a token."""
+        """Whether archives, which run code, can be registered without a token."""
         has_api = self.properties.get("enable_model_api") == "true"
         return has_api and key_file(self.properties) is None
 
     def archives(self) -> list[Path]:
-        """The files that TorchServe will load."""
+        """Paths of the archives that TorchServe loads at its start."""
         store = Path(self.properties.get("model_store", "."))
         named = self.properties.get("load_models", f"{MODEL}.mar")
         if named == "all":
@@ -129,7 +139,7 @@ class TorchServe:
         return [store / entry.rpartition("=")[2].strip() for entry in named.split(",") if entry.strip()]
 
     def _listeners(self) -> Iterator[tuple[str, str, int]]:
-        """Name of the setting, host and port of everything that TorchServe will listen on."""
+        """Name of the setting, host and port of each address that TorchServe listens on."""
         for name in ("inference_address", "management_address", "metrics_address"):
             address = urlsplit(self.properties.get(name, ""))
             if address.hostname and address.port:
@@ -139,7 +149,7 @@ class TorchServe:
             yield name, host, int(self.properties.get(name, port))
 
     def _environment(self) -> dict[str, str]:
-        """Ours, less what would silently win over the configuration, the archive or the Java found."""
+        """This process's environment, without variables that override the configuration or the archive."""
         environment = MALLOC | dict(os.environ)
         for name in ("PYTHONPATH", "TS_CONFIG_FILE"):
             environment.pop(name, None)
@@ -155,35 +165,36 @@ class TorchServe:
 
     @property
     def log_file(self) -> Path:
-        """Where everything that TorchServe prints goes."""
+        """Standard output and standard error of the processes."""
         return self._log_folder / "torchserve.log"
 
     def is_alive(self) -> bool:
-        """Whether the launcher, and with it Java, still runs."""
+        """Whether the launcher, and with it Java, runs."""
         return self._launcher is not None and self._launcher.poll() is None
 
     def failure_reason(self) -> str:
-        """Why it must be started again, if it must: it ended, or nothing in it can answer any more.
-        The first line is the reason, the others are the ends of its logs.
+        """Why a restart is needed, followed by the ends of the logs; empty if none is needed.
 
-        Its workers need its folder, for one, which whoever cleans up /tmp may have emptied.
+        A restart is needed when the launcher has ended or no worker has been ready for 120 s, for example
+        because the private folder in /tmp was deleted.
         """
         if not self.is_alive():
             return f"TorchServe ended by itself, see {self.log_file}\n{self._ends_of_logs()}"
-        if self.unhealthy_seconds > _WORKLESS_SECONDS:
-            seconds = f"{_WORKLESS_SECONDS:.0f} s"
+        if self.unhealthy_seconds > self._max_unhealthy_seconds:
+            seconds = f"{self._max_unhealthy_seconds:.0f} s"
             return f"TorchServe has had no worker for {seconds}, see {self.log_file}\n{self._ends_of_logs()}"
         return ""
 
     @property
     def unhealthy_seconds(self) -> float:
-        """For so long it has lived without a worker that can answer."""
+        """Seconds without a ready worker while the processes run."""
         return self._monitor.unhealthy_seconds if self._monitor else 0.0
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event | None = None) -> None:
-        """Wait until a real prediction comes back; `ServerStartError` with the end of the log if none does.
+        """Wait until a prediction succeeds or `stop` is set.
 
-        `/ping` would not do: it says Healthy with no model loaded.
+        Raises `ServerStartError`, with the end of the log, after `timeout_seconds` or if the process ends.
+        `/ping` is not enough: it reports Healthy when no model is loaded.
         """
         deadline = time.monotonic() + timeout_seconds
         keys, certificate = key_file(self.properties), ca_file(self.properties)
@@ -200,16 +211,16 @@ class TorchServe:
         raise ServerStartError(f"TorchServe {reason}. {self._ends_of_logs()}")
 
     def _ends_of_logs(self) -> str:
-        """What Java printed last, and what the workers did."""
+        """The last lines of Java and of the workers."""
         return ends_of(self.log_file, self.log_file.with_name("model_log.log"))
 
-    def drain(self, seconds: float, hurry: threading.Event) -> bool:
-        """Wait until nothing is queued or in work, so long at most, or until `hurry`; whether it is so."""
+    def drain(self, seconds: float, force: threading.Event) -> bool:
+        """Wait until all versions are idle, at most `seconds` or until `force` is set; whether they are."""
         deadline = time.monotonic() + seconds
         management = self._connect()
         try:
             busy = [version.name for version in management.versions()]
-            while busy and time.monotonic() < deadline and not hurry.is_set():
+            while busy and time.monotonic() < deadline and not force.is_set():
                 slice_seconds = min(2.0, deadline - time.monotonic())
                 if management.wait_idle(busy[0], timeout_seconds=slice_seconds):
                     busy.pop(0)
@@ -229,76 +240,25 @@ class TorchServe:
         return Management(self.management, MODEL, key_file=keys, ca_file=certificate)
 
     def stop(self) -> None:
-        """SIGTERM to Java, which ends the workers and the launcher; what is left then is killed.
+        """Send SIGTERM to Java, which ends the workers and the launcher; kill what runs after 10 s.
 
-        The launcher leads a session of its own, so its members are found also when it has died before
-        them; and Java gets its signal also when it appears only now.
+        The launcher leads a session, so its members are found also after it has ended, and a Java that
+        starts meanwhile gets the signal too.
         """
         if self._monitor:
             self._monitor.stop()
             self._monitor = None
         if self._launcher is not None:
             deadline = time.monotonic() + _STOP_SECONDS
-            while (members := _session(self._launcher)) and time.monotonic() < deadline:
-                java = [process for process in members if _is_java(process)]
+            while (members := session_members(self._launcher)) and time.monotonic() < deadline:
+                java = [process for process in members if is_java(process)]
                 if not java and not self.is_alive():
-                    break  # workers whose Java was killed: nobody will tell them to end
-                _signal(java, signal.SIGTERM)
+                    break  # Java was killed: the workers get no signal from it
+                send_signal(java, signal.SIGTERM)
                 time.sleep(0.05)
-            _signal(_session(self._launcher), signal.SIGKILL)
+            send_signal(session_members(self._launcher), signal.SIGKILL)
             self._launcher.wait()
             self._launcher = None
         if self._folder:
             self._folder.remove()
             self._folder = None
-
-
-def _is_used(folder: Path) -> bool:
-    """Whether a TorchServe lives in it: one whose `audiocnn serve` was killed goes on, but has no lock."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("TMPDIR") == str(folder):
-                return True
-    return False
-
-
-def _session(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The living processes of the session that `leader` leads, or led."""
-    leader.poll()  # reaps it, so that it does not count as living
-    members = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            is_alive = process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and os.getsid(process.pid) == leader.pid:
-                members.append(process)
-    return members
-
-
-def _is_java(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name() == "java"
-    return False
-
-
-def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-
-
-def _listener(port: int) -> str:
-    """Whose port it is, as far as can be seen: a TorchServe whose `audiocnn serve` was killed stays."""
-    with contextlib.suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
-            if listens and connection.pid:
-                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    return ""
-
-
-def free_port() -> int:
-    """A port on loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

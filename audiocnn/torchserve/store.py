@@ -1,4 +1,4 @@
-"""The model store as one command at a time changes it: its lock, and what a killed command left behind."""
+"""The model store's lock, and the state from which an interrupted command is undone."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from pathlib import Path
 
 from audiocnn.torchserve.integrity import write_atomically
 
-STAND_IN = "-stand-in.mar"  # ends the name of the copy that `scale` registers for a while
+STANDBY = "-standby.mar"  # suffix of the copy that `scale` registers temporarily
 _LOCK = "rollout.lock"
 _PENDING = "rollout.pending.json"
 
 
 class StoreLockedError(RuntimeError):
-    """Another command changes the store."""
+    """Another command is changing the store."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A version that is being registered instead of another one, until that is done or undone."""
+    """A version that replaces the default, stored until the command has completed or was undone."""
 
     version: str
     archive: str  # file name in the store
     old: str  # the version that was the default before
     old_archive: str
-    is_ours: bool  # the archive was copied into the store for this
+    is_ours: bool  # this command copied the archive into the store
 
     @property
-    def is_stand_in(self) -> bool:
-        """It answers only for a while."""
-        return self.archive.endswith(STAND_IN)
+    def is_standby(self) -> bool:
+        """Whether it is the temporary copy of `scale`."""
+        return self.archive.endswith(STANDBY)
 
     def save(self, store: Path) -> None:
-        """From now on whoever locks the store next will undo it. Raises `OSError`."""
+        """Save it for the next command, which undoes it if this one is killed. Raises `OSError`."""
         write_atomically(store / _PENDING, json.dumps(asdict(self)) + "\n")
 
 
 def read_pending(store: Path) -> Pending | None:
-    """What a command began that was killed since; only known to whoever has the lock."""
+    """The state of a command that was killed, if there is one. Needs the lock."""
     try:
         pending = Pending(**json.loads((store / _PENDING).read_text(encoding="utf-8")))
         return replace(pending, archive=Path(pending.archive).name)
@@ -50,15 +50,15 @@ def read_pending(store: Path) -> Pending | None:
 
 
 def clear_pending(store: Path) -> None:
-    """It is done, or undone."""
+    """Delete the state: the command has completed or was undone."""
     (store / _PENDING).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def locked(store: Path) -> Iterator[bool]:
-    """True within the block: no other process changes the store; `StoreLockedError` if one does.
+    """Hold the store's lock within the block; `StoreLockedError` if another process has it.
 
-    The lock ends with its process. False for a store that cannot be written, and so has no lock.
+    Yields False for a store that cannot be written: it has no lock. The lock ends with its process.
     """
     try:
         lock = (store / _LOCK).open("a")
@@ -70,19 +70,19 @@ def locked(store: Path) -> Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreLockedError(
-                f"another rollout, rollback or scale changes {store}: try again when it has ended"
+                f"another rollout, rollback or scale is changing {store}: try again when it has ended"
             ) from None
         yield True
 
 
 def remove_leftovers(store: Path) -> None:
-    """Delete the copies that a killed command left; none while a living one has the lock."""
+    """Delete the copies of a killed command, unless a running command has the lock."""
     with contextlib.suppress(StoreLockedError, OSError), locked(store) as is_locked:
         if is_locked:
             remove_copies(store)
 
 
 def remove_copies(store: Path) -> None:
-    """Delete copies that no command works on; for whoever has the lock. Raises `OSError`."""
-    for path in [*store.glob(f"*{STAND_IN}"), *store.glob("*.mar.part")]:
+    """Delete temporary copies of archives. Needs the lock. Raises `OSError`."""
+    for path in [*store.glob(f"*{STANDBY}"), *store.glob("*.mar.part")]:
         path.unlink(missing_ok=True)

@@ -1,7 +1,4 @@
-"""Keeps processes running: one that ends or hangs is started again, after a pause that grows.
-
-One that fails again and again is given up: whoever started us sees an exit code, and the end of the log.
-"""
+"""Restarts processes that end or hang, with exponential back-off, and gives up after repeated failures."""
 
 from __future__ import annotations
 
@@ -14,74 +11,82 @@ from typing import Protocol
 
 from audiocnn.torchserve.server import ServerStartError
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
-_MOST_FAILURES = 5
-_STABLE_SECONDS = 60.0  # who ran so long has not failed "again"
+_MAX_FAILURES = 5  # in a row
+_STABLE_SECONDS = 60.0  # of healthy running; resets the restart counter
 
 
-def say(line: str) -> None:
-    """Print if that is possible: a full disk, or a reader of ours that is gone, must stop no server."""
+def log(line: str) -> None:
+    """Print a line. A full disk or a closed pipe does not stop the server."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
 
 
 class ManagedProcess(Protocol):
-    """What is supervised: one or more processes that live and die together."""
+    """One or more processes that are started, checked and stopped together."""
 
     name: str
 
     @property
     def log_file(self) -> Path:
-        """What it prints."""
+        """Their standard output and standard error."""
 
     def start(self) -> None:
-        """Start it; raises `ValueError` or `OSError` if that is impossible."""
+        """Start them; raises `ServerStartError`, `ValueError` or `OSError` if that is impossible."""
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
-        """Until it answers or `stop` is set; raises `ServerStartError` if it does not."""
+        """Wait until they answer or `stop` is set; raises `ServerStartError` if they do not answer."""
 
     def failure_reason(self) -> str:
-        """Why it must be started again, the reason in the first line; empty if all is well."""
+        """Why a restart is needed, in the first line; empty if none is needed."""
 
     @property
     def unhealthy_seconds(self) -> float:
-        """Seconds since it last answered, though its process lives."""
+        """Seconds since the last successful health check while they run."""
 
     def stop(self) -> None:
-        """End it and all that is left of it."""
+        """Stop them and all their children."""
 
 
 class RestartBackoff:
-    """How often in a row something failed, and what follows from that."""
+    """Counts failures in a row and returns the pause before the next attempt."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
+        stable_seconds: float = _STABLE_SECONDS,
+    ) -> None:
         self._clock = clock
+        self._first_pause_seconds, self._stable_seconds = first_pause_seconds, stable_seconds
         self._ready_since: float | None = None
-        self.in_a_row = 0
+        self.failures = 0  # in a row
 
     def ready(self) -> None:
-        """It came up."""
+        """Note that a start succeeded."""
         self._ready_since = self._clock()
 
     def pause(self, unhealthy_seconds: float = 0.0) -> float | None:
-        """It failed: seconds until the next attempt, None to give up.
+        """Note a failure; returns the seconds until the next attempt, None after too many failures.
 
-        Time in which it was unhealthy does not count as stable.
+        `stable_seconds` of running reset the counter; time spent unhealthy does not count.
         """
         now = self._clock()
-        if self._ready_since is not None and now - self._ready_since - unhealthy_seconds >= _STABLE_SECONDS:
-            self.in_a_row = 0
+        if self._ready_since is not None:
+            healthy_seconds = now - self._ready_since - unhealthy_seconds
+            self.failures = 0 if healthy_seconds >= self._stable_seconds else self.failures
         self._ready_since = None
-        self.in_a_row += 1
-        if self.in_a_row > _MOST_FAILURES:
+        self.failures += 1
+        if self.failures > _MAX_FAILURES:
             return None
-        return float(min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (self.in_a_row - 1)))
+        return float(min(_LONGEST_PAUSE_SECONDS, self._first_pause_seconds * 2 ** (self.failures - 1)))
 
 
 class Supervisor:
-    """Watches its children, in the order in which they need one another, until `stopping` is set."""
+    """Starts its children in order and restarts them until `stopping` is set."""
 
     def __init__(
         self,
@@ -90,49 +95,51 @@ class Supervisor:
         *,
         timeout_seconds: float,
         restart: bool,
+        backoff: Callable[[], RestartBackoff] = RestartBackoff,
     ) -> None:
-        self._children = [(child, RestartBackoff()) for child in children]
+        """`timeout_seconds` bounds each start. Without `restart` the first failure is an error."""
+        self._children = [(child, backoff()) for child in children]
         self._stopping = stopping
         self._timeout_seconds = timeout_seconds
         self._restart = restart
 
     def start(self) -> None:
-        """Start all, each when those before it answer. What fails the first time is not tried again."""
-        for child, failures in self._children:
+        """Start all children, each after the previous one is ready. A failed first start is an error."""
+        for child, backoff in self._children:
             if not self._stopping.is_set():
-                self._bring_up(child, failures)
+                self._start_child(child, backoff)
 
     def watch(self) -> None:
-        """Returns when `stopping` is set; raises `ServerStartError` when something had to be given up."""
-        while not self._stopping.wait(_LOOK_SECONDS):
-            for child, failures in self._children:
+        """Return when `stopping` is set; raises `ServerStartError` when a child failed too often."""
+        while not self._stopping.wait(_POLL_SECONDS):
+            for child, backoff in self._children:
                 if reason := child.failure_reason():
-                    self._revive(child, failures, reason)
+                    self._restart_child(child, backoff, reason)
 
-    def _bring_up(self, child: ManagedProcess, failures: RestartBackoff) -> None:
+    def _start_child(self, child: ManagedProcess, backoff: RestartBackoff) -> None:
         child.start()
-        say(f"starting {child.name}, log in {child.log_file} ...")
+        log(f"starting {child.name}, log in {child.log_file} ...")
         child.wait_ready(self._timeout_seconds, self._stopping)
-        failures.ready()
+        backoff.ready()
 
-    def _revive(self, child: ManagedProcess, failures: RestartBackoff, reason: str) -> None:
-        """Until it answers again, or `stopping` is set."""
+    def _restart_child(self, child: ManagedProcess, backoff: RestartBackoff, reason: str) -> None:
+        """Try until the child is ready or `stopping` is set."""
         began = time.monotonic()
         while not self._stopping.is_set():
-            pause = failures.pause(child.unhealthy_seconds) if self._restart else None
+            pause = backoff.pause(child.unhealthy_seconds) if self._restart else None
             if pause is None:
-                tries = f"{child.name} failed {failures.in_a_row} times in a row, given up.\n"
-                raise ServerStartError((tries if self._restart else "") + reason)
-            say(reason.splitlines()[0])
-            say(f"starting it again in {pause:g} s ({failures.in_a_row} of {_MOST_FAILURES})")
+                failures = f"{child.name} failed {backoff.failures} times in a row, given up.\n"
+                raise ServerStartError((failures if self._restart else "") + reason)
+            log(reason.splitlines()[0])
+            log(f"starting it again in {pause:g} s ({backoff.failures} of {_MAX_FAILURES})")
             child.stop()
             if self._stopping.wait(pause):
                 return
             try:
-                self._bring_up(child, failures)
+                self._start_child(child, backoff)
             except (ServerStartError, ValueError, OSError) as error:
                 reason = str(error)
                 continue
             if not self._stopping.is_set():
-                say(f"{child.name} answers again after {time.monotonic() - began:.1f} s")
+                log(f"{child.name} answers again after {time.monotonic() - began:.1f} s")
             return

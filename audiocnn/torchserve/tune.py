@@ -1,8 +1,8 @@
-"""Find the fastest setting of this machine, and write it down: `audiocnn tune`.
+"""`audiocnn tune`: measure settings of TorchServe on this machine and write the fastest.
 
-Starts TorchServe once for every setting (workers x threads x batch x delay), asks it for predictions,
-and shows what came of it. `throughput` is measured with many clients at once, `latency` with one. The
-best goes into config.properties (workers, batch, delay) and handler/model-config.yaml (threads).
+A grid of workers, threads, batch sizes and delays is measured, each point with its own TorchServe:
+`throughput` with 16 concurrent clients, `latency` with one. The best goes into config.properties (workers,
+batch, delay) and handler/model-config.yaml (threads).
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from rich.table import Table
 
 from audiocnn.audio import synthetic
 from audiocnn.torchserve.integrity import write_atomically
+from audiocnn.torchserve.ports import free_port
 from audiocnn.torchserve.properties import ConfigError, read_properties
-from audiocnn.torchserve.server import MODEL, ServerStartError, TorchServe, free_port
+from audiocnn.torchserve.server import MODEL, ServerStartError, TorchServe
 
 WARM_UP_SECONDS = 1.0
 CLIENTS = {"throughput": 16, "latency": 1}
@@ -42,7 +43,7 @@ CLIENTS = {"throughput": 16, "latency": 1}
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be tuned. `threads` are CPU threads of each worker, `delay` is in ms."""
+    """A point of the grid: workers, CPU threads of each worker, `batchSize`, `maxBatchDelay` in ms."""
 
     workers: int
     threads: int
@@ -52,7 +53,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a setting achieved: clips a second, and the median and 99th percentile in ms."""
+    """Throughput, and median and 99th percentile of the latency, of one measurement."""
 
     clips_per_second: float
     p50_ms: float
@@ -60,21 +61,18 @@ class Measured:
 
 
 def rule_of_thumb(cores: int, gpus: int, profile: str) -> Setting:
-    """A good setting where nothing was measured.
+    """The setting to use without a measurement; `profile` is `throughput` or `latency`.
 
-    Many workers with one thread give the most clips a second, for there is nothing to wait for; one
-    worker with all threads answers a single clip soonest. A GPU wants big batches, and a second worker
-    that decodes while the first one's batch is computed.
+    On a CPU, one worker per core with one thread has the highest throughput, and one worker with all threads
+    the lowest latency. A GPU needs large batches, and two workers: one decodes while the other computes.
     """
     if gpus:
-        return Setting(
-            gpus if profile == "latency" else 2 * gpus, 1, *((1, 1) if profile == "latency" else (32, 5))
-        )
+        return Setting(gpus, 1, 1, 1) if profile == "latency" else Setting(2 * gpus, 1, 32, 5)
     return Setting(1, cores, 1, 1) if profile == "latency" else Setting(cores, 1, 8, 5)
 
 
 def grid(cores: int, gpus: int, profile: str) -> list[Setting]:
-    """The settings to try."""
+    """The settings to measure."""
     if gpus:
         batches = [(1, 1)] if profile == "latency" else [(8, 5), (32, 5), (32, 20)]
         return [Setting(workers * gpus, 1, *batch) for workers in (1, 2, 4) for batch in batches]
@@ -85,7 +83,7 @@ def grid(cores: int, gpus: int, profile: str) -> list[Setting]:
 
 @contextmanager
 def running(properties: dict[str, str], setting: Setting, folder: Path) -> Iterator[TorchServe]:
-    """TorchServe with this setting on ports of its own, ready, and stopped afterwards."""
+    """A ready TorchServe with this setting on free ports; stopped after the block."""
     own = dict(properties, models=json.dumps(entry(properties, setting)))
     for name in ("inference", "management", "metrics"):
         own[f"{name}_address"] = f"http://127.0.0.1:{free_port()}"
@@ -101,7 +99,7 @@ def running(properties: dict[str, str], setting: Setting, folder: Path) -> Itera
 
 
 def entry(properties: dict[str, str], setting: Setting) -> dict[str, dict[str, dict[str, object]]]:
-    """The `models` value of the configuration with the setting in it."""
+    """The configuration's `models` value with this setting."""
     models: dict[str, dict[str, dict[str, object]]] = json.loads(properties["models"])
     for version in models[MODEL].values():
         version |= {
@@ -114,12 +112,15 @@ def entry(properties: dict[str, str], setting: Setting) -> dict[str, dict[str, d
 
 
 def measure(address: str, clips: Sequence[bytes], *, clients: int, seconds: float) -> Measured:
-    """Ask as fast as `clients` threads can after a warm-up; `ServerStartError` for a wrong status."""
+    """Measure closed-loop load of `clients` threads for `seconds` after a warm-up of 1 s.
+
+    Raises `ServerStartError` for a status other than 200, or for fewer than two answers.
+    """
     begin = time.monotonic() + WARM_UP_SECONDS
     latencies: list[float] = []
     lock = threading.Lock()
 
-    def ask(client: int) -> None:
+    def send_requests(client: int) -> None:
         connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
         own, number = [], client
         while (now := time.monotonic()) < begin + seconds:
@@ -135,22 +136,22 @@ def measure(address: str, clips: Sequence[bytes], *, clients: int, seconds: floa
             latencies.extend(own)
 
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(ask, range(clients)))
+        list(pool.map(send_requests, range(clients)))
     if len(latencies) < 2:
-        raise ServerStartError(f"fewer than 2 answers in {seconds} s: give it more --seconds")
+        raise ServerStartError(f"fewer than 2 answers in {seconds} s: increase --seconds")
     p99 = statistics.quantiles(latencies, n=100)[98]
     return Measured(len(latencies) / seconds, 1000 * statistics.median(latencies), 1000 * p99)
 
 
 def best(results: dict[Setting, list[Measured]], profile: str) -> Setting:
-    """The setting with the most clips a second, or the lowest median latency, by the median of its rounds."""
+    """The setting with the highest throughput or the lowest median latency, by the median over rounds."""
     if profile == "latency":
         return min(results, key=lambda setting: statistics.median(m.p50_ms for m in results[setting]))
     return max(results, key=lambda setting: statistics.median(m.clips_per_second for m in results[setting]))
 
 
 def print_table(results: dict[Setting, list[Measured]], chosen: Setting) -> None:
-    """A row for each setting, medians over its rounds."""
+    """Print a row per setting with medians over the rounds."""
     table = Table("workers", "threads", "batch", "delay ms", "clips/s", "p50 ms", "p99 ms", "")
     for setting, rounds in results.items():
         names = ("clips_per_second", "p50_ms", "p99_ms")
@@ -161,7 +162,7 @@ def print_table(results: dict[Setting, list[Measured]], chosen: Setting) -> None
 
 
 def write(setting: Setting, config: Path, handler_config: Path) -> None:
-    """Put the setting into the two files, leaving all else in them, comments too, as it is."""
+    """Write the setting into the two files; other lines and comments are unchanged."""
     line = "models=" + json.dumps(entry(read_properties(config), setting))
     text = config.read_text(encoding="utf-8")
     write_atomically(config.resolve(), re.sub(r"(?m)^models=.*$", lambda _: line, text))
@@ -173,7 +174,7 @@ def write(setting: Setting, config: Path, handler_config: Path) -> None:
 
 
 def search(args: SimpleNamespace, cores: int, gpus: int) -> Setting:
-    """Measure the grid in interleaved rounds; prints the table and a line of JSON."""
+    """Measure the grid in interleaved rounds; print the table and a line of JSON; return the best."""
     properties = read_properties(args.config)
     clips = [path.read_bytes() for path in args.clips] or [synthetic.wav(name) for name in synthetic.SOUNDS]
     settings = grid(cores, gpus, args.profile)
@@ -197,14 +198,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command("tune", epilog="Example: audiocnn tune latency")
 def tune(
-    profile: Annotated[Profile, typer.Argument(help="What to optimise.")] = "throughput",
-    guess: Annotated[bool, typer.Option("--guess", help="Measure nothing; take the rule of thumb.")] = False,
+    profile: Annotated[Profile, typer.Argument(help="Quantity to optimise.")] = "throughput",
+    guess: Annotated[bool, typer.Option("--guess", help="Do not measure: use a rule of thumb.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
-    clips: Annotated[list[Path] | None, typer.Option(help="Clips to ask with (synthetic sounds).")] = None,
+    clips: Annotated[list[Path] | None, typer.Option(help="Clips to send (synthetic sounds).")] = None,
     clients: Annotated[
         int | None, typer.Option(help="Concurrent clients (16 for throughput, 1 for latency).")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="For each setting and round.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="Seconds per setting and round.")] = 5.0,
     rounds: Annotated[int, typer.Option(help="Rounds over all settings.")] = 2,
     config: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("config.properties"),
     handler_config: Annotated[Path, typer.Option(help="Handler configuration to write.")] = Path(

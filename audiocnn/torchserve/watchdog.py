@@ -1,4 +1,4 @@
-"""Asks a living server whether it works: Java lives on without a worker, the gateway with a hung loop."""
+"""Periodic health checks: Java keeps running without a worker, the gateway with a blocked event loop."""
 
 from __future__ import annotations
 
@@ -11,30 +11,37 @@ _PERIOD_SECONDS = 5.0
 
 
 class HealthMonitor:
-    """Asks every few seconds, in a thread of its own: the answer may take long."""
+    """Runs a health check every `period_seconds` in a thread."""
 
-    def __init__(self, is_healthy: Callable[[], bool], *, timeout_seconds: float) -> None:
-        """Starts at once. `is_healthy` takes `timeout_seconds` at most; if it raises, that is unhealthy."""
+    def __init__(
+        self,
+        is_healthy: Callable[[], bool],
+        *,
+        timeout_seconds: float,
+        period_seconds: float = _PERIOD_SECONDS,
+    ) -> None:
+        """Start the thread. `is_healthy` takes at most `timeout_seconds`; an exception means unhealthy."""
         self._is_healthy = is_healthy
-        self._longest_poll_seconds = _PERIOD_SECONDS + timeout_seconds
+        self._period_seconds = period_seconds
+        self._longest_poll_seconds = period_seconds + timeout_seconds
         self._stopped = threading.Event()
-        self.unhealthy_seconds = 0.0  # since the last good answer
+        self.unhealthy_seconds = 0.0  # since the last successful check
         threading.Thread(target=self._watch, name="health monitor", daemon=True).start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """End the thread."""
         self._stopped.set()
 
     def _watch(self) -> None:
         polled = time.monotonic()
-        while not self._stopped.wait(_PERIOD_SECONDS):
-            is_healthy = self._ask()
+        while not self._stopped.wait(self._period_seconds):
+            is_healthy = self._check()
             before, polled = polled, time.monotonic()
-            # The cap: a process that was suspended (Ctrl-Z, `docker pause`) is not an unhealthy server.
+            # Cap the elapsed time: a suspended process (Ctrl-Z, `docker pause`) is not an unhealthy server.
             elapsed = min(polled - before, self._longest_poll_seconds)
             self.unhealthy_seconds = 0.0 if is_healthy else self.unhealthy_seconds + elapsed
 
-    def _ask(self) -> bool:
-        with contextlib.suppress(Exception):  # whatever it is, the thread must go on
+    def _check(self) -> bool:
+        with contextlib.suppress(Exception):  # the thread must not end
             return self._is_healthy()
         return False

@@ -1,4 +1,4 @@
-"""Shared by the tests of the batch job: sounds good and bad, and the command in a process of its own."""
+"""Sound files and the command for the tests of the batch job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real gateway in a process of its own, for the tests that talk to one."""
+"""A real gateway as a process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,6 @@ from tests.helpers.waiting import wait_until
 
 KEY = "a-key-of-at-least-thirty-two-characters"
 
-# Warnings are errors, but Gradio's own: it leaves event loops behind, and calls what pandas will drop.
-WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
-WARNINGS += ["-W", "ignore:'future.no_silent", "-W", "ignore:The copy keyword"]
-
 
 @dataclass
 class RunningGateway:
@@ -41,11 +37,14 @@ class RunningGateway:
     def stream(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws/predict"
 
+    def send(self, method: str, path: str, **options: object) -> httpx.Response:
+        return httpx.request(method, self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+
     def post(self, path: str, **options: object) -> httpx.Response:
-        return httpx.post(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+        return self.send("POST", path, **options)
 
     def get(self, path: str, **options: object) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+        return self.send("GET", path, **options)
 
     def is_up(self) -> bool:
         try:
@@ -59,10 +58,11 @@ def running_gateway(folder: Path, torchserve: str, **settings: object) -> Iterat
     """`audiocnn gateway` with these settings, up, and stopped afterwards."""
     (port,) = free_ports(1)
     values = {"torchserve_url": torchserve, "gateway_port": port} | settings
+    port = int(str(values["gateway_port"]))
     log = folder / "gateway.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *WARNINGS, "-m", "audiocnn", "gateway"],
+            [sys.executable, "-W", "error", "-m", "audiocnn", "gateway"],
             cwd=ROOT,
             env=os.environ | {name.upper(): str(value) for name, value in values.items()},
             stdout=file,

@@ -1,4 +1,4 @@
-"""Clips whose answers can be told apart."""
+"""Clips with distinguishable answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of a running server, and a request that is in hand."""
+"""Processes of a running server, and a request without its body."""
 
 from __future__ import annotations
 

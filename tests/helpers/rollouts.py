@@ -1,4 +1,4 @@
-"""`audiocnn manage` in a process of its own, archives of other versions, and load meanwhile."""
+"""`audiocnn manage` as a process, archives of other versions, and load."""
 
 from __future__ import annotations
 

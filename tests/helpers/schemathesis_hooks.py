@@ -1,4 +1,4 @@
-"""Gives schemathesis sounds to send: random bytes alone would never reach the network."""
+"""Sound files for schemathesis: random bytes never reach the network."""
 
 from __future__ import annotations
 

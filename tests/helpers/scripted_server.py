@@ -1,4 +1,4 @@
-"""A server that answers by script, and both clients as one function each."""
+"""An HTTP server with scripted replies, and both clients as functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of every kind to a server and its gateway, and the metrics that they leave."""
+"""Requests of all kinds to a server and its gateway, and their metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`training.train` in a process of its own, small."""
+"""`training.train` as a process, with a small network."""
 
 from __future__ import annotations
 

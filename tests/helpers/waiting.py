@@ -1,4 +1,4 @@
-"""Waiting for a condition, with limits that hold on slow machines."""
+"""Waiting for a condition."""
 
 from __future__ import annotations
 

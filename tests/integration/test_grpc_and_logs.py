@@ -1,4 +1,4 @@
-"""What TorchServe does beside HTTP: gRPC streams end, and no audio is written into its logs."""
+"""gRPC streams end, and TorchServe logs no audio."""
 
 from __future__ import annotations
 

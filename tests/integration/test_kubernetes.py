@@ -1,4 +1,4 @@
-"""deploy/kubernetes: valid, and every probe, port, metric and setting that it names exists."""
+"""deploy/kubernetes: overlays and settings, and probes and metrics of real servers."""
 
 from __future__ import annotations
 

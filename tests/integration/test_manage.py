@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,9 +47,7 @@ def test_ready(server: Server) -> None:
 def test_nothing_listens() -> None:
     ports = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
     nowhere = Server(None, *ports, "", Path())  # type: ignore[arg-type]
-    began = time.monotonic()
     assert "no prediction" in manage(nowhere, "ready", code=1)
-    assert time.monotonic() - began < 5
     assert "no answer from the management API" in manage(nowhere, "status", code=1)
 
 
@@ -69,20 +66,20 @@ def test_scaling_down_without_registering_waits_for_a_quiet_moment(server: Serve
     assert "may get a 500" not in printed
     assert "1 workers ready" in printed
     assert "2 workers ready" in manage(server, "scale", 2)
-    assert not (STORE / "audiocnn-stand-in.mar").exists()
+    assert not (STORE / "audiocnn-standby.mar").exists()
 
 
 def test_a_store_that_is_not_the_servers_is_explained(open_server: Server, tmp_path: Path) -> None:
     archive = repack(tmp_path / "new.mar", "6.0")
     (tmp_path / "elsewhere").mkdir()
     printed = manage(open_server, "rollout", archive, "--store", tmp_path / "elsewhere", code=1)
-    assert "is this the server's model store?" in printed
+    assert "--store is the server's model store" in printed
     assert os.listdir(tmp_path / "elsewhere") == ["rollout.lock"]
 
 
 def test_a_wrong_address_is_explained(server: Server) -> None:
     wrong = Server(server.process, "localhost:8080", server.management, "", Path())
-    assert "is no address" in manage(wrong, "ready", code=1)
+    assert "invalid address" in manage(wrong, "ready", code=1)
 
 
 def test_a_server_that_registers_nothing_names_the_line(server: Server, tmp_path: Path) -> None:

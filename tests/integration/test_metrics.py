@@ -1,4 +1,4 @@
-"""Metrics, logs and traces: what operators see of real servers, and what the dashboard shows."""
+"""Metrics, logs and traces of real servers."""
 
 from __future__ import annotations
 
@@ -262,3 +262,22 @@ def test_every_metric_and_label_of_dashboard_and_rules_is_exported(observed: Obs
             assert wanted <= labels_of[selector.name], f"{where}: {selector}"
             used.add(selector.name)
     assert len(used) > 30
+
+
+def test_standard_error_stays_small_beside_a_log_file(tmp_path: Path) -> None:
+    program = (
+        "import logging; from audiocnn.gateway.server import Settings, start_logs; start_logs(Settings())\n"
+        "for n in range(1000): logging.getLogger('gateway').error('failure %d', n)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"LOG_FILE": str(tmp_path / "log")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    printed, written = result.stderr.splitlines(), (tmp_path / "log").read_text().splitlines()
+    assert (len(printed), len(written)) == (100, 1000)
+    assert "failure 0" in printed[0]

@@ -1,14 +1,18 @@
-"""The model store and its record of checksums: writers at once, a full disk, killed commands, links."""
+"""The model store: concurrent writers, and folders of a killed server."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from audiocnn.torchserve import integrity
+from tests.helpers.paths import ROOT
 from tests.helpers.servers import running_server, server_settings
 from tests.helpers.waiting import wait_until
 
@@ -36,3 +40,19 @@ def test_what_a_killed_server_left_is_removed_when_nothing_of_it_lives(
     with running_server(tmp_path / "third", settings):
         assert not folder.exists()
     assert not list((tmp_path / "tmp").glob("audiocnn-ts-*"))
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from audiocnn.torchserve import integrity
+for number in range(100):
+    integrity.record(Path(sys.argv[1]) / f"{sys.argv[2]}-{number}.mar", "0" * 64)
+"""
+
+
+def test_two_writers_lose_no_checksum(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("a", "b", "c")]
+    assert [writer.wait(timeout=600) for writer in writers] == [0, 0, 0]
+    assert len(integrity.file_for(tmp_path / "a-0.mar").read_text().splitlines()) == 300

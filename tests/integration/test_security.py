@@ -1,4 +1,4 @@
-"""The production configuration: who has no token gets nothing, who has one cannot load what he likes."""
+"""The production configuration: TLS, tokens, and no archives from outside."""
 
 from __future__ import annotations
 

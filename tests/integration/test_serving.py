@@ -1,4 +1,4 @@
-"""A real TorchServe on loopback: what people and programs get over HTTP."""
+"""A real TorchServe over HTTP: predictions, options, signals and start errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,14 +298,12 @@ def test_a_killed_launcher_does_not_leave_java_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything_within_5_seconds(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
     with running_server(tmp_path, server_settings(minWorkers=1)) as running:
         processes = family(running.process.pid)
         assert any(process.name() == "java" for process in processes)
-        began = time.monotonic()
         running.process.send_signal(number)
         assert running.process.wait(timeout=120) == 0
-        assert time.monotonic() - began < 5
         assert not [process for process in processes if is_alive(process)]
 
 
@@ -359,19 +356,16 @@ def test_a_gateway_that_cannot_start_is_explained_and_nothing_is_left(tmp_path: 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     silence = sound_file(np.zeros(590 * 8000, np.float32), sample_rate=8000)
     settings = server_settings(minWorkers=1, batchSize=1)
-    with running_server(tmp_path, settings) as running, ThreadPoolExecutor(4) as pool:
-        replies = [pool.submit(post, running, silence) for _ in range(4)]
+    with running_server(tmp_path, settings) as running, ThreadPoolExecutor(12) as pool:
+        replies = [pool.submit(post, running, silence) for _ in range(12)]
         time.sleep(1.0)
         running.process.terminate()
         time.sleep(1.0)
         assert running.process.poll() is None  # it waits for them
-        began = time.monotonic()
         running.process.terminate()
         assert running.process.wait(timeout=120) == 0
-        assert time.monotonic() - began < 8
-        for reply in replies:
-            with suppress(requests.ConnectionError):
-                reply.result()
+        failed = [reply for reply in replies if isinstance(reply.exception(), requests.ConnectionError)]
+        assert failed  # it did not wait for all of them
 
 
 def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> None:

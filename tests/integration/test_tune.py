@@ -1,4 +1,4 @@
-"""A measurement of the tuning command at a real TorchServe."""
+"""One measurement of `audiocnn tune` on a real TorchServe."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ import pytest
 
 from audiocnn import inputs
 from audiocnn.audio import synthetic
+from audiocnn.batch.manifest import Manifest
 from audiocnn.batch.runner import settings_of
-from audiocnn.batch.state import Manifest
 from audiocnn.model.loading import served_model_path
 from tests.helpers.batch import fill, fill_bad, score, start, table
 from tests.helpers.command_line import parse
@@ -79,16 +79,16 @@ def test_killed_it_goes_on_where_it_was(tmp_path: Path, folder: Path, whom: str)
     total = -(-(COUNT + 8) // CHUNK)
     assert 10 <= len(before) < total
     _, err = score(folder, "--out", out)
-    said = re.search(r"going on: ([\d,]+) of 1,208 files are done", err)
+    said = re.search(r"resuming: ([\d,]+) of 1,208 files are done", err)
     assert said, err
-    redone = re.search(r"(\d+) chunks \(\d+ files\) were in work when it stopped and are done again", err)
+    redone = re.search(r"(\d+) chunks \(\d+ files\) were in progress when it stopped and are repeated", err)
     in_work = int(redone[1]) if redone else 0
     after = parts(out)
     assert in_work <= 8  # two workers, and what they had finished but not yet reported
     assert sum(after[name] != when for name, when in before.items()) <= in_work
     assert_complete(folder, out)
     _, err = score(folder, "--out", out)
-    assert "going on: 1,208 of 1,208 files are done" in err
+    assert "resuming: 1,208 of 1,208 files are done" in err
     assert parts(out) == after
 
 
@@ -117,7 +117,7 @@ def test_a_signal_stops_it_and_it_says_how_to_go_on(tmp_path: Path, folder: Path
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, stderr = process.communicate(timeout=600)
     assert process.returncode == 128 + number
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes the run" in stderr
     assert "Traceback" not in stderr
     assert wait_until(lambda: not any(child.is_running() for child in children), 20)
     score(folder, "--out", out)
@@ -177,7 +177,7 @@ def test_work_that_fails_is_explained_and_can_go_on(tmp_path: Path) -> None:
     fill(folder, 3)
     flags = ["--out", str(out), "--model", str(served_model_path(STORE))]
     with Manifest(out) as manifest:
-        manifest.settle(
+        manifest.load_or_create(
             settings_of(SimpleNamespace(**parse("batch", [str(folder), *flags]) | {"format": ("parquet",)}))
         )
         manifest.add(inputs.find([str(folder)], inputs.Notes()), 64)
@@ -186,7 +186,7 @@ def test_work_that_fails_is_explained_and_can_go_on(tmp_path: Path) -> None:
     lists.write_bytes(b"?" * len(line))
     _, err = score(folder, "--out", out, code=1)
     assert "error: json.decoder.JSONDecodeError" in err
-    assert "the same command goes on from there" in err
+    assert "the same command resumes the run" in err
     assert "Traceback" not in err
     lists.write_bytes(line)
     stdout, _ = score(folder, "--out", out)

@@ -1,77 +1,60 @@
-"""Benchmarks: what they count is what happened, and the servers that ours is compared with really answer."""
+"""Benchmarks: the servers that they compare, and the commands."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
-from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
-from audiocnn.model.frontend import LogMel
-from audiocnn.model.network import AudioCNN
 from audiocnn.torchserve.tune import Setting
 from benchmarks import baselines, load
 from benchmarks.corpus import Clips
-from benchmarks.systems import Bare, Rival, WithoutMaps
-from tests.helpers.paths import ROOT
+from benchmarks.systems import BareEngine, BaselineServer, BaselineWithoutMaps
+from tests.helpers.benchmarks import last_line
 
-ONE = Setting(workers=1, threads=1, batch=1, delay=0)
-
-
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of an untrained network of width 8."""
-    folder = tmp_path_factory.mktemp("narrow")
-    config = Config(class_names=("dog", "cat", "rain"), model=ModelConfig(width=8))
-    model = AudioCNN(config.model, num_classes=3)
-    checkpoint.save(folder, config, LogMel(FrontendConfig()), model)
-    return folder
+SINGLE = Setting(workers=1, threads=1, batch=1, delay=0)
 
 
 @pytest.fixture(scope="module")
 def narrow_clips(narrow: Path) -> Clips:
     """Two sounds, and what the narrow network calls them."""
     bodies = [synthetic.wav("rain"), synthetic.wav("siren")]
-    named = [load.top_class(answer) for answer in baselines.answers(Classifier(Engine(narrow)), bodies)]
+    named = [load.top_class(answer) for answer in baselines.replies(Classifier(Engine(narrow)), bodies)]
     return Clips(bodies, named, "two sounds")
 
 
-@pytest.mark.parametrize("kind", ["seed", "fastapi", "litserve"])
-def test_a_rival_answers_rightly_and_leaves_nothing_behind(
+@pytest.mark.parametrize("kind", ["baseline", "fastapi", "litserve"])
+def test_a_baseline_answers_rightly_and_leaves_no_process(
     kind: str, narrow: Path, narrow_clips: Clips
 ) -> None:
-    setting = ONE if kind == "seed" else Setting(workers=2, threads=1, batch=4, delay=5)
-    rival = Rival(kind, setting, narrow, "cpu", narrow_clips)
-    rival.start()
+    setting = SINGLE if kind == "baseline" else Setting(workers=2, threads=1, batch=4, delay=5)
+    server = BaselineServer(kind, setting, narrow, "cpu", narrow_clips)
+    server.start()
     try:
-        rival.wait_ready()
-        assert rival._process is not None
-        family = psutil.Process(rival._process.pid).children(recursive=True)
-        measured = [rival.closed(4, 1.0)]
-        measured += [WithoutMaps(rival).closed(1, 1.0)] if kind == "seed" else []
+        server.wait_ready()
+        assert server.process is not None
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        measured = [server.closed(4, 1.0)]
+        measured += [BaselineWithoutMaps(server).closed(1, 1.0)] if kind == "baseline" else []
     finally:
-        rival.stop()
+        server.stop()
     for each in measured:
         assert each.clips_per_second > 0
         assert all(s.is_right for s in each.samples)
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
 
 
 def test_the_bare_engine_counts_right_answers(narrow: Path, narrow_clips: Clips) -> None:
     wrong = Clips(narrow_clips.bodies, ["nothing"] * 2, "")
     for clips, is_right in ((narrow_clips, True), (wrong, False)):
-        bare = Bare(Setting(workers=2, threads=1, batch=2, delay=0), narrow, "cpu", clips)
+        bare = BareEngine(Setting(workers=2, threads=1, batch=2, delay=0), narrow, "cpu", clips)
         try:
             bare.start()
             bare.wait_ready()
@@ -85,24 +68,9 @@ def test_the_bare_engine_counts_right_answers(narrow: Path, narrow_clips: Clips)
 # --- the commands ---
 
 
-def last_line(command: list[str], *, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """The JSON that a command ends with."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=os.environ | (environment or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def test_the_engine_benchmark_ends_in_json(narrow: Path, tmp_path: Path) -> None:
     command = ["benchmarks.engine", "--checkpoint", str(narrow), "--store", str(tmp_path), "--batches", "1"]
-    found = last_line([*command, "--threads", "1", "--rounds", "1", "--seconds", "0.05"])
+    found = last_line(*command, "--threads", "1", "--rounds", "1", "--seconds", "0.05")
     assert found["int8_over_fp32"] is None  # there is no int8 file of it
     assert 0 < found["share_of_limit"] < 1.5
     config = checkpoint.load(narrow)[0].frontend
@@ -110,11 +78,11 @@ def test_the_engine_benchmark_ends_in_json(narrow: Path, tmp_path: Path) -> None
     assert found["gflop_per_clip"] * 1e9 > stem
 
 
-def test_the_serving_benchmark_for_real(tmp_path: Path) -> None:
+def test_the_serving_benchmark(tmp_path: Path) -> None:
     raw = tmp_path / "raw.jsonl"
     mark = {"AUDIOCNN_TEST": str(tmp_path)}  # inherited by all that it starts, Java and the workers too
     command = ["benchmarks.serving", "--quick", "--clips", "8", "--rounds", "1", "--raw", str(raw)]
-    found = last_line(command, environment=mark)
+    found = last_line(*command, environment=mark)
     names = ("over_bare", "over_seed_style", "over_seed_style_without_maps", "over_litserve")
     for name in (*names, "over_fastapi_same_classifier"):
         assert found[f"served_{name}"] > 0

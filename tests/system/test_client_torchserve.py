@@ -1,4 +1,4 @@
-"""The clients against a real TorchServe: predictions, killed workers, restarts, tokens."""
+"""The clients against a real TorchServe that restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many runs: bounded, resumable, and a table that says what was measured."""
+"""Cross-validation: parallel runs, resuming and failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training import compare
+from training import compare, cross_validate
 
 
 def test_a_comparison_is_cut_resumed_and_tabulated(
@@ -32,3 +32,13 @@ def test_a_comparison_is_cut_resumed_and_tabulated(
     size = log.stat().st_size
     assert compare.main(arguments) == 0  # nothing is done twice
     assert log.stat().st_size == size
+
+
+def test_a_run_that_fails_is_shown_with_the_end_of_its_log(
+    many_tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(many_tones), "--out", str(tmp_path), "--folds", "2"]
+    assert (
+        cross_validate.main([*arguments, "--variant", "big=--recipe plain --width 8 --batch-size 999"]) == 2
+    )
+    assert "fewer than one batch of 999" in capsys.readouterr().err

@@ -143,9 +143,9 @@ def test_a_rollout_that_is_killed_blocks_nothing(
 def test_a_scale_that_is_killed_is_undone_by_the_next(open_server: Server, store: Path) -> None:
     kill_at(open_server, "is the default", "scale", 1, "--store", store)
     assert answers(open_server)
-    assert (store / "audiocnn-stand-in.mar").exists()
+    assert (store / "audiocnn-standby.mar").exists()
     printed = manage(open_server, "scale", 2, "--store", store)
     assert "was killed" in printed
     assert "version 1.0 has 2 workers ready" in printed
     assert versions(open_server) == ["1.0"]
-    assert not (store / "audiocnn-stand-in.mar").exists()
+    assert not (store / "audiocnn-standby.mar").exists()

@@ -1,4 +1,4 @@
-"""Metrics, logs and traces: what operators see of real servers, and what the dashboard shows."""
+"""The dashboard and the alerts on a real Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaving classes out, and telling what was left out from what was learnt."""
+"""Open-set evaluation as a command."""
 
 from __future__ import annotations
 

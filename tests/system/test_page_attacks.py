@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Download, Error, Page, Playwright
+from playwright.sync_api import Browser, Error, Page, Playwright
 
 from tests.helpers.browser import chromium
 from tests.helpers.gateways import RunningGateway, running_gateway
@@ -84,37 +84,46 @@ def ask(page: Page, url: str, **options: Any) -> dict[str, Any]:
     return reply
 
 
-def test_a_page_of_another_origin_has_no_file_read(evil: Page, gateway: RunningGateway, folder: Path) -> None:
-    """`text/plain` needs no preflight; Gradio parses it as JSON all the same."""
-    event = '{"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "fn_index": 5,'
-    event += '"session_hash": "evil"}'
+def test_a_page_of_another_origin_reads_and_asks_nothing(evil: Page, gateway: RunningGateway) -> None:
+    """A body without a type, `text/plain` or a form needs no preflight, so it arrives."""
     seen = []
     evil.on("response", lambda reply: seen.append((reply.status, reply.url)))
-    url = f"{gateway.url}/ui/gradio_api/queue/join"
-    for mode in ("no-cors", "cors"):
-        ask(evil, url, method="POST", mode=mode, body=event, headers={"Content-Type": "text/plain"})
-    assert [status for status, where in seen if where == url] == [
-        403
-    ]  # of the second, the browser says nothing
-    assert not [file for file in folder.glob("audiocnn-ui-*/**/*") if file.name == "passwd"]
-    for path in ("/labels", "/ui/", "/openapi.json", "/ui/gradio_api/file=/etc/passwd"):
+    url = f"{gateway.url}/predict"
+    for kind in ("text/plain", "multipart/form-data; boundary=b"):
+        ask(evil, url, method="POST", mode="no-cors", body="RIFF", headers={"Content-Type": kind})
+    assert ask(evil, url, method="POST", body="RIFF")["type"] == "error"
+    assert ask(evil, url, method="PUT", body="RIFF")["type"] == "error"  # its preflight is refused
+    assert not [status for status, where in seen if where == url and status not in (400, 403)]
+    for path in ("/", "/labels", "/config", "/page/main.js", "/openapi.json", "/examples/rain.wav"):
         assert ask(evil, gateway.url + path)["type"] == "error"  # not to be read
     assert evil.evaluate(STREAM, gateway.stream) == "refused"
 
 
+def test_the_page_is_in_no_frame(evil: Page, gateway: RunningGateway) -> None:
+    """Else a page could lay itself over it and have its buttons pressed: the microphone's."""
+    with evil.expect_console_message(lambda message: "frame-ancestors" in message.text):
+        evil.evaluate(
+            """url => document.body.append(Object.assign(document.createElement("iframe"), {src: url}))""",
+            gateway.url + "/",
+        )
+    frame = next(each for each in evil.frames if each != evil.main_frame)
+    assert frame.locator("#listen").count() == 0
+
+
 def test_a_link_runs_no_script_in_our_origin(browser: Browser, evil: Page, gateway: RunningGateway) -> None:
-    """A page opens what an attacker uploaded, or an address of the attacker's, under our name."""
-    script = b"<script>document.title = 'taken'</script>"
-    uploaded = gateway.post("/ui/gradio_api/upload", files={"files": ("x.html", script)}).json()[0]
-    assert gateway.get(f"/ui/gradio_api/file={uploaded}").content == script
-    for target, is_saved in ((uploaded, True), (evil.url, False)):
+    """A page sends people to an address of ours with a script in it, and names files of its own."""
+    for path in (
+        "/#<img src=x onerror=document.title='taken'>",
+        "/?<script>document.title='taken'</script>",
+        "/<script>document.title='taken'</script>",
+        f"/page/{evil.url}",
+        f"/ui/gradio_api/file={evil.url}",
+        f"/examples/{evil.url}.wav",
+    ):
         page = browser.new_page()
-        saved: list[Download] = []
-        page.on("download", lambda download, saved=saved: saved.append(download))
         with contextlib.suppress(Error):  # what is saved is no page
-            page.goto(f"{gateway.url}/ui/gradio_api/file={target}", wait_until="load")
+            page.goto(gateway.url + path, wait_until="load")
         assert page.title() not in ("taken", "evil")
-        assert bool(saved) == is_saved
         page.close()
 
 
@@ -122,14 +131,14 @@ def test_a_rebound_name_reads_nothing(browser: Browser, gateway: RunningGateway)
     """The page's own name points at the gateway: one origin, so no rule of browsers stops it."""
     page = browser.new_page()
     origin = f"http://{REBOUND}:{gateway.port}"
-    reply = page.goto(origin + "/ui/")
+    reply = page.goto(origin + "/")
     assert reply is not None
     assert reply.status == 421
-    for path in ("/labels", "/ui/", "/metrics", "/health"):
+    for path in ("/labels", "/page/main.js", "/metrics", "/health"):
         answer = ask(page, origin + path)
         assert answer["status"] == 421
         assert "misdirected_request" in answer["text"]
-    assert ask(page, origin + "/ui/gradio_api/queue/join", method="POST", body="{}")["status"] == 421
+    assert ask(page, origin + "/predict", method="POST", body="{}")["status"] == 421
     assert page.evaluate(STREAM, f"ws://{REBOUND}:{gateway.port}/ws/predict") == "refused"
     page.close()
-    assert browser.new_page().goto(f"http://localhost:{gateway.port}/ui/").status == 200  # type: ignore[union-attr]
+    assert browser.new_page().goto(f"http://localhost:{gateway.port}/").status == 200  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What dies is started again; what dies again and again is given up; nothing is left behind."""
+"""The supervisor: crashes, hangs and lost folders of real servers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 import requests
 
 from audiocnn.client.client import Client
-from audiocnn.torchserve.launch import Gateway
-from audiocnn.torchserve.rollout import copy_as
+from audiocnn.torchserve.gateway_process import GatewayProcess
+from audiocnn.torchserve.scale import copy_as
 from audiocnn.torchserve.server import TorchServe
 from audiocnn.torchserve.supervisor import Supervisor
 from tests.helpers.paths import ROOT, STORE
@@ -60,7 +60,7 @@ def test_a_gateway_that_hangs_is_started_again(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (port,) = free_ports(1)
     server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
-    gateway = Gateway(f"127.0.0.1:{port}", server, log_folder=tmp_path)
+    gateway = GatewayProcess(f"127.0.0.1:{port}", server, log_folder=tmp_path)
     kept = Supervisor([gateway], stopping, timeout_seconds=600, restart=True)
     watching = threading.Thread(target=kept.watch)
     try:
@@ -189,14 +189,13 @@ def test_a_server_that_can_have_no_worker_any_more_is_started_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whoever cleans up /tmp takes the unpacked model away; Java goes on and says that it is well."""
+    """The unpacked model is deleted from /tmp; Java goes on and reports Healthy."""
     monkeypatch.chdir(ROOT)
-    server = TorchServe(server_settings(minWorkers=1), log_folder=tmp_path)
+    server = TorchServe(server_settings(minWorkers=1), log_folder=tmp_path, max_unhealthy_seconds=10.0)
     kept = Supervisor([server], stopping, timeout_seconds=600, restart=True)
     watching = threading.Thread(target=kept.watch)
     try:
         kept.start()
-        monkeypatch.setattr("audiocnn.torchserve.server._WORKLESS_SECONDS", 10.0)
         folder, launcher = server._folder, server._launcher
         assert folder is not None
         assert launcher is not None

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import requests
 import torch
 
-from tests.helpers.paths import ROOT
+from audiocnn.datasets import Dataset
+from tests.helpers.paths import CHECKPOINT, ROOT
 from tests.helpers.servers import running_server, server_settings
 from tests.helpers.sounds import sound_file, tone
 from tests.helpers.training_runs import RECIPE, train
-from training import evaluate, release
+from training import evaluate, release, robustness
 
 
 def test_a_tree_in_the_layout_of_urbansound8k_trains(tmp_path: Path) -> None:
@@ -66,10 +68,10 @@ def test_a_release_is_measured_on_folds_that_it_or_a_fold_model_has_not_seen(
     assert config["provenance"]["train_folds"] == [1, 2]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["accuracy"] >= 0.9
-    assert (metrics["folds"], metrics["is_twin"]) == ([2], True)
+    assert (metrics["folds"], metrics["is_fold_model"]) == ([2], True)
     assert metrics["from_scratch"] == {"accuracy": metrics["accuracy"], "folds": [2], "epochs": 40}
     assert not (out / "NOTICE").exists()  # no teacher asks for it
-    card = (out / "MODEL_CARD.md").read_text()
+    card = (out / "README.md").read_text()
     assert "accuracy 90.00%, standard deviation 1.00%" in card
     assert "measured on a cross-validation run" in card
 
@@ -177,3 +179,22 @@ def test_a_users_own_csv_trains_exports_and_serves(tones: Path, tmp_path: Path) 
         for name, hz in (("low", 200.0), ("middle", 1500.0), ("high", 6000.0)):
             reply = requests.post(server.predictions, data=sound_file(tone(1.0, hz=hz)), timeout=120)
             assert reply.json()["predictions"][0]["class"] == name
+
+
+def test_an_evaluation_with_all_it_can_measure(
+    esc50: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robustness, "CONDITIONS", {"gain -15 dB": robustness.gain(-15)})
+    rows = ["filename,fold,label"]
+    rows += [f"{clip.path},4,{clip.label}" for clip in esc50.folds([4])[::80]]
+    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
+    arguments = ["--checkpoint", str(CHECKPOINT), "--data", str(tmp_path / "few.csv"), "--folds", "4"]
+    arguments += ["--json", str(tmp_path / "eval.json"), "--report", str(tmp_path), "--tta", "--robustness"]
+    assert evaluate.main(arguments) == 0
+    measured = json.loads((tmp_path / "eval.json").read_text())
+    assert measured["num_clips"] == 5
+    assert sum(row["support"] for row in measured["per_class"].values()) == 5
+    assert 0 <= measured["ece"] <= 1
+    assert 0 <= measured["accuracy_tta"] <= 1
+    assert [row["condition"] for row in measured["robustness"]["conditions"]] == ["gain -15 dB"]
+    assert (tmp_path / "report.html").is_file()

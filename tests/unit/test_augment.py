@@ -1,4 +1,4 @@
-"""Each augmentation keeps its word."""
+"""Augmentations: ranges, levels and labels."""
 
 from __future__ import annotations
 
@@ -313,14 +313,14 @@ def test_background_takes_the_place_of_clips_and_belongs_to_no_class(
 ) -> None:
     recorded = torch.randint(-32768, 32767, (3, batch[0].shape[1]), dtype=torch.int16)
     waveform, target = (
-        batch[0].repeat(20, 1),
-        torch.cat([torch.eye(8), torch.full((8, 8), 0.125)], 1).repeat(20, 1),
+        batch[0].repeat(8, 1),
+        torch.cat([torch.eye(8), torch.full((8, 8), 0.125)], 1).repeat(8, 1),
     )
     recipe = replace(OFF, background=0.5)
     log_mel = LogMel(FrontendConfig(sample_rate=SAMPLE_RATE))
     heard, shares, is_changed, _ = Augmenter(recipe, log_mel, recorded).mix(waveform, target, may_mix=True)
     assert torch.equal(is_changed, (heard != waveform).any(dim=1))
-    assert 50 < is_changed.sum() < 110
+    assert 18 < is_changed.sum() < 46
     torch.testing.assert_close(shares[is_changed], torch.full((int(is_changed.sum()), 16), 0.125))
     assert torch.equal(shares[~is_changed], target[~is_changed])
     level = 20 * heard[is_changed].abs().amax(dim=1).clamp_min(1e-6).log10()
@@ -331,11 +331,11 @@ def test_background_takes_the_place_of_clips_and_belongs_to_no_class(
 @pytest.mark.skipif(not synthesisers.available(), reason="neither espeak-ng nor fluidsynth is installed")
 def test_speech_and_music_are_rendered_the_same_for_the_same_seed() -> None:
     config = FrontendConfig()
-    once = synthesisers.render(config, each=2, quiet=True)
-    assert once.shape == (2 * len(synthesisers.available()), config.window_samples)
+    once = synthesisers.render(config, each=1, quiet=True)
+    assert once.shape == (len(synthesisers.available()), config.window_samples)
     assert (np.abs(once).max(axis=1) > 300).all()
-    np.testing.assert_array_equal(synthesisers.render(config, each=2, quiet=True), once)
-    assert not np.array_equal(synthesisers.render(config, each=2, seed=1, quiet=True), once)
+    np.testing.assert_array_equal(synthesisers.render(config, each=1, quiet=True), once)
+    assert not np.array_equal(synthesisers.render(config, each=1, seed=1, quiet=True), once)
 
 
 def test_a_song_is_a_midi_file_without_sounds_of_our_classes() -> None:

@@ -17,14 +17,15 @@ import pytest
 
 from audiocnn import audio, cli, inputs
 from audiocnn.audio import synthetic
-from audiocnn.batch.scorer import FileAnswer, Scorer
-from audiocnn.batch.state import Manifest, Outcome, ResumeError, Settings, archive_previous, read_paths
+from audiocnn.batch.aggregate import FileResult, WindowResult, classify_files
+from audiocnn.batch.audacity import label_name
+from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous
+from audiocnn.batch.state import Outcome, Settings, read_paths
 from audiocnn.batch.worker import Job, Worker
-from audiocnn.batch.writers import FILES, WINDOWS, label_name, shown
+from audiocnn.batch.writers import FILES, WINDOWS, shown
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError
 from audiocnn.inputs import InputError, Notes
-from audiocnn.model.engine import Engine
 from audiocnn.model.loading import served_model_path
 from audiocnn.options import Options
 from audiocnn.results import Result
@@ -241,14 +242,14 @@ def test_files_that_could_not_be_read_can_be_tried_again(tmp_path: Path) -> None
 def test_a_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Manifest(out) as manifest:
-        assert manifest.settle(replace(SETTINGS, root="/nothing/found/there")) != (SETTINGS, False)
-        assert manifest.settle(SETTINGS) == (SETTINGS, False)
+        assert manifest.load_or_create(replace(SETTINGS, root="/nothing/found/there")) != (SETTINGS, False)
+        assert manifest.load_or_create(SETTINGS) == (SETTINGS, False)
         manifest.add(listing(1), 64)
     with Manifest(out) as manifest:
-        assert manifest.settle(replace(SETTINGS, root="/elsewhere")) == (SETTINGS, True)
+        assert manifest.load_or_create(replace(SETTINGS, root="/elsewhere")) == (SETTINGS, True)
         other = replace(SETTINGS, top_k=3, formats=("csv", "audacity"), model="1" * 64)
         with pytest.raises(ResumeError) as caught:
-            manifest.settle(other)
+            manifest.load_or_create(other)
     for words in ("top-k was 5, is 3", "formats was parquet, is csv,audacity", "model was 000", "--fresh"):
         assert words in str(caught.value)
 
@@ -290,7 +291,7 @@ def test_a_damaged_manifest_is_said_and_begun_anew_with_fresh(
     fill(tmp_path / "in", 500)
     out = tmp_path / "out"
     with Manifest(out) as manifest:
-        manifest.settle(SETTINGS)
+        manifest.load_or_create(SETTINGS)
         manifest.add(inputs.find([str(tmp_path / "in")], Notes()), 4)
         manifest.record(0, Outcome(files=4))
     (out / "files").mkdir()
@@ -301,7 +302,7 @@ def test_a_damaged_manifest_is_said_and_begun_anew_with_fresh(
     said = capsys.readouterr().err
     assert "is damaged" in said
     assert "--fresh" in said
-    assert "the same command goes on" not in said
+    assert "the same command resumes" not in said
     assert (out / "files" / "part-0000000.parquet").read_bytes() == b"rows"
     aside = archive_previous(out)  # what --fresh does first
     assert aside is not None
@@ -313,20 +314,17 @@ def test_a_damaged_manifest_is_said_and_begun_anew_with_fresh(
 # --- what is answered ---
 
 
-@pytest.fixture(scope="module")
-def scorer(engine: Engine) -> Scorer:
-    return Scorer(engine)
-
-
-def run(scorer: Scorer, *paths: Path) -> tuple[list[FileAnswer], list[list[tuple[float, float, Any]]]]:
-    files: list[FileAnswer] = []
-    windows: list[list[tuple[float, float, Any]]] = [[]]
-    for item in scorer.score([str(path) for path in paths]):
-        if isinstance(item, FileAnswer):
+def run(
+    classifier: Classifier, *paths: Path, **options: Any
+) -> tuple[list[FileResult], list[list[WindowResult]]]:
+    files: list[FileResult] = []
+    windows: list[list[WindowResult]] = [[]]
+    for item in classify_files(classifier, map(str, paths), **options):
+        if isinstance(item, FileResult):
             files.append(item)
             windows.append([])
         else:
-            windows[-1].append((item[1].start, item[1].end, item[1]))
+            windows[-1].append(item[1])
     return files, windows[:-1]
 
 
@@ -351,10 +349,10 @@ def sounds_in(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def test_answers_are_those_of_the_classifier(tmp_path: Path, scorer: Scorer, classifier: Classifier) -> None:
+def test_answers_are_those_of_the_classifier(tmp_path: Path, classifier: Classifier) -> None:
     """Confidences within 1e-5: windows run in other batches, and the mean is summed one by one."""
     paths = sounds_in(tmp_path)
-    files, windows = run(scorer, *paths)
+    files, windows = run(classifier, *paths)
     for path, file, own in zip(paths, files, windows, strict=True):
         (result,) = classifier.predict_batch([path.read_bytes()])
         assert isinstance(result, Result)
@@ -362,17 +360,17 @@ def test_answers_are_those_of_the_classifier(tmp_path: Path, scorer: Scorer, cla
         assert (file.is_silent, file.warnings) == (result.is_silent, result.clip.warnings), path.name
         assert (file.num_windows, file.seconds) == (len(result.spans), result.clip.seconds)
         if len(result.spans) > 1:
-            spans = [(start, end) for start, end, _ in own]
+            spans = [(window.start, window.end) for window in own]
             np.testing.assert_allclose(spans, result.spans)
-            probs = [answer.probs for *_, answer in own]
+            probs = [window.probs for window in own]
             np.testing.assert_allclose(probs, result.window_probs, atol=1e-5)
         else:
             assert own == []
 
 
-def test_evidence_is_that_of_the_classifier(tmp_path: Path, engine: Engine, classifier: Classifier) -> None:
+def test_evidence_is_that_of_the_classifier(tmp_path: Path, classifier: Classifier) -> None:
     paths = sounds_in(tmp_path)[:4]
-    files, windows = run(Scorer(engine, evidence=True), *paths)
+    files, windows = run(classifier, *paths, evidence=True)
     for path, file, own in zip(paths, files, windows, strict=True):
         options = Options.parse({"evidence": True}, classifier.config)
         (result,) = classifier.predict_batch([path.read_bytes()], [options])
@@ -381,17 +379,17 @@ def test_evidence_is_that_of_the_classifier(tmp_path: Path, engine: Engine, clas
         assert file.evidence is not None
         assert (file.evidence.label, file.evidence.start) == (label, result.shown.start)
         np.testing.assert_allclose(file.evidence.values, result.shown.outputs["evidence"][label], atol=1e-3)
-        assert all(answer.evidence.label == answer.probs.argmax() for *_, answer in own)
+        assert all(window.evidence and window.evidence.label == window.probs.argmax() for window in own)
 
 
 def test_errors_are_those_of_the_classifier_and_hurt_no_neighbour(
-    tmp_path: Path, scorer: Scorer, classifier: Classifier
+    tmp_path: Path, classifier: Classifier
 ) -> None:
     codes = fill_bad(tmp_path / "bad")
     (tmp_path / "good.wav").write_bytes(synthetic.wav("rain"))
     good, folder = tmp_path / "good.wav", tmp_path / "bad"
     paths = [good, *map(Path, codes), folder, Path("/nul\0.wav"), good]
-    files, _ = run(scorer, *paths)
+    files, _ = run(classifier, *paths)
     assert [file.path for file in files] == [str(path) for path in paths]
     got = {file.path: file.error[0] for file in files if file.error}
     assert got == codes | {str(folder): "unreadable_file", "/nul\0.wav": "unreadable_file"}
@@ -403,7 +401,7 @@ def test_errors_are_those_of_the_classifier_and_hurt_no_neighbour(
     np.testing.assert_allclose(files[0].probs, files[-1].probs, atol=1e-5)
 
 
-def test_what_must_not_be_read_has_a_row(scorer: Scorer) -> None:
+def test_what_must_not_be_read_has_a_row(classifier: Classifier) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -415,7 +413,7 @@ def test_what_must_not_be_read_has_a_row(scorer: Scorer) -> None:
         try:
             os.seteuid(65534 if before == 0 else before)  # root may read everything
             found, notes = find(folder)
-            files, _ = run(scorer, *map(Path, sorted(found)))
+            files, _ = run(classifier, *map(Path, sorted(found)))
         finally:
             os.seteuid(before)
             (folder / "locked").chmod(0o755)
@@ -427,11 +425,11 @@ def test_what_must_not_be_read_has_a_row(scorer: Scorer) -> None:
     }
 
 
-def test_a_file_that_breaks_late_keeps_the_windows_before(tmp_path: Path, scorer: Scorer) -> None:
+def test_a_file_that_breaks_late_keeps_the_windows_before(tmp_path: Path, classifier: Classifier) -> None:
     waveform = tone(20.0)
     waveform[-10] = np.nan
     (tmp_path / "x.wav").write_bytes(sound_file(waveform, subtype="FLOAT"))
-    (file,), (own,) = run(scorer, tmp_path / "x.wav")
+    (file,), (own,) = run(classifier, tmp_path / "x.wav")
     assert file.error is not None
     assert file.error[0] == "not_finite_audio"
     assert 3 <= len(own) == file.num_windows <= 6
@@ -449,18 +447,20 @@ def test_a_disk_that_fails_is_no_bad_file(where: int) -> None:
         list(audio.stream(Failing(synthetic.wav("rain")), sample_rate=44_100, warnings=[]))
 
 
-def test_what_is_no_file_is_closed(tmp_path: Path, scorer: Scorer) -> None:
+def test_what_is_no_file_is_closed(tmp_path: Path, classifier: Classifier) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    files, _ = run(scorer, *[tmp_path] * 9)
+    files, _ = run(classifier, *[tmp_path] * 9)
     assert {file.error for file in files} == {("unreadable_file", "It is a folder")}
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(("overlap", "starts"), [(0.0, [0, 5, 10, 12]), (4.0, list(range(13)))])
-def test_windows_overlap_as_wished(tmp_path: Path, engine: Engine, overlap: float, starts: list[int]) -> None:
+def test_windows_overlap_as_wished(
+    tmp_path: Path, classifier: Classifier, overlap: float, starts: list[int]
+) -> None:
     (tmp_path / "x.wav").write_bytes(sound_file(tone(17.0)))
-    _, (own,) = run(Scorer(engine, overlap=overlap), tmp_path / "x.wav")
-    assert [start for start, *_ in own] == starts
+    _, (own,) = run(classifier, tmp_path / "x.wav", overlap_seconds=overlap)
+    assert [window.start for window in own] == starts
 
 
 # --- what is written ---

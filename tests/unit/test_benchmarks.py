@@ -1,4 +1,4 @@
-"""Benchmarks: what they count is what happened, and the servers that ours is compared with really answer."""
+"""Benchmarks: what they measure and count, and the servers that they compare."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,42 +19,29 @@ from aiohttp import web
 
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
-from audiocnn.config import Config, FrontendConfig, ModelConfig
-from audiocnn.model import checkpoint
-from audiocnn.model.frontend import LogMel
+from audiocnn.model.engine import Engine
 from audiocnn.model.loading import served_model_path
-from audiocnn.model.network import AudioCNN
-from audiocnn.torchserve.server import free_port
+from audiocnn.torchserve.ports import free_port
 from audiocnn.torchserve.tune import Setting
-from benchmarks import baselines, load, offline
-from benchmarks import corpus as clips_module
-from benchmarks.load import Measured, Sample, Target
-from benchmarks.results import Book, summarise
+from benchmarks import baselines, corpus, load, offline
+from benchmarks.load import LoadResult, Sample, Target
+from benchmarks.results import Results, summarise
 from benchmarks.serving import grid, without_delay
-from tests.helpers.paths import CHECKPOINT, STORE
+from tests.helpers.paths import STORE
 
-ONE = Setting(workers=1, threads=1, batch=1, delay=0)
+SINGLE = Setting(workers=1, threads=1, batch=1, delay=0)
+RAIN = synthetic.wav("rain")
 
 
 def sample(*, latency: float = 0.01, clip: int = 0, status: int = 200, right: bool = True) -> Sample:
     return Sample(clip, 0.0, 0.0, latency, status, "rain", right)
 
 
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of an untrained network of width 8."""
-    folder = tmp_path_factory.mktemp("narrow")
-    config = Config(class_names=("dog", "cat", "rain"), model=ModelConfig(width=8))
-    model = AudioCNN(config.model, num_classes=3)
-    checkpoint.save(folder, config, LogMel(FrontendConfig()), model)
-    return folder
+# --- the load generator ---
 
 
-# --- the load client ---
-
-
-async def stalling(due: list[float], *, stall_after: int, stall_seconds: float) -> list[Sample]:
-    """An open loop against a server that answers one at a time and once takes long."""
+async def stall(due: list[float], *, stall_after: int, stall_seconds: float) -> list[Sample]:
+    """An open loop against a server that handles one request at a time, one of them slowly."""
     turn, answered = asyncio.Lock(), 0
 
     async def predict(request: web.Request) -> web.Response:
@@ -69,14 +57,14 @@ async def stalling(due: list[float], *, stall_after: int, stall_seconds: float) 
     runner, port = web.AppRunner(app), free_port()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    measured = await load._open_loop(Target(f"http://127.0.0.1:{port}/", [b"x"], ["rain"]), due)
+    measured = await load.open_loop_async(Target(f"http://127.0.0.1:{port}/", [b"x"], ["rain"]), due)
     await runner.cleanup()
     return measured.samples
 
 
-def test_a_stall_is_charged_to_all_who_were_due_meanwhile() -> None:
+def test_a_stall_delays_all_requests_that_are_due_meanwhile() -> None:
     due = [0.01 * number for number in range(100)]
-    found = asyncio.run(stalling(due, stall_after=30, stall_seconds=0.5))
+    found = asyncio.run(stall(due, stall_after=30, stall_seconds=0.5))
     assert all(sample.is_right for sample in found)
     assert [sample.intended for sample in found] == due
     late = [sample for sample in found if sample.latency_ms > 100]
@@ -98,70 +86,63 @@ def test_latency_counts_from_the_intended_start() -> None:
 
 def test_no_server_is_a_failed_request_and_not_a_crash() -> None:
     target = Target(f"http://127.0.0.1:{free_port()}/", [b"x"], ["rain"])
-    measured = load.open_loop(target, rate=20, seconds=0.2)
+    measured = load.open_loop(target, [0.0, 0.1])
     assert {(s.status, s.is_right) for s in measured.samples} == {(0, False)}
     assert measured.clips_per_second == 0
 
 
 @pytest.mark.parametrize("poisson", [True, False])
-def test_an_open_loop_sends_what_it_says(monkeypatch: pytest.MonkeyPatch, poisson: bool) -> None:
-    seen: list[float] = []
-
-    async def record(target: Target, due: list[float]) -> Measured:
-        seen.extend(due)
-        return Measured(0.0, [])
-
-    monkeypatch.setattr(load, "_open_loop", record)
-    load.open_loop(Target("", [b""], [""]), rate=200, seconds=10, poisson=poisson)
-    assert len(seen) == 2000
-    assert seen[0] == 0
-    assert seen == sorted(seen)
-    assert seen[-1] == pytest.approx(10, rel=0.1)
+def test_an_open_loop_has_its_rate(poisson: bool) -> None:
+    due = load.due_times(rate=200, seconds=10, poisson=poisson)
+    assert len(due) == 2000
+    assert due[0] == 0
+    assert due == sorted(due)
+    assert due[-1] == pytest.approx(10, rel=0.1)
 
 
 def test_the_top_class_is_read_from_our_answer(classifier: Classifier) -> None:
-    (answer,) = baselines.answers(classifier, [synthetic.wav("rain")])
+    (answer,) = baselines.replies(classifier, [RAIN])
     assert load.top_class(answer) == json.loads(answer)["predictions"][0]["class"]
     assert load.top_class(b'{"code": 503, "type": "ServiceUnavailableException"}') == ""
 
 
-# --- what is made of the samples ---
+# --- results ---
 
 
-class Fixed:
-    """A contestant of a name."""
+class NamedSystem:
+    """A system with a name."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.setting = name, ONE
+        self.name, self.setting = name, SINGLE
 
     def start(self) -> None: ...
 
     wait_ready = stop = start
 
-    def closed(self, concurrency: int, seconds: float) -> Measured:
+    def closed(self, concurrency: int, seconds: float) -> LoadResult:
         raise NotImplementedError
 
 
 def test_ratios_are_of_one_round_each_at_its_best_concurrency() -> None:
-    book = Book()
+    results = Results()
     # The machine was twice as slow in the second round, for both.
     for ours, theirs in ((100.0, 200.0), (50.0, 100.0), (90.0, 200.0)):
-        book.add(Fixed("a"), "closed 1", Measured(ours / 3, [sample()]))
-        book.add(Fixed("a"), "closed 8", Measured(ours, [sample()]))
-        book.add(Fixed("a"), "open 70%", Measured(1000.0, [sample()]))
-        book.add(Fixed("b"), "closed 8", Measured(theirs, [sample()]))
-    assert book.ratio("a", "b") == 0.5
-    assert book.ratio("a", "nobody") is None
+        results.add(NamedSystem("a"), "closed 1", LoadResult(ours / 3, [sample()]))
+        results.add(NamedSystem("a"), "closed 8", LoadResult(ours, [sample()]))
+        results.add(NamedSystem("a"), "open 70%", LoadResult(1000.0, [sample()]))
+        results.add(NamedSystem("b"), "closed 8", LoadResult(theirs, [sample()]))
+    assert results.ratio("a", "b") == 0.5
+    assert results.ratio("a", "nobody") is None
 
 
-def test_wrong_and_failed_answers_are_counted_and_no_latency() -> None:
-    book = Book()
+def test_wrong_and_failed_answers_have_no_latency() -> None:
+    results = Results()
     bad = [sample(latency=9.0, right=False), sample(latency=9.0, status=503, right=False)]
     for name in ("torchserve", "bare", "torchserve, latency", "bare alone"):
-        book.add(Fixed(name), "closed 1", Measured(10.0, [sample(), *bad]))
+        results.add(NamedSystem(name), "closed 1", LoadResult(10.0, [sample(), *bad]))
     refused = sample(latency=9.0, status=503, right=False)  # an open loop asked for more than there is
-    book.add(Fixed("torchserve"), "open 70%", Measured(10.0, [sample(), refused]))
-    summary = summarise(book, {"cores": 2})
+    results.add(NamedSystem("torchserve"), "open 70%", LoadResult(10.0, [sample(), refused]))
+    summary = summarise(results, {"cores": 2})
     assert (summary["wrong"], summary["failed"]) == (4, 4)
     assert [row["refused"] for row in summary["rows"]] == [0, 0, 0, 0, 1]
     assert all(row["p99_9_ms"] == pytest.approx(10) for row in summary["rows"])
@@ -185,22 +166,23 @@ def test_everything_is_tuned_over_the_same_settings(cores: int, device: str) -> 
 # --- the clips ---
 
 
-def test_clips_on_which_the_engines_disagree_are_left_out(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(clips_module, "_bodies", lambda count, config: (["a", "b", "c"], "three"))
-    said = {True: ["rain", "dog", "cat"], False: ["rain", "dog", "cow"]}
-    eager = Classifier(classifier.engine)
-    monkeypatch.setattr(clips_module, "_top_classes", lambda who, bodies: said[who is classifier])
-    clips = clips_module.load(3, classifier, eager)
-    assert clips.bodies == ["a", "b"]
-    assert clips.expected == ["rain", "dog"]
-    assert clips.origin == "three, 1 left out"
+def test_clips_on_which_the_engines_disagree_are_left_out() -> None:
+    bodies = [b"a", b"b", b"c"]
+    clips = corpus.agreed(bodies, "three", ["rain", "dog", "cat"], ["rain", "dog", "cow"])
+    assert clips == corpus.Clips([b"a", b"b"], ["rain", "dog"], "three, 1 left out")
+    with pytest.raises(ValueError, match="agree on no clip"):
+        corpus.agreed(bodies, "three", ["rain"] * 3, ["dog"] * 3)
+
+
+def test_the_top_class_of_each_clip(classifier: Classifier) -> None:
+    assert corpus.top_classes(classifier, [RAIN, synthetic.wav("siren")]) == ["rain", "siren"]
+    with pytest.raises(ValueError, match="cannot be classified"):
+        corpus.top_classes(classifier, [b""])
 
 
 def test_bodies_are_wav_as_in_the_release_of_esc50(esc50: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESC50_DIR", str(esc50.clips[0].path.parent.parent))
-    bodies, origin = clips_module._bodies(5, FrontendConfig())
+    bodies, origin = corpus.wav_files(5)
     assert len(set(bodies)) == 5
     assert "ESC-50" in origin
     for body in bodies:
@@ -211,32 +193,34 @@ def test_bodies_are_wav_as_in_the_release_of_esc50(esc50: Any, monkeypatch: pyte
 
 def test_without_esc50_the_synthetic_sounds_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESC50_DIR", str(tmp_path))
-    bodies, origin = clips_module._bodies(5, FrontendConfig())
+    bodies, origin = corpus.wav_files(9)
     assert len(bodies) == len(synthetic.SOUNDS)
     assert "synthetic" in origin
 
 
-# --- the servers that ours is compared with ---
+# --- the baselines ---
 
 
 @pytest.fixture
 def worker(narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of a worker of the rivals, with the narrow network; the folder it reports to."""
-    settings = baselines.Settings(str(narrow), "cpu", 1, 4, 50, str(tmp_path))
-    monkeypatch.setenv(baselines._VARIABLE, json.dumps(asdict(settings)))
+    """The environment of a worker with the narrow network; the folder for its ready file."""
+    settings = baselines.BaselineSettings(str(narrow), "cpu", 1, 4, 50, str(tmp_path))
+    monkeypatch.setenv(baselines.SETTINGS_VARIABLE, json.dumps(asdict(settings)))
     return tmp_path
 
 
-def test_the_seed_style_server_answers_with_maps(worker: Path) -> None:
-    app = baselines.seed_style()
-    assert [path.name for path in worker.iterdir()] == [str(os.getpid())]  # it says that it is ready
-    body = {"audio_data": base64.b64encode(synthetic.wav("rain")).decode()}
+def test_the_baseline_answers_with_maps(worker: Path) -> None:
+    app = baselines.baseline_app()
+    assert [path.name for path in worker.iterdir()] == [str(os.getpid())]  # the ready file
+    body = {"audio_data": base64.b64encode(RAIN).decode()}
 
     async def ask(path: str) -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://seed") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://baseline"
+        ) as client:
             return await client.post(path, json=body)
 
-    drawn = asyncio.run(ask(baselines.PATHS["seed"]))
+    drawn = asyncio.run(ask(baselines.PATHS["baseline"]))
     assert drawn.status_code == 200
     answer = drawn.json()
     assert len(answer["predictions"]) == 3
@@ -253,31 +237,49 @@ def test_the_seed_style_server_answers_with_maps(worker: Path) -> None:
     assert "visualization" not in plain.json()
 
 
-def test_fastapi_answers_in_batches_what_waits(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    original = baselines.answers
+class CountingClassifier(Classifier):
+    """Records the size of each batch."""
 
-    def counting(classifier: Classifier, clips: list[bytes]) -> list[bytes]:
-        sizes.append(len(clips))
-        return original(classifier, clips)
+    sizes: list[int]
 
-    monkeypatch.setattr(baselines, "answers", counting)
-    app = baselines.fastapi_style()
-    clip = synthetic.wav("rain")
+    def predict_batch(self, clips: Sequence[bytes], *args: Any) -> list[Any]:
+        self.sizes.append(len(clips))
+        return super().predict_batch(clips, *args)
 
-    async def ask() -> list[httpx.Response]:
+
+def test_waiting_requests_are_answered_in_batches(narrow: Path) -> None:
+    classifier = CountingClassifier(Engine(narrow))
+    classifier.sizes = []
+    batcher = baselines.Batcher(classifier, batch=4, delay_ms=50)
+
+    async def ask() -> list[bytes]:
+        running = asyncio.create_task(batcher.run())
+        replies = await asyncio.gather(*(batcher.predict(RAIN) for _ in range(6)))
+        running.cancel()
+        return replies
+
+    assert len(set(asyncio.run(ask()))) == 1
+    assert sum(classifier.sizes) == 6
+    assert max(classifier.sizes) == 4  # as many as the setting allows, though six waited
+
+
+def test_fastapi_answers_as_the_classifier(worker: Path, narrow: Path) -> None:
+    app = baselines.fastapi_app()
+
+    async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://ours") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://fastapi") as client,
         ):
-            return await asyncio.gather(*(client.post("/predict", content=clip) for _ in range(6)))
+            return await client.post("/predict", content=RAIN)
 
-    replies = asyncio.run(ask())
-    assert {reply.status_code for reply in replies} == {200}
-    assert len({reply.content for reply in replies}) == 1
-    assert sum(sizes) == 6
-    assert max(sizes) == 4  # as many as the setting allows, though six waited
+    reply = asyncio.run(ask())
+    (expected,) = Classifier(Engine(narrow)).predict_batch([RAIN])
+    assert reply.json()["predictions"] == expected.to_dict()["predictions"]
+
+
+# --- offline ---
 
 
 def test_offline_counts_labels_and_real_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,9 +291,8 @@ def test_offline_counts_labels_and_real_time(tmp_path: Path, capsys: pytest.Capt
     rows.append("broken.wav,1,rain")
     (tmp_path / "sounds.csv").write_text("\n".join(rows) + "\n")
     model = str(STORE / "audiocnn.onnx")
-    assert (
-        offline.main(["--model", model, "--data", str(tmp_path), "--providers", "cpu", "--batch", "3"]) == 0
-    )
+    options = ["--providers", "cpu", "--batch", "3"]
+    assert offline.main(["--model", model, "--data", str(tmp_path), *options]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["clips"], found["errors"], found["labelled"]) == (4, 1, 2)
     assert found["accuracy"] == 1.0
@@ -301,17 +302,19 @@ def test_offline_counts_labels_and_real_time(tmp_path: Path, capsys: pytest.Capt
     assert found["real_time_factor"] == pytest.approx(seconds / 15, rel=0.01)  # three clips of 5 s
 
 
-def test_offline_takes_a_folder_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_offline_takes_a_folder_without_labels(
+    tmp_path: Path, narrow: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "rain.WAV").write_bytes(synthetic.wav("rain"))
-    assert offline.main(["--model", str(CHECKPOINT), "--data", str(tmp_path), "--providers", "cpu"]) == 0
+    (tmp_path / "deep" / "rain.WAV").write_bytes(RAIN)
+    assert offline.main(["--model", str(narrow), "--data", str(tmp_path), "--providers", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["clips"], found["accuracy"]) == (1, None)
 
 
 def test_offline_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert offline.main(["--model", str(served_model_path(STORE)), "--data", str(tmp_path)]) == 2
-    (tmp_path / "rain.wav").write_bytes(synthetic.wav("rain"))
+    (tmp_path / "rain.wav").write_bytes(RAIN)
     missing = ["--model", str(tmp_path / "no.onnx"), "--data", str(tmp_path), "--providers", "cpu"]
     assert offline.main(missing) == 2
     assert "no provider works" in capsys.readouterr().err

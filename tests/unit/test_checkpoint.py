@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is what is read, and nothing else is accepted."""
+"""Checkpoints: round trip, and files that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command of `training` and `export` has an example in its help, and can read it."""
+"""The commands of `training`, `export` and `benchmarks`: help, examples and options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ NAMES = {
         *("download", "teacher.__main__"),
     ),
     "export": ("onnx", "torchscript", "waveform", "quantize", "parity", "package", "archive"),
+    "benchmarks": (
+        *("baselines", "batch", "chaos", "engine", "fuzz", "gateway", "offline", "serving", "soak"),
+        "streams",
+    ),
 }
 COMMANDS = [f"{package}.{name}" for package, names in NAMES.items() for name in names]
 

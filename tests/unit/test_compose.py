@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: valid, confined, and all that it names exists."""
+"""deploy/compose.yaml: valid, hardened, and every name in it exists."""
 
 from __future__ import annotations
 

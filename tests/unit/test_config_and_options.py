@@ -49,7 +49,7 @@ def test_config_survives_json() -> None:
     [
         ("{}", "not a model configuration"),
         ("nonsense", "not a model configuration"),
-        (CONFIG.to_json().replace('"format_version": 1', '"format_version": 99'), "upgrade AudioCNN Serve"),
+        (CONFIG.to_json().replace('"format_version": 2', '"format_version": 99'), "upgrade AudioCNN Serve"),
         (CONFIG.to_json().replace('"n_mels"', '"mels"'), "unknown keys for FrontendConfig: mels"),
         (CONFIG.to_json().replace('"f_max": 22050.0', '"f_max": 44100.0'), "sample_rate / 2"),
     ],
@@ -124,6 +124,11 @@ def test_options_are_read_from_text_bytes_and_json() -> None:
     )
 
 
+@pytest.mark.parametrize(("value", "expected"), [(True, True), ("1", True), ("PNG", "png"), ("off", False)])
+def test_the_spectrogram_comes_as_numbers_or_as_a_picture(value: object, expected: object) -> None:
+    assert Options.parse({"spectrogram": value}, CONFIG).spectrogram == expected
+
+
 def test_a_name_that_is_repeated_counts_once() -> None:
     options = Options.parse({"layers": "conv1," * 20_000, "classes": ["dog"] * 20_000}, CONFIG)
     assert (options.layers, options.classes) == (("conv1",), ("dog",))
@@ -146,6 +151,10 @@ def test_a_name_that_is_repeated_counts_once() -> None:
         ("layers", "layer9"),
         ("feature_maps", "gif"),
         ("evidence", "maybe"),
+        ("spectrogram", "gif"),
+        ("at_seconds", "-0.1"),
+        ("at_seconds", "inf"),
+        ("at_seconds", "nan"),
         ("../../etc/passwd", "1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Waveform -> log-mel: against torchaudio, and against physics."""
+"""The log-mel front end, compared with torchaudio and with known levels."""
 
 from __future__ import annotations
 

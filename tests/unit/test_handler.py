@@ -1,4 +1,4 @@
-"""The three ways in which a request carries a clip, without a server."""
+"""Request bodies of the handler: raw bytes, multipart and JSON."""
 
 from __future__ import annotations
 

@@ -12,7 +12,13 @@ from tests.helpers.paths import ROOT
 TOP = ("audiocnn", "training", "export", "handler", "benchmarks", "deploy", "tests")
 PARTS = ("client", "gateway", "batch", "torchserve")  # sub-packages of `audiocnn` beside its core
 HEAVY = {"torch", "numpy", "soundfile", "onnxruntime"}  # what light modules do without
-COMMANDS = ("cli", "classify", "__main__")  # the modules of the command line; the core is all else
+COMMANDS = (
+    "cli",
+    "classify",
+    "detect",
+    "listen",
+    "__main__",
+)  # modules of the command line; the core is all else
 LIGHT_NAMES = (
     "config",
     "errors",
@@ -24,7 +30,6 @@ LIGHT_NAMES = (
     "private_folder",
     "probe",
     "request_body",
-    "results",
     "tracing",
 )
 LIGHT = {f"audiocnn.{name}" for name in LIGHT_NAMES}
@@ -40,12 +45,6 @@ ALLOWED = {
     "training": {"core", *PARTS},
     "export": {"core", *PARTS},
     "handler": {"core"},
-}
-
-# Known violations, by file. The list may only shrink: an entry that no longer applies fails.
-EXCEPTIONS: dict[str, set[str]] = {
-    "audiocnn/client/stream.py": {"audiocnn.audio.decoder", "numpy"},  # `audiocnn listen FILE` decodes
-    "audiocnn/results.py": {"audiocnn.audio", "audiocnn.model.frontend", "numpy"},  # arrays and maps
 }
 
 
@@ -121,12 +120,7 @@ def test_each_part_imports_only_what_it_may(package: str) -> None:
     files = files_of(package)
     assert files
     for name, path in files:
-        file = str(path.relative_to(ROOT))
-        assert violations(name, path) == EXCEPTIONS.get(file, set()), file
-
-
-def test_exceptions_name_files() -> None:
-    assert [file for file in EXCEPTIONS if not (ROOT / file).is_file()] == []
+        assert violations(name, path) == set(), path
 
 
 def test_the_command_line_imports_the_parts_late() -> None:

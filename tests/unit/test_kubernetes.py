@@ -1,4 +1,4 @@
-"""deploy/kubernetes: valid, and every probe, port, metric and setting that it names exists."""
+"""deploy/kubernetes: valid, and every probe, port, metric and setting in it exists."""
 
 from __future__ import annotations
 
@@ -129,3 +129,37 @@ def test_the_image_is_the_one_that_is_built() -> None:
     assert {Path(image["newName"]).name: image["newTag"] for image in images} == dict.fromkeys(
         ("audiocnn-server", "audiocnn-gateway"), __version__
     )
+
+
+# --- KServe ---
+
+
+def test_the_kserve_example_is_a_pod_that_is_valid() -> None:
+    predictor = kserve()["spec"]["predictor"]
+    pod = {name: value for name, value in predictor.items() if name != "minReplicas"}
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "audiocnn"}, "spec": pod}
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_the_kserve_example_is_the_deployments_pod(pod: Manifest, containers: dict[str, Manifest]) -> None:
+    predictor = kserve()["spec"]["predictor"]
+    assert set(pod) - set(predictor) == {"topologySpreadConstraints"}
+    assert predictor["initContainers"] == [containers["server"]]
+    (ours,) = predictor["containers"]
+    assert ours["name"] == "kserve-container"  # the one that KServe sends requests to
+    differs = {name for name in containers["gateway"] if ours[name] != containers["gateway"][name]}
+    assert differs == {"name", "env", "startupProbe", "livenessProbe", "readinessProbe"}
+    names = [[entry["name"] for entry in each["env"]] for each in (ours, containers["gateway"])]
+    assert names[0] == names[1]
+    paths = {name: ours[name]["httpGet"]["path"] for name in differs if name.endswith("Probe")}
+    assert paths == {
+        "startupProbe": "/v2/health/live",
+        "livenessProbe": "/v2/health/live",
+        "readinessProbe": "/v2/health/ready",
+    }
+
+
+def kserve() -> Manifest:
+    manifest: Manifest = yaml.safe_load((ROOT / "deploy" / "kserve" / "inference-service.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    return manifest

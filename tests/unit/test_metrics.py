@@ -1,11 +1,10 @@
-"""Metrics, logs and traces: what operators see of real servers, and what the dashboard shows."""
+"""Counters of a worker, log formats and trace ids."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import logging
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from audiocnn.logs import JsonFormatter, TextFormatter
 from audiocnn.probe import probe_wav
 from audiocnn.results import LOWEST_DBFS
 from audiocnn.tracing import trace_headers, trace_id
-from audiocnn.worker_metrics import HISTOGRAMS, NAMES, WorkerMetrics
+from handler.metrics import HISTOGRAMS, NAMES, WorkerMetrics
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
 from tests.helpers.traffic import (
@@ -38,11 +37,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.counters: Counter[tuple[str, str | None]] = Counter()
-        self.calls = 0
+        self.handovers = 0
 
     def __call__(self, name: str, label: str | None, amount: float) -> None:
         assert amount >= 0
-        self.calls += 1
+        self.handovers += (name, amount > 0) == ("batch_clips_count", True)
         self.counters[name, label] += amount  # type: ignore[assignment]
 
 
@@ -90,16 +89,20 @@ def test_buckets_hold_all_below_them(classifier: Classifier) -> None:
 
 
 def test_a_busy_worker_hands_over_now_and_then(classifier: Classifier) -> None:
-    recorder, monitor = monitored(classifier, [RAIN])
-    timings = Timings()
+    recorder, timings, count = Recorder(), Timings(), 0
+    monitor = WorkerMetrics(recorder, classifier.config.class_names, period_seconds=0.2)
     results = classifier.predict_batch([RAIN], timings=timings)
-    calls, deadline, count = recorder.calls, time.monotonic() + 7, 1
-    while time.monotonic() < deadline:
-        monitor.count([RAIN], results, timings)
-        count += 1
-        time.sleep(0.005)
-    assert 0 < recorder.calls - calls < 3 * (len(HISTOGRAMS) * 14 + 5)  # not one for each of the batches
+
+    def go_on() -> bool:
+        nonlocal count
+        for _ in range(20):
+            monitor.count([RAIN], results, timings)
+            count += 1
+        return 0 < recorder.counters["batch_clips_count", None] < count
+
+    assert wait_until(go_on, 10)  # several batches at once, and while more follow
     assert wait_until(lambda: recorder.counters["batch_clips_count", None] == count, 10)
+    assert recorder.handovers < count / 2
 
 
 def test_a_batch_that_fails_is_counted(classifier: Classifier) -> None:

@@ -1,4 +1,4 @@
-"""The network: its size, its named insides, and the split of its score."""
+"""The network: size, outputs, and evidence that sums to the logit."""
 
 from __future__ import annotations
 

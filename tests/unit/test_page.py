@@ -1,70 +1,73 @@
-"""The page in a real Chromium: a file, the microphone, live, errors, a phone, the dark, keys."""
+"""The files of the page: what they refer to, what they say, and that a wheel has them."""
 
 from __future__ import annotations
 
-import base64
-import io
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from audiocnn.errors import AudioError
-from audiocnn.gateway import cards, drawing
-from audiocnn.gateway.errors import _SERVER_CODES, GatewayError
-from audiocnn.gateway.words import all_words
+from audiocnn.gateway.errors import known_codes
+from audiocnn.gateway.page.static_files import examples_in
+from tests.helpers.paths import ROOT
 
-# Gradio's queue asks pandas 3 for what that does anyway; nothing of ours is in it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
-    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
-]
-
-
-def subclasses(cls: type) -> set[type]:
-    return {cls}.union(*(subclasses(each) for each in cls.__subclasses__()))
+PAGE = ROOT / "audiocnn" / "gateway" / "page"
+SCRIPTS = sorted(PAGE.glob("*.js"))
+INDEX = (PAGE / "index.html").read_text()
 
 
 def test_every_error_code_has_words() -> None:
-    codes = {each.code for base in (AudioError, GatewayError) for each in subclasses(base)}  # type: ignore[attr-defined]
-    codes |= {code for _, code in _SERVER_CODES.values()}
-    codes -= {"bad_audio", "bad_request", "wrong_media_type"}  # of no clip, or never met on the page
-    assert codes <= set(all_words())
+    words = re.findall(r"^  (\w+): \[", (PAGE / "words.js").read_text(), re.MULTILINE)
+    assert known_codes() <= set(words)
+    assert len(words) == len(set(words))
 
 
-def test_zero_is_white_and_signs_have_their_colours() -> None:
-    grey = np.array([[0, 85, 255]], np.uint8)  # -1, 0, 2
-    file = io.BytesIO()
-    Image.fromarray(grey).save(file, format="PNG")
-    item = {"shape": [1, 3], "range": [-1.0, 2.0], "png": base64.b64encode(file.getvalue()).decode()}
-    html = drawing.feature_map("conv1", item)
-    png = base64.b64decode(html.split("base64,")[1].split('"')[0])
-    minus, zero, plus = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)[0]
-    assert zero.min() > 250
-    assert minus[2] > minus[0]
-    assert tuple(plus) == tuple(drawing.SIGNED[-1])
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_modules_import_files_of_the_page_only(script: Path) -> None:
+    imported = re.findall(r'(?:from|import|URL\() ?"([^"]+)"', script.read_text())
+    files = [name.removeprefix("./") for name in imported if name.endswith(".js")]
+    assert all((PAGE / name).is_file() for name in files)
+    assert not re.search(r"https?://\w", script.read_text())
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script.read_text())
 
 
-def test_ticks_are_round() -> None:
-    assert [label for _, label in drawing.second_ticks(2.5, 7.5)] == ["3", "4", "5", "6", "7"]
-    assert drawing.second_ticks(2.5, 7.5)[0][0] == pytest.approx(0.1)
-    assert [label for _, label in drawing.second_ticks(0, 300)][:3] == ["0:00", "1:00", "2:00"]
-    assert [label for _, label in drawing.hz_ticks(list(np.linspace(0, 4000, 128)))] == [
-        "100",
-        "500",
-        "1k",
-        "2k",
-        "4k",
-    ]
+def test_the_document_has_no_inline_code_and_refers_to_files_that_exist() -> None:
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", INDEX)
+    assert re.findall(r"<script[^>]*>(.*?)</script>", INDEX, re.DOTALL) == [""]
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', INDEX)
+    assert all((PAGE / address.removeprefix("page/")).is_file() for address in addresses if address != "docs")
+    preloaded = {address.removeprefix("page/") for address in addresses if address.endswith(".js")}
+    assert preloaded | {"tap.js"} == {
+        script.name for script in SCRIPTS
+    }  # tap.js: once a microphone is opened
 
 
-def test_windows_become_segments_without_gaps() -> None:
-    rows = [("a", 0.0, 5.0), ("a", 2.5, 7.5), ("b", 5.0, 10.0)]
-    windows = [{"class": name, "start": start, "end": end, "confidence": 0.5} for name, start, end in rows]
-    assert cards.segments(windows) == [(0.0, 6.25, "a", 0.5), (6.25, 10.0, "b", 0.5)]
-    assert cards.audacity_of(cards.segments(windows)).splitlines()[1] == "6.250\t10.000\tb 50 %"
+def test_the_page_is_small() -> None:
+    files = [path for path in PAGE.iterdir() if path.suffix in (".html", ".css", ".js", ".json", ".svg")]
+    assert sum(path.stat().st_size for path in files) <= 120_000
 
 
-def test_a_class_name_is_text_not_html() -> None:
-    row = {"class": '<img src=x onerror="alert(1)">', "confidence": 0.5}
-    assert "<img" not in cards.bars([row], "all")
+def test_examples_are_offered_for_classes_of_the_model(tmp_path: Path) -> None:
+    for name in ("rain.wav", "doorbell.wav", "dog.mp3"):
+        (tmp_path / name).touch()
+    assert examples_in(tmp_path, ["rain", "dog", "siren"]) == ["rain"]
+    assert examples_in(tmp_path / "nothing", ["rain"]) == []
+
+
+def test_a_wheel_has_the_files_of_the_page(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "audiocnn", source / "audiocnn", ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "checkpoints" / "esc50").mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "checkpoints/esc50/NOTICE"):
+        shutil.copy(ROOT / name, source / name)
+    build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True, timeout=300
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    files = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/gateway/page/" in name}
+    assert files == {path.name for path in PAGE.iterdir() if path.is_file()}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiocnn.audio import pyav
 from audiocnn.audio.decoder import ClipDecoder, decode
+from audiocnn.audio.recordings import TRUNCATED
 from audiocnn.classifier import Classifier
 from audiocnn.config import AudioLimits
 from audiocnn.errors import (
@@ -80,7 +80,7 @@ def test_a_file_that_breaks_off_is_decoded_as_far_as_it_goes(
     clip = decode(data[: len(data) // 2], sample_rate=SAMPLE_RATE)
     assert 1.5 < clip.seconds < 2.5
     if container != "adts":  # it has neither a length nor an end
-        assert clip.warnings == [pyav.TRUNCATED]
+        assert clip.warnings == [TRUNCATED]
 
 
 @pytest.mark.parametrize(("container", "codec"), KINDS)
@@ -155,8 +155,3 @@ def test_pyav_is_loaded_only_when_it_is_needed() -> None:
         f"decode(pathlib.Path({str(wav)!r}).read_bytes(), sample_rate=44100); assert 'av' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_a_wav_file_goes_its_own_way() -> None:
-    assert pyav.demuxer_of(sound_file(tone(0.1))) is None
-    assert pyav.demuxer_of(b"\xff\xfb\x90\x64") is None  # MP3

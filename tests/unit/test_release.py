@@ -1,4 +1,4 @@
-"""The released weights are what their metrics say."""
+"""The released checkpoint and its model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from audiocnn.audio import synthetic
 from audiocnn.backbone.weights import ATTRIBUTION
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config
+from audiocnn.model import card
 from audiocnn.results import Result
+from tests.helpers.clients import run_client
 from tests.helpers.paths import CHECKPOINT
 from tests.helpers.sounds import SAMPLE_RATE, sound_file
 from training import model_card
@@ -46,10 +48,10 @@ def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:
     report = json.loads((CHECKPOINT / "metrics.json").read_text())
     untaught = {name: value for name, value in config.provenance.items() if name not in ("init", "teacher")}
     without = replace(config, provenance=untaught)
-    card = model_card.render(report | {"from_scratch": None}, without)
+    text = model_card.render(report | {"from_scratch": None}, without)
     assert model_card.notice(without) == ""
-    assert "Trained from scratch on folds 1, 2, 3, 4 of ESC-50" in card
-    assert "teacher" not in card
+    assert "Trained from scratch on folds 1, 2, 3, 4 of ESC-50" in text
+    assert "teacher" not in text
 
     report["from_scratch"] = {"accuracy": 0.8125, "folds": [3, 4], "epochs": 140}
     assert ATTRIBUTION in model_card.notice(config)  # the released weights had a teacher
@@ -62,6 +64,34 @@ def test_the_card_names_the_teacher_its_licence_and_the_background() -> None:
     assert "Freesound" in text
     assert "cannot be excluded" in text
     assert "shuffled pieces of clips, speech, music outside its 50 classes" in text
+
+
+READ_CARD = """
+import json, sys
+from huggingface_hub import ModelCard
+card = ModelCard.load(sys.argv[1])
+results = [[each.dataset_type, each.metric_type, each.metric_value] for each in card.data.eval_results or []]
+print(json.dumps([card.data.license, card.data.pipeline_tag, card.data.datasets, results, card.text[:40]]))
+"""
+
+
+def test_the_hub_reads_the_card_of_the_released_model() -> None:
+    metrics = json.loads((CHECKPOINT / "metrics.json").read_text())
+    config = Config.from_json((CHECKPOINT / "config.json").read_text())
+    assert (CHECKPOINT / "README.md").read_text() == model_card.render(metrics, config)
+    printed = run_client(["python", "-c", READ_CARD, CHECKPOINT / "README.md"])
+    licence, task, datasets, results, text = json.loads(printed)
+    assert (licence, task, datasets) == ("cc-by-nc-3.0", "audio-classification", ["ashraq/esc50"])
+    assert [row[:2] for row in results] == [["ashraq/esc50", "accuracy"], ["ashraq/esc50", "f1"]]
+    assert results[0][2] == pytest.approx(metrics["accuracy"], abs=1e-4)
+    assert text.strip().startswith("# Model card")
+
+
+def test_the_licence_of_a_model_of_own_sounds_is_its_owners(tmp_path: Path) -> None:
+    config = Config(class_names=("saw", "überholt"), provenance={"dataset": "my machines"})
+    (tmp_path / "README.md").write_text(card.front_matter(config, {}) + "# Mine\n")
+    printed = run_client(["python", "-c", READ_CARD, tmp_path / "README.md"])
+    assert json.loads(printed) == ["other", "audio-classification", None, [], "# Mine\n"]
 
 
 def test_an_unseen_fold_of_an_esc50_shaped_folder_is_measured_by_command(tmp_path: Path) -> None:

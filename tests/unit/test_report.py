@@ -1,4 +1,4 @@
-"""The numbers of an evaluation beside accuracy, the pooled folds, and the page that people read."""
+"""Reports of an evaluation, and predictions pooled over folds."""
 
 from __future__ import annotations
 
@@ -81,25 +81,6 @@ def test_an_older_report_is_refused_with_the_way_out(
     (tmp_path / "eval.json").write_text(json.dumps(older))
     assert report.main([str(tmp_path / "eval.json"), "--out", str(tmp_path)]) == 2
     assert "has no 'per_class': measure again" in capsys.readouterr().err
-
-
-def test_an_evaluation_with_all_it_can_measure(
-    esc50: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(robustness, "CONDITIONS", {"gain -15 dB": robustness.gain(-15)})
-    rows = ["filename,fold,label"]
-    rows += [f"{clip.path},4,{clip.label}" for clip in esc50.folds([4])[::80]]
-    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
-    arguments = ["--checkpoint", str(CHECKPOINT), "--data", str(tmp_path / "few.csv"), "--folds", "4"]
-    arguments += ["--json", str(tmp_path / "eval.json"), "--report", str(tmp_path), "--tta", "--robustness"]
-    assert evaluate.main(arguments) == 0
-    measured = json.loads((tmp_path / "eval.json").read_text())
-    assert measured["num_clips"] == 5
-    assert sum(row["support"] for row in measured["per_class"].values()) == 5
-    assert 0 <= measured["ece"] <= 1
-    assert 0 <= measured["accuracy_tta"] <= 1
-    assert [row["condition"] for row in measured["robustness"]["conditions"]] == ["gain -15 dB"]
-    assert (tmp_path / "report.html").is_file()
 
 
 # --- several runs together ---

@@ -1,4 +1,4 @@
-"""Tuning: which settings are tried, chosen and written."""
+"""The grid, choice and output of `audiocnn tune`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset is named before training."""
+"""Validation of a dataset before training."""
 
 from __future__ import annotations
 

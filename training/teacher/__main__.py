@@ -22,15 +22,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import calibration
+from audiocnn import calibration, command
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
-from training import command
-from training.data import load_waveforms, parse_folds, targets, without_classes
+from training.data import add_data_option, load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
 from training.teacher.fine_tuning import FRONTEND, Tuning, fine_tuned_teacher
@@ -233,7 +232,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     example = "--data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels runs/labels.safetensors"
     parser = command.new_parser("training.teacher", __doc__, example)
-    command.add_data(parser)
+    add_data_option(parser)
     add = parser.add_argument
     add("--train-folds", type=parse_folds, required=True, metavar="FOLDS", help="folds to fit on: 1,2,4")
     add("--measure", type=parse_folds, default=[], metavar="FOLDS", help="folds to measure on (none)")

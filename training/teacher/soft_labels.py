@@ -78,7 +78,7 @@ class SoftLabels:
         return self.log_probs[[rows[clip.path.name] for clip in clips]]
 
 
-def recording_groups(clips: Sequence[LabelledClip], count: int) -> npt.NDArray[np.int64]:
+def recording_groups(clips: Sequence[LabelledClip], count: int) -> IntArray:
     """A group number below `count` for each clip: `(num_clips,)`.
 
     Clips of one recording are in one group, and each class is spread over the groups.
@@ -89,7 +89,7 @@ def recording_groups(clips: Sequence[LabelledClip], count: int) -> npt.NDArray[n
     return np.array([group_of[clip.source] for clip in clips])
 
 
-def cross_fitted(groups: npt.NDArray[np.int64], teach: Teach) -> FloatArray:
+def cross_fitted(groups: IntArray, teach: Teach) -> FloatArray:
     """Log-probabilities `(num_clips, num_classes)`, averaged over views; those of each group come from a
     teacher fitted on the other groups."""
     held_out = [groups == group for group in np.unique(groups)]

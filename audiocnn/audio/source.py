@@ -1,0 +1,142 @@
+"""Files as decoders read them: a whole one, pieces of one, or one recording of several in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Shortfall = Literal["cut", "damage", "unknown"]
+Piece = bytes | tuple[int, int]  # bytes, or where they start and end in the file
+_CHUNK_BYTES = 1 << 20
+
+
+class Source(Protocol):
+    """A file that is open for reading; see `audiocnn.audio.decoder`."""
+
+    size: int  # in bytes
+
+    def read(self, size: int = ..., /) -> bytes:
+        """At most `size` bytes."""
+        ...
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """The new position; -1 where there is none."""
+        ...
+
+    def tell(self) -> int:
+        """The position."""
+        ...
+
+    def between(self, start: int, end: int) -> bytes:
+        """The bytes there, or as many as there are; the next `read` starts wherever."""
+        ...
+
+    def check(self) -> None:
+        """Raises why the file ended early, if it did."""
+        ...
+
+
+class View:
+    """Pieces of a file, one behind another, as a file.
+
+    >>> View(source, [b"RF64", (4, source.size)])  # a BW64 under its older name
+    """
+
+    def __init__(self, source: Source, pieces: Sequence[Piece]) -> None:
+        self._source = source
+        self._pieces = pieces
+        self._starts = [0]
+        for piece in pieces:
+            self._starts.append(self._starts[-1] + _length(piece))
+        self.size = self._starts[-1]
+        self._position = self._number = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, all that are left if it is negative."""
+        wanted = self.size - self._position if size < 0 else size
+        parts: list[bytes] = []
+        while wanted > 0 and self._position < self.size:
+            part = self._read_piece(wanted)
+            if not part:
+                break
+            parts.append(part)
+            self._position += len(part)
+            wanted -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_piece(self, wanted: int) -> bytes:
+        while self._position >= self._starts[self._number + 1]:
+            self._number += 1
+        piece, skip = self._pieces[self._number], self._position - self._starts[self._number]
+        if isinstance(piece, bytes):
+            return piece[skip : skip + wanted]
+        start = piece[0] + skip
+        return self._source.between(start, min(start + wanted, piece[1]))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See `Source`."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
+        if base is None or base + offset < 0:
+            return -1
+        self._position, self._number = base + offset, 0
+        return self._position
+
+    def tell(self) -> int:
+        """See `Source`."""
+        return self._position
+
+    def between(self, start: int, end: int) -> bytes:
+        """See `Source`."""
+        self.seek(max(0, start))
+        return self.read(max(0, end - max(0, start)))
+
+    def check(self) -> None:
+        """See `Source`."""
+        self._source.check()
+
+
+def _length(piece: Piece) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
+
+
+def find(source: Source, needle: bytes, start: int, end: int | None = None) -> int | None:
+    """Where the bytes next are, from `start` on; None if they are not before `end`."""
+    end = source.size if end is None else min(end, source.size)
+    while start < end:
+        chunk = source.between(start, min(start + _CHUNK_BYTES, end))
+        if (place := chunk.find(needle)) >= 0:
+            return start + place
+        if len(chunk) < len(needle):
+            return None
+        start += len(chunk) - len(needle) + 1
+    return None
+
+
+@dataclass
+class Part:
+    """One recording in a file."""
+
+    start: int  # byte in the file
+    end: int  # the byte behind it
+    pieces: Sequence[Piece]  # what its decoder reads
+    demuxer: str | None = None  # FFmpeg's name, for PyAV; None: libsndfile reads it
+    is_risky: bool = False  # whether it is decoded in a process of its own where that is wanted
+    if_short: Shortfall = "unknown"  # what it means that its header promises more than can be decoded
+    is_cut: bool = False  # the file ends before the recording does
+    samples: int = 0  # of one channel, if they were counted
+    least_seconds: float = 0.0  # surely in it
+    info_frame: bytes = (
+        b""  # to be put in front where libsndfile guesses too few samples, and would stop there
+    )
+    lost_seconds: float = 0.0  # about, of damaged spots that the pieces leave out
+    unread_codec: str | None = None  # its name, if neither decoder reads it
+    warnings: Sequence[str] = ()
+
+    def view(self, source: Source) -> Source:
+        """What its decoder reads, as a file."""
+        if list(self.pieces) != [(0, source.size)]:
+            return View(source, self.pieces)
+        source.seek(0)
+        return source

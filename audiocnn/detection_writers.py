@@ -1,0 +1,203 @@
+"""Detections as files: Raven selection tables, Audacity labels, CSV, Parquet, NDJSON, clips."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import soundfile
+
+from audiocnn.arrays import FloatArray
+from audiocnn.files import replacing
+from audiocnn.recording_time import time_at
+from audiocnn.results import Detection
+
+COLUMNS = ("file", "class", "start", "end", "peak_confidence", "mean_confidence", "start_time", "end_time")
+_RAVEN_COLUMNS = (
+    *("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)"),
+    *("Begin Path", "File Offset (s)", "Class", "Confidence"),
+)
+_ROWS_IN_MEMORY = 2048
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file that detections are of."""
+
+    path: Path
+    start: datetime | None  # time of the first sample, with zone; None: unknown
+    nyquist: float  # Hz, the highest frequency that the model sees
+
+
+def to_row(recording: Recording, detection: Detection) -> dict[str, Any]:
+    """`COLUMNS` of a detection; times are ISO 8601 with zone, or None."""
+    assert detection.end is not None, "the event is not over"
+    return {
+        "file": str(recording.path),
+        **detection.to_dict(),
+        "start_time": time_at(recording.start, detection.start),
+        "end_time": time_at(recording.start, detection.end),
+    }
+
+
+class DetectionWriter(Protocol):
+    """Takes the detections of one file after another."""
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """All detections of a file, in the order of their start; raises `OSError`."""
+        ...
+
+
+class NdjsonWriter:
+    """One JSON object a line for each detection."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """See `DetectionWriter`."""
+        for detection in detections:
+            print(json.dumps(to_row(recording, detection), ensure_ascii=False), file=self._file, flush=True)
+
+
+class CsvWriter:
+    """One table of all files, UTF-8 with a header."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        self._writer.writeheader()
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """See `DetectionWriter`."""
+        self._writer.writerows(to_row(recording, detection) for detection in detections)
+
+
+class ParquetWriter:
+    """One table of all files; `start_time` and `end_time` are timestamps in UTC."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `ModuleNotFoundError` without pyarrow."""
+        import pyarrow as pa  # here: the other formats do without it
+        from pyarrow import parquet
+
+        self._pa = pa
+        text, number, moment = pa.string(), pa.float64(), pa.timestamp("ms", "UTC")
+        types = [text, text, number, number, number, number, moment, moment]
+        self._schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+        self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """See `DetectionWriter`."""
+        for detection in detections:
+            row = to_row(recording, detection)
+            times = {name: row[name] and datetime.fromisoformat(row[name]) for name in COLUMNS[-2:]}
+            self._rows.append(row | times)
+        if len(self._rows) >= _ROWS_IN_MEMORY:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._pa.Table.from_pylist(self._rows, self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        """Write what is left and the footer."""
+        self._flush()
+        self._writer.close()
+
+
+class RavenWriter:
+    """A selection table for each file, `FOLDER/NAME.selections.txt` (Raven Pro and Raven Lite)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._names = _Names(folder)
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """See `DetectionWriter`."""
+        path = self._names.path(recording.path, ".selections.txt")
+        with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+            writer.writerow(_RAVEN_COLUMNS)
+            writer.writerows(_raven_rows(recording, detections))
+
+
+def _raven_rows(recording: Recording, detections: Sequence[Detection]) -> Iterator[list[object]]:
+    for number, one in enumerate(detections, start=1):
+        span = [f"{one.start:.3f}", f"{one.end:.3f}", "0", f"{recording.nyquist:g}"]
+        source = [str(recording.path.absolute()), f"{one.start:.3f}"]
+        yield [number, "Spectrogram 1", 1, *span, *source, one.label, f"{one.peak_confidence:.4f}"]
+
+
+class AudacityWriter:
+    """A label track for each file, `FOLDER/NAME.txt` (Audacity: File, Import, Labels)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._names = _Names(folder)
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """See `DetectionWriter`."""
+        lines = (
+            f"{one.start:.6f}\t{one.end:.6f}\t{one.label} {one.peak_confidence:.2f}\n" for one in detections
+        )
+        with replacing(self._names.path(recording.path, ".txt")) as part:
+            part.write_text("".join(lines), encoding="utf-8")
+
+
+class _Names:
+    """File names in one folder for files of many: two of one name get a number."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._taken: dict[str, int] = {}
+
+    def path(self, source: Path, suffix: str) -> Path:
+        count = self._taken[source.stem] = self._taken.get(source.stem, 0) + 1
+        return self.folder / f"{source.stem}{f'-{count}' if count > 1 else ''}{suffix}"
+
+
+class ClipWriter:
+    """Cuts each detection out of its file: `FOLDER/NAME_START-END_CLASS.wav`, mono, 16 bits."""
+
+    def __init__(self, folder: Path, *, padding: float, sample_rate: int) -> None:
+        """`padding` in seconds, before and after; `sample_rate` in Hz, of the blocks that `cut` takes."""
+        self._names = _Names(folder)
+        self._padding, self._rate = padding, sample_rate
+
+    def cut(
+        self, recording: Recording, detections: Sequence[Detection], blocks: Iterable[FloatArray]
+    ) -> None:
+        """Write the clips of a file that comes in blocks `(num_samples,)`, in the memory of one block."""
+        name = self._names.path(recording.path, "").name
+        waiting = [self._span(one) for one in sorted(detections, key=lambda one: one.start, reverse=True)]
+        open_files: list[tuple[int, int, soundfile.SoundFile]] = []
+        first = 0
+        with ExitStack() as stack:
+            for block in blocks:
+                last = first + len(block)
+                while waiting and waiting[-1][0] < last:
+                    start, end, one = waiting.pop()
+                    open_files.append((start, end, stack.enter_context(self._create(name, one))))
+                for start, end, file in open_files:
+                    file.write(block[max(0, start - first) : end - first])
+                    if end <= last:
+                        file.close()
+                open_files = [each for each in open_files if each[1] > last]
+                first = last
+
+    def _span(self, one: Detection) -> tuple[int, int, Detection]:
+        assert one.end is not None, "the event is not over"
+        start, end = one.start - self._padding, one.end + self._padding
+        return max(0, round(start * self._rate)), round(end * self._rate), one
+
+    def _create(self, name: str, one: Detection) -> soundfile.SoundFile:
+        label = re.sub(r"[^\w.-]", "_", one.label)
+        path = self._names.folder / f"{name}_{one.start:09.3f}-{one.end:09.3f}_{label}.wav"
+        return soundfile.SoundFile(path, "w", self._rate, 1, "PCM_16")

@@ -1,0 +1,101 @@
+"""Hugging Face's shape of audio classification: what `huggingface_hub.InferenceClient` sends and reads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from audiocnn.errors import BadOptionError
+from audiocnn.gateway import plain_errors
+from audiocnn.gateway.multipart import json_limit, receiving, too_large
+from audiocnn.gateway.service import PredictionService
+from audiocnn.gateway.settings import Settings
+from audiocnn.options import OPTIONS
+from audiocnn.request_body import read_base64, read_json_object
+
+_JSON_COPIES = 4  # the body, its text, the base64 and the audio
+_TOP_K: dict[str, Any] = OPTIONS["top_k"]
+
+
+class ClassificationParameters(BaseModel):
+    """Scores are calibrated probabilities already: no other function can be applied to them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: Annotated[int, Field(ge=1, le=_TOP_K["maximum"])] | None = None
+    function_to_apply: Literal["softmax"] | None = None
+
+
+class ClassificationRequest(BaseModel):
+    """A sound file in base64 and parameters; a sound file alone is sent as the body itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: str = Field(description="a sound file in base64", json_schema_extra={"format": "byte"})
+    parameters: ClassificationParameters | None = None
+
+
+class LabelScore(BaseModel):
+    """A class and its confidence."""
+
+    label: str = Field(examples=["dog"])
+    score: float = Field(ge=0, le=1, examples=[0.93])
+
+
+def read_request(body: bytes, settings: Settings) -> tuple[bytes, int]:
+    """Audio and `top_k` of a JSON body; raises `AudioError` or `UploadTooLargeError`."""
+    try:
+        asked = ClassificationRequest.model_validate(read_json_object(body))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise BadOptionError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from None
+    audio = read_base64({"data": asked.inputs})
+    if len(audio) > settings.max_upload_bytes:
+        raise too_large(settings)
+    top_k = asked.parameters.top_k if asked.parameters else None
+    return audio, top_k or _TOP_K["default"]
+
+
+def add_hugging_face_routes(app: FastAPI, gateway: PredictionService) -> None:
+    """`POST /hf/audio-classification`."""
+    settings = gateway.settings
+
+    @app.post(
+        "/hf/audio-classification",
+        name="hf_audio_classification",
+        tags=["hugging face"],
+        response_model=list[LabelScore],
+        responses=plain_errors.responses(400, 401, 403, 408, 413, 415, 429, 502, 503),
+        openapi_extra=BODY,
+    )
+    async def audio_classification(request: Request) -> Response:
+        """Name the sounds in one file: its bytes, or JSON with base64 and parameters.
+
+        `InferenceClient(base_url=".../hf/audio-classification").audio_classification("clip.wav")`.
+        """
+        is_json = request.headers.get("content-type", "").lower().startswith("application/json")
+        limit, copies = (json_limit(settings), _JSON_COPIES) if is_json else (settings.max_upload_bytes, 1)
+        async with receiving(request, settings, gateway.budget, max_bytes=limit, copies=copies) as chunks:
+            audio, top_k = b"".join([chunk async for chunk in chunks]), _TOP_K["default"]
+            if is_json:
+                audio, top_k = await asyncio.to_thread(read_request, audio, settings)
+            state = request.state
+            answer = await gateway.predict(audio, state.request_id, {"top_k": top_k}, state.trace)
+        rows = [{"label": row["class"], "score": row["confidence"]} for row in answer["predictions"]]
+        return Response(orjson.dumps(rows), media_type="application/json")
+
+
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/ClassificationRequest"}},
+        },
+    }
+}

@@ -1,0 +1,42 @@
+// What went wrong, in words for people: a title and what to do, for every error code.
+
+export const WORDS = {
+  empty_audio: ["There is no sound in it", "The file is empty. Choose another one, or record for a second."],
+  undecodable_audio: ["This file is damaged", "It looks like a sound file, but nothing in it can be played. Try to export or download it again."],
+  not_finite_audio: ["This file has broken samples", "Some of its values are no numbers. Export it again, as 16-bit WAV or FLAC."],
+  bad_option: ["That choice is not possible", "Choose another class, or load the page again."],
+  bad_base64: ["The sound did not arrive whole", "Please try it again."],
+  bad_audio: ["This sound cannot be answered", "Export it again, as 16-bit WAV or FLAC."],
+  audio_too_long: ["This recording is too long", "Ten minutes are the most here. Cut it, or give long recordings to the batch job."],
+  too_many_channels: ["Too many channels", "Eight are the most. Mix it down to mono or stereo."],
+  sample_rate_out_of_range: ["An odd sample rate", "No sound card has the rate that this file claims; it may be damaged. Export it again at 44.1 kHz."],
+  unsupported_format: ["This is no sound that I can read", "WAV, FLAC, Ogg, MP3, M4A and WebM work. Is it a sound file at all?"],
+  unreadable_file: ["The browser cannot read this file", "Is it a folder, or was it moved? Choose it once more."],
+  upload_too_large: ["This file is too large", "Cut it, or save it as MP3, Ogg or FLAC."],
+  upload_timeout: ["The upload took too long", "Check the connection, then try it again."],
+  bad_request: ["The request did not arrive whole", "Load the page again."],
+  wrong_media_type: ["The request did not arrive whole", "Load the page again."],
+  not_found: ["There is nothing here", "Load the page again."],
+  method_not_allowed: ["There is nothing here", "Load the page again."],
+  unauthorized: ["A key is needed", "Try it again and type in your key."],
+  forbidden_origin: ["This address may not ask", "The operator can allow it: ALLOWED_ORIGINS must have the address in your address bar."],
+  misdirected_request: ["This name is not known here", "The operator can allow it: ALLOWED_HOSTS must have the name in your address bar."],
+  rate_limited: ["That was fast", "You have asked as often as you may. Wait a little, then go on."],
+  busy: ["Many people are asking", "All places are taken. Try it again in a moment."],
+  not_ready: ["The model is still starting", "Try it again in a few seconds."],
+  server_unreachable: ["The model does not answer", "It may be starting. Try it again in a few seconds."],
+  server_failed: ["The model failed", "It restarts by itself. Try it again in a moment."],
+  token_refused: ["The model refused the request", "Its key has changed: tell the operator of this server."],
+  request_refused: ["The model is not there", "Tell the operator: the server does not know this model."],
+  microphone_refused: ["No permission for the microphone", "Allow it in the address bar of the browser, then start again."],
+  microphone_missing: ["No microphone found", "Connect one, then start again."],
+  microphone_insecure: ["The browser keeps the microphone off", "It is available for https:// addresses and for localhost only."],
+  connection_lost: ["The connection was lost", "Try it again when the server is back."],
+  bad_start: ["The stream could not start", "Load the page again."],
+  bad_frame: ["The stream broke off", "Load the page again."],
+  idle: ["It was quiet for too long", "The stream was closed. Start again whenever you like."],
+  internal_error: ["Something went wrong here", "Try it again. The server's log has the reason."],
+};
+
+/** A title and advice; for a code that is not known, words that fit all. */
+export const wordsFor = (code) => (Object.hasOwn(WORDS, code) ? WORDS[code] : WORDS.internal_error);

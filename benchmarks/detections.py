@@ -1,0 +1,354 @@
+"""How well events are found and placed, by several ways: `python -m benchmarks.detections --pair MODEL=FOLD`.
+
+Scenes of one minute are made from clips of a fold that the weights were not trained on (`training.scenes`):
+1 to 6 events at known times over synthetic background at 0, 10 and 20 dB. Metrics are those of sed_eval, in
+an environment of its own (`benchmarks.event_metrics`). Every way has thresholds that were chosen on the
+other folds: one for all classes with the best segment F1 at 10 dB, or one for each class as
+`training.thresholds` fits them. Prints a table, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from audiocnn.arrays import FloatArray
+from audiocnn.classifier import Classifier, softmax
+from audiocnn.config import Config, Threshold
+from audiocnn.datasets import Dataset, read_dataset
+from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager
+from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.results import Detection
+from benchmarks import event_metrics
+from benchmarks.command import new_parser
+from benchmarks.event_metrics import Rows
+from training import thresholds
+from training.calibrate import parse_fold_model
+from training.scene_scores import ScoredScene, Windowing, score
+from training.scenes import empty_scenes
+from training.thresholds import LEVELS, SNRS_DB
+
+CHOSEN_AT_DB = 10.0  # where the threshold of a way is chosen, and all ways are compared
+_SHORT, _LONG, _EVIDENCE = Windowing(2.0, 0.5), Windowing(5.0, 0.5), Windowing(5.0, 2.5, evidence=True)
+_SED_EVAL = Path("build/sed-eval/bin/python")
+Frames = list[tuple[float, float, FloatArray]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How window probabilities become events."""
+
+    name: str
+    windowing: Windowing  # of the windows that are scored; a multiple of their hop is used
+    hop: float  # seconds
+    kind: str = "windows"  # windows, evidence or merged
+    per_class: bool = False  # thresholds of `training.thresholds`
+
+    @property
+    def cost(self) -> Windowing:
+        """What has to be computed."""
+        return Windowing(self.windowing.seconds, self.hop, self.kind == "evidence")
+
+
+WAYS = (
+    Way("top class of 5 s windows, neighbours merged", _LONG, 2.5, "merged"),
+    Way("5 s windows, hop 2.5 s", _LONG, 2.5),
+    Way("5 s windows, hop 0.5 s", _LONG, 0.5),
+    Way("5 s windows, hop 2.5 s, evidence maps", _EVIDENCE, 2.5, "evidence"),
+    Way("2 s windows, hop 1 s", _SHORT, 1.0),
+    Way("2 s windows, hop 0.5 s", _SHORT, 0.5),
+    Way("2 s windows, hop 0.5 s, a threshold per class", _SHORT, 0.5, per_class=True),
+)
+
+
+@dataclass
+class Fold:
+    """The scores of one fold by a model that was not trained on it."""
+
+    fold: int
+    classifier: Classifier
+    scenes: dict[tuple[Windowing, float], list[ScoredScene]]  # by signal-to-noise ratio
+    empty: dict[Windowing, list[ScoredScene]]
+    counts: thresholds.Counts  # for the thresholds of each class
+
+
+def every(scene: ScoredScene, hop: float) -> slice:
+    """The windows of a scene at this hop, which is a multiple of theirs."""
+    step = float(scene.starts[1] - scene.starts[0]) if len(scene.starts) > 1 else hop
+    return slice(None, None, round(hop / step))
+
+
+def frames_of(scene: ScoredScene, way: Way, config: Config) -> Frames:
+    """Confidences over time."""
+    rows = every(scene, way.hop)
+    if way.kind == "merged":
+        return _merged(scene, rows)
+    windows = list(zip(scene.starts[rows], scene.ends[rows], scene.probs[rows], strict=True))
+    frame_seconds = way.hop / 2
+    if way.kind == "evidence":
+        assert scene.columns is not None
+        windows = _columns(scene, rows, config)
+        frame_seconds = 0.25
+    averager = FrameAverager(frame_seconds)
+    found = [frame for window in windows for frame in averager.update(*window)]
+    return [*found, *averager.finish()]
+
+
+def _columns(scene: ScoredScene, rows: slice, config: Config) -> Frames:
+    """Every column of the evidence maps as a window of its own, by start."""
+    assert scene.columns is not None
+    frontend = config.frontend
+    seconds = frontend.clip_seconds / scene.columns.shape[1]
+    found = []
+    for start, columns in zip(scene.starts[rows], scene.columns[rows], strict=True):
+        for number, row in enumerate(softmax(columns / config.temperature)):
+            found.append((float(start) + number * seconds, float(start) + (number + 1) * seconds, row))
+    return sorted(found, key=lambda window: window[0])
+
+
+def _merged(scene: ScoredScene, rows: slice) -> Frames:
+    """Each window speaks for the part nearest to its middle; only its top class counts."""
+    starts, ends, probs = scene.starts[rows], scene.ends[rows], scene.probs[rows]
+    middles = (starts + ends) / 2
+    edges = [0.0, *(middles[1:] + middles[:-1]) / 2, scene.duration]
+    only = np.where(probs == probs.max(axis=1, keepdims=True), probs, 0)
+    return [(float(a), float(b), row) for a, b, row in zip(edges[:-1], edges[1:], only, strict=True)]
+
+
+def events_of(frames: Frames, config: Config, chosen: dict[str, Threshold], way: Way) -> list[Detection]:
+    """The events of a scene."""
+    rules = DetectionRules(merge_gap=0.0) if way.kind == "merged" else DetectionRules()
+    tracker = EventTracker(config.class_names, chosen, rules)
+    found = [one for frame in frames for one in tracker.update(*frame)] + tracker.finish()
+    return [one for one in found if one.end is not None]
+
+
+def one_threshold(config: Config, level: float) -> dict[str, Threshold]:
+    """The same for all classes."""
+    return dict.fromkeys(config.class_names, Threshold(on=level, off=OFF_SHARE * level))
+
+
+def truth(scene: ScoredScene) -> Rows:
+    """What is in a scene."""
+    return [(event.label, event.start, event.end) for event in scene.events]
+
+
+def rows_of(found: Sequence[Detection]) -> Rows:
+    """Detections for the metrics."""
+    return [(one.label, one.start, one.end) for one in found if one.end is not None]
+
+
+def segment_f1(pairs: Sequence[tuple[Rows, Rows]]) -> float:
+    """F1 in segments of 1 s, micro-averaged; to choose a threshold (the tables have that of sed_eval)."""
+    hits = total = 0
+    for true, found in pairs:
+        one, other = (
+            {(label, second) for label, a, b in rows for second in range(int(a), int(np.ceil(b)))}
+            for rows in (true, found)
+        )
+        hits, total = hits + len(one & other), total + len(one) + len(other)
+    return 2 * hits / total if total else 0.0
+
+
+def choose(folds: Sequence[Fold], way: Way, frames: Callable[[ScoredScene], Frames]) -> dict[str, Threshold]:
+    """Thresholds from these folds."""
+    config = folds[0].classifier.config
+    if way.kind == "merged":
+        return dict.fromkeys(config.class_names, Threshold(on=1e-6, off=1e-6))
+    if way.per_class:
+        levels = thresholds.fit(
+            thresholds.total([fold.counts for fold in folds]), precision=0.9, false_alarms_per_hour=0.5
+        )
+        return thresholds.to_thresholds(config.class_names, levels)
+    scenes = [scene for fold in folds for scene in fold.scenes[way.windowing, CHOSEN_AT_DB]]
+
+    def f1(level: float) -> float:
+        chosen = one_threshold(config, level)
+        return segment_f1(
+            [(truth(scene), rows_of(events_of(frames(scene), config, chosen, way))) for scene in scenes]
+        )
+
+    return one_threshold(config, max(LEVELS, key=f1))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All folds, and the interpreter that has sed_eval."""
+
+    folds: Sequence[Fold]
+    python: Path
+
+    def rows(self, way: Way) -> list[dict[str, Any]]:
+        """One row of the table for each signal-to-noise ratio that the way was scored at."""
+        config = self.folds[0].classifier.config
+        kept: dict[int, Frames] = {}
+
+        def frames(scene: ScoredScene) -> Frames:
+            if id(scene) not in kept:
+                kept[id(scene)] = frames_of(scene, way, config)
+            return kept[id(scene)]
+
+        chosen = {
+            fold.fold: choose([other for other in self.folds if other is not fold], way, frames)
+            for fold in self.folds
+        }
+
+        def events(fold: Fold, scene: ScoredScene) -> list[Detection]:
+            return events_of(frames(scene), config, chosen[fold.fold], way)
+
+        alarms = [len(events(fold, scene)) for fold in self.folds for scene in fold.empty[way.windowing]]
+        hours = sum(scene.duration for fold in self.folds for scene in fold.empty[way.windowing]) / 3600
+        rows = []
+        for snr_db in SNRS_DB:
+            scenes = [(f, s) for f in self.folds for s in f.scenes.get((way.windowing, snr_db), [])]
+            if scenes:
+                found = [(scene, events(fold, scene)) for fold, scene in scenes]
+                rows.append({"way": way.name, "snr_db": snr_db, **self._measure(config, found)})
+        levels = sorted({one.on for each in chosen.values() for one in each.values()})
+        shared = {"false_alarms_per_hour": sum(alarms) / hours, "on": levels if way.per_class else None}
+        return [row | shared for row in rows]
+
+    def _measure(
+        self, config: Config, found: Sequence[tuple[ScoredScene, list[Detection]]]
+    ) -> dict[str, float]:
+        files = [(scene.duration, truth(scene), rows_of(events)) for scene, events in found]
+        metrics = event_metrics.measure(self.python, config.class_names, files)
+        errors = [error for scene, events in found for error in start_errors(scene, events)]
+        total = sum(len(scene.events) for scene, _ in found)
+        median = float(np.median(errors)) if errors else float("nan")
+        return metrics | {"start_error": median, "found": len(errors) / total, "scenes": len(found)}
+
+
+def start_errors(scene: ScoredScene, found: Sequence[Detection]) -> list[float]:
+    """Seconds from the true start to that of the first overlapping detection of its class, where one is."""
+    errors = []
+    for event in scene.events:
+        over = [
+            one.start
+            for one in found
+            if one.label == event.label and one.start < event.end and event.start < (one.end or 0)
+        ]
+        errors += [abs(min(over) - event.start)] if over else []
+    return errors
+
+
+def milliseconds_per_minute(classifier: Classifier, windowing: Windowing) -> float:
+    """Processor time for one minute of audio: decoding, log-mel and network."""
+    rate = classifier.config.frontend.sample_rate
+    spent = []
+    for minute in empty_scenes(3, sample_rate=rate, seed=1):
+        began = time.process_time()
+        score(classifier, [minute], windowing, desc="", quiet=True)
+        spent.append(1000 * (time.process_time() - began))
+    return min(spent)
+
+
+def load_fold(path: Path, fold: int, dataset: Dataset, temperature: float, args: argparse.Namespace) -> Fold:
+    """Score all that the ways need."""
+    classifier = thresholds.load(path, dataset, [fold], temperature, args.threads)
+
+    def scored(windowing: Windowing, snr_db: float) -> list[ScoredScene]:
+        return thresholds.scene_scores(
+            classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
+        )
+
+    scenes = {(_SHORT, snr_db): scored(_SHORT, snr_db) for snr_db in SNRS_DB}
+    scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (_LONG, _EVIDENCE)}
+    empty = {
+        windowing: thresholds.empty_scores(classifier, windowing, thresholds.EMPTY_SCENES, args.cache)
+        for windowing in (_SHORT, _LONG, _EVIDENCE)
+    }
+    (own,) = thresholds.fold_scores((path, [fold]), dataset, temperature, args)
+    return Fold(fold, classifier, scenes, empty, thresholds.count(own, classifier.config))
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the results for people."""
+    heads = ("way", "SNR", "segment F1", "error rate", "event F1, 0.5 s", "1 s", "start error", "found")
+    table = Table(*heads, "false alarms / h", "CPU ms / min")
+    for row in rows:
+        numbers = ("segment_f1", "segment_error_rate", "event_f1_0.5", "event_f1_1.0")
+        table.add_row(
+            row["way"],
+            f"{row['snr_db']:g} dB",
+            *(f"{row[name]:.3f}" for name in numbers),
+            f"{row['start_error']:.2f} s",
+            f"{row['found']:.0%}",
+            f"{row['false_alarms_per_hour']:.1f}",
+            f"{row['cpu_ms_per_minute']:.0f}",
+        )
+    Console().print(table)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = (
+        "--pair runs/fold3/audiocnn-int8.onnx=3 --pair runs/fold4/audiocnn-int8.onnx=4 --cache build/scores"
+    )
+    parser = new_parser("detections", __doc__, example)
+    add = parser.add_argument
+    help_text = (
+        "exported network with its maps beside it, and a fold that it was not trained on; once per fold"
+    )
+    add("--pair", type=parse_fold_model, action="append", required=True, metavar="MODEL=FOLD", help=help_text)
+    add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="ESC-50 (%(default)s)")
+    help_text = "temperature of the confidences (that of checkpoints/esc50)"
+    add("--temperature", type=float, metavar="T", help=help_text)
+    help_text = "scenes per fold and signal-to-noise ratio (%(default)s)"
+    add("--scenes", type=int, default=thresholds.SCENES, metavar="N", help=help_text)
+    add("--cache", type=Path, metavar="DIR", help="folder that keeps what the models answered (none)")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
+    add("--sed-eval", type=Path, default=_SED_EVAL, metavar="PYTHON", help="with sed_eval (%(default)s)")
+    args = parser.parse_args(arguments)
+    args.background = None
+    return args
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Score, choose, measure. Raises `DatasetError` and `ModelFileError`."""
+    dataset = read_dataset(args.data)
+    released = Config.from_json(Path("checkpoints/esc50/config.json").read_text(encoding="utf-8"))
+    temperature = args.temperature or released.temperature
+    pairs = [(path, fold) for path, folds in args.pair for fold in folds]
+    if len(pairs) < 2:
+        raise DatasetError("thresholds are chosen on other folds than they are measured on: give two pairs")
+    folds = [load_fold(path, fold, dataset, temperature, args) for path, fold in pairs]
+    evaluation = Evaluation(folds, args.sed_eval)
+    rows = []
+    for way in WAYS:
+        cost = milliseconds_per_minute(folds[0].classifier, way.cost)
+        rows += [row | {"cpu_ms_per_minute": cost} for row in evaluation.rows(way)]
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    try:
+        rows = run(args)
+    except (DatasetError, ModelFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        print(f"error: {args.sed_eval}: {reason}\nsee benchmarks/event_metrics.py", file=sys.stderr)
+        return 2
+    print_table(rows)
+    print(json.dumps({"rows": rows, "machine": platform.processor() or platform.machine()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Export a checkpoint with `torch.export`, as `.pt2`: what replaces TorchScript.
+
+The server does not load these files: `torch.export.load` unpickles. Load only what you have made yourself.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audiocnn.arrays import FloatArray
+from audiocnn.model.engine import CONFIG_KEY, FRONTEND_KEY
+from export.common import exporter
+
+_NAMES = "output_names"
+
+
+class ExportedProgramGraph:
+    """A `.pt2` file of ours; see `audiocnn.model.engine.Graph`."""
+
+    def __init__(self, path: Path) -> None:
+        files: dict[str, Any] = {CONFIG_KEY: "", FRONTEND_KEY: "", _NAMES: ""}
+        self._module = torch.export.load(path, extra_files=files).module()
+        self.output_names: tuple[str, ...] = tuple(json.loads(files.pop(_NAMES)))
+        self.takes_waveform = False
+        self.metadata: dict[str, str] = files
+
+    @torch.inference_mode()
+    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+        """`inputs (b, 1, n_mels, num_frames)` -> the named outputs, batch first."""
+        named = dict(zip(self.output_names, self._module(torch.from_numpy(inputs)), strict=True))
+        return [named[name].numpy() for name in outputs]
+
+
+def write(
+    module: nn.Module, example: Tensor, outputs: list[str], metadata: dict[str, str], path: Path
+) -> None:
+    """Save the graph for any batch size, with our metadata as extra files."""
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    buffer = io.BytesIO()  # a file's name would become that of a folder in the archive
+    torch.export.save(program, buffer, extra_files={**metadata, _NAMES: json.dumps(outputs)})
+    path.write_bytes(buffer.getvalue())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return exporter("export.program", __doc__, ".pt2", write, arguments, read=ExportedProgramGraph)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

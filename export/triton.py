@@ -1,0 +1,107 @@
+"""Write a model repository for Triton Inference Server, which OpenVINO Model Server reads too.
+
+It serves the waveform graph: one window of mono samples in, probabilities and embedding out, with dynamic
+batching and a warm-up. Class names and sample rate are in the parameters of the configuration, as they are in
+`/v2/models/NAME/config` of the gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+
+from audiocnn import command
+from audiocnn.config import Config
+from audiocnn.files import replacing
+from audiocnn.model.engine import CONFIG_KEY, open_graph
+from export import common, parity, waveform
+
+MODEL = Path(waveform.FILE).stem
+LABELS = "labels.txt"
+MAX_BATCH = 8
+QUEUE_MICROSECONDS = 5_000  # a request waits at most so long for others
+_CONFIG = """name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch}
+input [{{ name: "waveform" data_type: TYPE_FP32 dims: [ {window} ] }}]
+output [{outputs}
+]
+dynamic_batching {{ max_queue_delay_microseconds: {delay} }}
+model_warmup [{warmups}
+]
+{parameters}"""
+_WARMUP = """
+  {{
+    name: "batch of {batch}"
+    batch_size: {batch}
+    inputs {{ key: "waveform" value {{ data_type: TYPE_FP32 dims: [ {window} ] zero_data: true }} }}
+  }}"""
+_OUTPUT = """
+  {{ name: "{name}" data_type: TYPE_FP32 dims: [ {size} ]{labels} }}"""
+_PARAMETER = "parameters {{ key: {key} value {{ string_value: {value} }} }}\n"
+
+
+def config_pbtxt(path: Path) -> str:
+    """Triton's model configuration of a waveform file, in protobuf's text format."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    config = Config.from_json(session.get_modelmeta().custom_metadata_map[CONFIG_KEY])
+    window = config.frontend.window_samples
+    return _CONFIG.format(
+        name=MODEL,
+        max_batch=MAX_BATCH,
+        window=window,
+        outputs=",".join(_output(output.name, output.shape[1]) for output in session.get_outputs()),
+        delay=QUEUE_MICROSECONDS,
+        warmups=",".join(_WARMUP.format(batch=batch, window=window) for batch in (1, MAX_BATCH)),
+        parameters="".join(
+            _PARAMETER.format(key=json.dumps(key), value=json.dumps(value))
+            for key, value in _parameters(config).items()
+        ),
+    )
+
+
+def _output(name: str, size: int) -> str:
+    labels = f' label_filename: "{LABELS}"' if name == "probs" else ""
+    return _OUTPUT.format(name=name, size=size, labels=labels)
+
+
+def _parameters(config: Config) -> dict[str, str]:
+    return {
+        "class_names": json.dumps(config.class_names, ensure_ascii=False),
+        "sample_rate": str(config.frontend.sample_rate),
+        "clip_seconds": f"{config.frontend.clip_seconds:g}",
+        "version": config.version,
+    }
+
+
+def export(store: Path, out: Path) -> Path:
+    """Write `audiocnn-waveform/` into `out`; returns its path.
+
+    Raises `ModelFileError` if a file is missing, or the parity report is missing, outdated or failed.
+    """
+    parity.read_report(store)
+    source, folder = store / waveform.FILE, out / MODEL
+    config = Config.from_json(open_graph(source).metadata[CONFIG_KEY])
+    with replacing(folder / "1" / "model.onnx") as part:
+        shutil.copy(source, part)
+    (folder / LABELS).write_text("\n".join(config.class_names) + "\n", encoding="utf-8")
+    (folder / "config.pbtxt").write_text(config_pbtxt(source), encoding="utf-8")
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = command.new_parser("export.triton", __doc__, "build/triton --store model_store")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the model repository")
+    common.add_folders(parser, "store")
+    args = parser.parse_args(arguments)
+    return command.exit_code(lambda: print(export(args.store, args.out)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,419 @@
+"""Fit thresholds of detections for every class, out of fold, and write them into a checkpoint.
+
+Each fold model is measured on folds that it was not trained on: on their clips, on scenes of one minute over
+background at three signal-to-noise ratios, and on background alone (`--background`: a folder of your own
+recordings without events). A class's upper threshold is the lowest at which its detections have the wanted
+precision and, on background, the wanted number of false alarms per hour. What is reported for a fold is at
+the thresholds fitted on the other folds; the checkpoint gets those fitted on all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from audiocnn import command, detections, inputs
+from audiocnn.arrays import FloatArray
+from audiocnn.classifier import Classifier
+from audiocnn.config import Config, Threshold
+from audiocnn.datasets import Dataset, read_dataset
+from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager
+from audiocnn.errors import DatasetError
+from audiocnn.files import replacing
+from audiocnn.inputs import InputError, Notes
+from audiocnn.model import checkpoint
+from audiocnn.results import Detection
+from training import scenes
+from training.calibrate import FoldModel, parse_fold_model
+from training.data import add_data_option
+from training.evaluate import trained_on
+from training.scene_scores import ScoredScene, Windowing, cached, score
+from training.scenes import Scene, SceneEvent
+
+SNRS_DB = (0.0, 10.0, 20.0)
+LEVELS = tuple(round(0.05 * n, 2) for n in range(2, 20))  # 0.1 to 0.95
+PRIOR_DETECTIONS = 5.0  # weight of all classes together in the precision of one
+SCENES, EMPTY_SCENES = 34, 30  # for each fold and signal-to-noise ratio; for each fold
+_SCENES_VERSION = 1  # of the drawing of scenes: older caches do not fit
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """What a fold model says about a fold that it was not trained on."""
+
+    fold: int
+    sets: dict[str, list[ScoredScene]]  # clips, 0 dB, 10 dB, 20 dB
+    background: list[ScoredScene]
+
+
+def windowing_of(config: Config) -> Windowing:
+    """The windows that detections are made from."""
+    return Windowing(detections.window_seconds(config), detections.HOP_SECONDS)
+
+
+def fold_scores(
+    model: FoldModel, dataset: Dataset, temperature: float, args: argparse.Namespace
+) -> list[FoldScores]:
+    """Score clips, scenes and background of the folds of one model, at a temperature.
+
+    Raises `DatasetError` if the model was trained on one of the folds.
+    """
+    path, folds = model
+    classifier = load(path, dataset, folds, temperature, args.threads)
+    return [
+        FoldScores(
+            fold,
+            fold_sets(classifier, dataset, fold, windowing_of(classifier.config), args),
+            background_scores(classifier, windowing_of(classifier.config), args),
+        )
+        for fold in folds
+    ]
+
+
+def load(
+    path: Path, dataset: Dataset, folds: Sequence[int], temperature: float, threads: int | None = None
+) -> Classifier:
+    """A fold model with another temperature; raises `DatasetError` if it was trained on one of the folds."""
+    classifier = Classifier.load(path, threads=threads)
+    if seen := trained_on(classifier.config, dataset, folds):
+        raise DatasetError(f"{path} was trained on fold {seen}: its predictions there are not out-of-fold")
+    classifier.config = replace(classifier.config, temperature=temperature)
+    return classifier
+
+
+def fold_sets(
+    classifier: Classifier, dataset: Dataset, fold: int, windowing: Windowing, args: argparse.Namespace
+) -> dict[str, list[ScoredScene]]:
+    """The clips of a fold, and scenes of them at every signal-to-noise ratio."""
+    sets = {"clips": clip_scores(classifier, dataset, fold, windowing, args.cache)}
+    for snr_db in SNRS_DB:
+        sets[f"{snr_db:g} dB"] = scene_scores(
+            classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
+        )
+    return sets
+
+
+def clip_scores(
+    classifier: Classifier, dataset: Dataset, fold: int, windowing: Windowing, cache: Path | None
+) -> list[ScoredScene]:
+    """The clips of a fold as they are."""
+    clips, rate = dataset.folds([fold]), classifier.config.frontend.sample_rate
+    make = partial(scenes.clip_scenes, clips, sample_rate=rate)
+    key = [*_key(classifier, windowing), dataset.name, fold, "clips"]
+    return cached(cache, key, partial(_score_all, classifier, make, windowing, f"fold {fold}, clips"))
+
+
+def scene_scores(
+    classifier: Classifier,
+    dataset: Dataset,
+    fold: int,
+    windowing: Windowing,
+    *,
+    snr_db: float,
+    count: int,
+    cache: Path | None,
+) -> list[ScoredScene]:
+    """`count` scenes of the clips of a fold."""
+    clips, rate = dataset.folds([fold]), classifier.config.frontend.sample_rate
+    make = partial(scenes.scenes, clips, count, snr_db=snr_db, sample_rate=rate)
+    key = [*_key(classifier, windowing), dataset.name, fold, snr_db, count]
+    desc = f"fold {fold}, {snr_db:g} dB"
+    return cached(cache, key, partial(_score_all, classifier, make, windowing, desc))
+
+
+def _score_all(
+    classifier: Classifier, make: Callable[[], Iterable[Scene]], windowing: Windowing, desc: str
+) -> list[ScoredScene]:
+    return score(classifier, make(), windowing, desc=desc)
+
+
+def empty_scores(
+    classifier: Classifier, windowing: Windowing, count: int, cache: Path | None
+) -> list[ScoredScene]:
+    """`count` minutes of synthetic background."""
+    rate = classifier.config.frontend.sample_rate
+    return cached(
+        cache,
+        [*_key(classifier, windowing), "empty", count],
+        lambda: score(classifier, scenes.empty_scenes(count, sample_rate=rate), windowing, desc="background"),
+    )
+
+
+def background_scores(
+    classifier: Classifier, windowing: Windowing, args: argparse.Namespace
+) -> list[ScoredScene]:
+    """The user's recordings without events, else synthetic background."""
+    if not args.background:
+        return empty_scores(classifier, windowing, EMPTY_SCENES, args.cache)
+    try:
+        found = [Path(path) for path, _ in inputs.find([str(args.background)], Notes())]
+    except InputError as error:
+        raise DatasetError(str(error)) from error
+    recordings = [Scene(path.name, path, ()) for path in found]
+    if not recordings:
+        raise DatasetError(f"{args.background} has no sound files")
+    return score(classifier, recordings, windowing, desc="background")
+
+
+def _key(classifier: Classifier, windowing: Windowing) -> list[object]:
+    return [_SCENES_VERSION, classifier.engine.sha256, classifier.config.temperature, windowing]
+
+
+@dataclass
+class Counts:
+    """Detections of every class at every level of the upper threshold: arrays `(num_classes, num_levels)`."""
+
+    detections: npt.NDArray[np.int64]
+    true: npt.NDArray[np.int64]  # of these, those that overlap an event of their class
+    found: npt.NDArray[np.int64]  # events that a detection of their class overlaps
+    false_alarms: npt.NDArray[np.int64]  # on background
+    events: npt.NDArray[np.int64]  # (num_classes,)
+    hours: float  # of background
+
+    @classmethod
+    def none(cls, num_classes: int) -> Counts:
+        """All zero."""
+        a, b, c, d = (np.zeros((num_classes, len(LEVELS)), np.int64) for _ in range(4))
+        return cls(a, b, c, d, np.zeros(num_classes, np.int64), 0.0)
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def at(self, levels: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
+        """`precision`, `recall` and `false_alarms_per_hour` of every class at its level; NaN: unknown."""
+        row = np.arange(len(levels))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "precision": self.true[row, levels] / self.detections[row, levels],
+                "recall": self.found[row, levels] / self.events,
+                "false_alarms_per_hour": self.false_alarms[row, levels] / self.hours,
+            }
+
+
+def count(scores: FoldScores, config: Config) -> Counts:
+    """Detections of a fold at every level."""
+    counts = Counts.none(len(config.class_names))
+    for scene in (scene for scenes_ in scores.sets.values() for scene in scenes_):
+        _count_scene(counts, scene, config)
+    for scene in scores.background:
+        counts.hours += scene.duration / 3600
+        for level, found in enumerate(_detections_by_level(scene, config)):
+            for one in found:
+                counts.false_alarms[config.class_names.index(one.label), level] += 1
+    return counts
+
+
+def _count_scene(counts: Counts, scene: ScoredScene, config: Config) -> None:
+    index = {name: number for number, name in enumerate(config.class_names)}
+    for event in scene.events:
+        counts.events[index[event.label]] += 1
+    for level, found in enumerate(_detections_by_level(scene, config)):
+        for one in found:
+            counts.detections[index[one.label], level] += 1
+            counts.true[index[one.label], level] += any(_overlap(one, event) for event in scene.events)
+        for event in scene.events:
+            counts.found[index[event.label], level] += any(_overlap(one, event) for one in found)
+
+
+def _overlap(one: Detection, event: SceneEvent) -> bool:
+    assert one.end is not None, "the event is not over"
+    return one.label == event.label and one.start < event.end and event.start < one.end
+
+
+def frames_of(scene: ScoredScene, hop_seconds: float) -> list[tuple[float, float, FloatArray]]:
+    """Start, end and confidences of the frames of a scene."""
+    averager = FrameAverager(hop_seconds / 2)
+    windows = zip(scene.starts, scene.ends, scene.probs, strict=True)
+    frames = [frame for start, end, probs in windows for frame in averager.update(start, end, probs)]
+    return [*frames, *averager.finish()]
+
+
+def _detections_by_level(scene: ScoredScene, config: Config) -> list[list[Detection]]:
+    """The detections of a scene with one threshold for all classes, for each of `LEVELS`."""
+    frames = frames_of(scene, detections.HOP_SECONDS)
+    found = []
+    for level in LEVELS:
+        threshold = Threshold(on=level, off=OFF_SHARE * level)
+        tracker = EventTracker(
+            config.class_names, dict.fromkeys(config.class_names, threshold), DetectionRules()
+        )
+        changes = [one for frame in frames for one in tracker.update(*frame)] + tracker.finish()
+        found.append([one for one in changes if one.end is not None])
+    return found
+
+
+def fit(counts: Counts, *, precision: float, false_alarms_per_hour: float) -> npt.NDArray[np.int64]:
+    """The level of every class: the lowest from which on precision and false alarms are as wanted.
+
+    The precision of a class is estimated with `PRIOR_DETECTIONS` at the precision of all classes together:
+    a class has few detections. A class that is never good enough gets the highest level.
+    """
+    pooled = counts.true.sum(axis=0) / np.maximum(counts.detections.sum(axis=0), 1)
+    estimate = (counts.true + PRIOR_DETECTIONS * pooled) / (counts.detections + PRIOR_DETECTIONS)
+    is_good = (estimate >= precision) & (counts.false_alarms <= false_alarms_per_hour * counts.hours)
+    from_here_on = np.logical_and.accumulate(is_good[:, ::-1], axis=1)[:, ::-1]
+    return np.where(from_here_on.any(axis=1), from_here_on.argmax(axis=1), len(LEVELS) - 1)
+
+
+def summarise(by_fold: dict[int, Counts], class_names: Sequence[str], **wanted: float) -> dict[str, Any]:
+    """Thresholds fitted on all folds, with what was measured on each fold at those fitted on the others.
+
+    Raises `DatasetError` if there is only one fold.
+    """
+    if len(by_fold) < 2:
+        raise DatasetError("thresholds are reported on other folds than they are fitted on: give two or more")
+    held_out = Counts.none(len(class_names))
+    folds = []
+    for fold, counts in by_fold.items():
+        levels = fit(total(other for name, other in by_fold.items() if name != fold), **wanted)
+        chosen = _chosen(counts, levels)
+        folds.append({"fold": fold} | _total(chosen))
+        held_out = held_out + chosen
+    levels = fit(total(by_fold.values()), **wanted)
+    rates = held_out.at(np.zeros_like(levels))
+    thresholds = {
+        name: replace(
+            one,
+            precision=_rounded(rates["precision"][number]),
+            recall=_rounded(rates["recall"][number]),
+            false_alarms_per_hour=_rounded(rates["false_alarms_per_hour"][number]),
+        )
+        for number, (name, one) in enumerate(to_thresholds(class_names, levels).items())
+    }
+    return {**wanted, "folds": folds, "all": _total(held_out), "thresholds": thresholds}
+
+
+def to_thresholds(class_names: Sequence[str], levels: npt.NDArray[np.int64]) -> dict[str, Threshold]:
+    """The thresholds of the levels that `fit` returns."""
+    ons = [LEVELS[level] for level in levels]
+    return {
+        name: Threshold(on=on, off=round(OFF_SHARE * on, 4))
+        for name, on in zip(class_names, ons, strict=True)
+    }
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """The sum."""
+    first, *others = parts
+    return sum(others, start=first)
+
+
+def _chosen(counts: Counts, levels: npt.NDArray[np.int64]) -> Counts:
+    """The counts at one level for each class, in all columns."""
+    row = np.arange(len(levels))
+    arrays = (counts.detections, counts.true, counts.found, counts.false_alarms)
+    a, b, c, d = (np.repeat(array[row, levels][:, None], len(LEVELS), axis=1) for array in arrays)
+    return Counts(a, b, c, d, counts.events, counts.hours)
+
+
+def _total(counts: Counts) -> dict[str, float]:
+    """Over all classes, of counts that `_chosen` made."""
+    detected = int(counts.detections[:, 0].sum())
+    return {
+        "events": int(counts.events.sum()),
+        "detections": detected,
+        "precision": float(counts.true[:, 0].sum() / max(detected, 1)),
+        "recall": float(counts.found[:, 0].sum() / counts.events.sum()),
+        "false_alarms_per_hour": float(counts.false_alarms[:, 0].sum() / counts.hours),
+        "background_hours": counts.hours,
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print the thresholds for people."""
+    table = Table("class", "on", "off", "precision", "recall", "false alarms / h")
+    for name, one in summary["thresholds"].items():
+        numbers = [one.precision, one.recall, one.false_alarms_per_hour]
+        texts = ["-" if value is None else f"{value:.2f}" for value in numbers]
+        table.add_row(name, f"{one.on:.2f}", f"{one.off:.3f}", *texts)
+    Console().print(table)
+    for row in [*summary["folds"], summary["all"]]:
+        where = f"fold {row['fold']}, thresholds of the others" if "fold" in row else "together"
+        print(
+            f"{where}: precision {row['precision']:.3f}, recall {row['recall']:.3f} of {row['events']} "
+            f"events, {row['false_alarms_per_hour']:.2f} false alarms per hour in "
+            f"{row['background_hours']:.1f} h"
+        )
+
+
+def write(folder: Path, thresholds: dict[str, Threshold]) -> None:
+    """Put the thresholds into the config.json of a checkpoint."""
+    path = folder / checkpoint.CONFIG
+    config = Config.from_json(path.read_text(encoding="utf-8"))
+    with replacing(path) as part:
+        part.write_text(replace(config, thresholds=thresholds).to_json(), encoding="utf-8")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = (
+        "--pair checkpoints/validation/fold3=3 --pair checkpoints/validation/fold4=4 "
+        "--data data/ESC-50 --checkpoint checkpoints/esc50"
+    )
+    parser = command.new_parser("training.thresholds", __doc__, example)
+    add = parser.add_argument
+    add(
+        "--pair",
+        type=parse_fold_model,
+        action="append",
+        required=True,
+        metavar="MODEL=FOLDS",
+        help="checkpoint folder or exported file, and folds that it was not trained on; once per model",
+    )
+    add_data_option(parser)
+    help_text = "write the thresholds into this checkpoint, and use its temperature (none: only print)"
+    add("--checkpoint", type=Path, metavar="DIR", help=help_text)
+    add("--precision", type=float, default=0.9, help="wanted precision of a class (%(default)s)")
+    help_text = "most false alarms of a class on background (%(default)s)"
+    add("--false-alarms-per-hour", type=float, default=0.5, metavar="N", help=help_text)
+    add("--background", type=Path, metavar="DIR", help="your recordings without events (synthetic noise)")
+    help_text = "scenes per fold and signal-to-noise ratio (%(default)s)"
+    add("--scenes", type=int, default=SCENES, metavar="N", help=help_text)
+    add("--cache", type=Path, metavar="DIR", help="folder that keeps what the models answered (none)")
+    add("--threads", type=int, metavar="N", help="CPU threads (all)")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)")
+    return parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, fit, print and write. Raises `DatasetError` and `ModelFileError`."""
+    dataset = read_dataset(args.data)
+    config = Classifier.load(args.checkpoint or args.pair[0][0], threads=args.threads).config
+    by_fold = {
+        scores.fold: count(scores, config)
+        for model in args.pair
+        for scores in fold_scores(model, dataset, config.temperature, args)
+    }
+    wanted = {"precision": args.precision, "false_alarms_per_hour": args.false_alarms_per_hour}
+    summary = summarise(by_fold, config.class_names, **wanted)
+    print_summary(summary)
+    if args.checkpoint:
+        write(args.checkpoint, summary["thresholds"])
+    if args.json:
+        rows = {name: asdict(one) for name, one in summary["thresholds"].items()}
+        args.json.write_text(json.dumps(summary | {"thresholds": rows}) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(arguments)
+    return command.exit_code(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
