@@ -348,9 +348,7 @@ class Classifier:
         spans = [(options.start + start, options.start + end) for start, end in work.whole.spans]
         if options.at_seconds is not None:
             chosen = int(np.abs(np.mean(spans, axis=1) - options.at_seconds).argmin())
-        whole = (
-            clip_spectrogram(work.clip.waveform, self.engine.log_mel) if options.clip_spectrogram else None
-        )
+        waveform, log_mel = work.clip.waveform, self.engine.log_mel
         return Result(
             self.config,
             options,
