@@ -360,7 +360,7 @@ class Classifier:
             self._model,
             window_embeddings=np.stack(work.whole.embeddings) if work.whole.embeddings else None,
             precision=self._precision,
-            spectrogram=whole,
+            spectrogram=clip_spectrogram(waveform, log_mel) if options.clip_spectrogram else None,
             detections=self._detections(work.short, options) if work.short else [],
         )
 

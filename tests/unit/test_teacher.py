@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from audiocnn.backbone import weights
 from audiocnn.backbone.network import (
     NUM_FEATURES,
     SAMPLE_RATE,
@@ -24,7 +25,7 @@ from audiocnn.datasets import LabelledClip
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.teach.views import VIEWS
 from tests.helpers.sounds import tone
-from training.teacher import online, weights
+from training.teacher import online
 from training.teacher.head import fit_head
 from training.teacher.soft_labels import (
     SoftLabels,
