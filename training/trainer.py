@@ -248,15 +248,19 @@ class Trainer:
 
         `waveforms` are float32 `(n, window_samples)`, `target` class indices int64 `(n,)`.
         """
+        logits = self.logits(waveforms, batch_size)
+        return int((logits.argmax(dim=1) == target.cpu()).sum()) / len(target)
+
+    @torch.inference_mode()
+    def logits(self, waveforms: Tensor, batch_size: int = 50) -> Tensor:
+        """Logits `(n, k)` of the current weights, at the resolution of the last epoch, on the CPU."""
         model = self.result.eval()
         pooling = self.recipe.pooling(max(0, self.epoch - 1))
-        correct = 0
-        batches = zip(torch.split(waveforms, batch_size), torch.split(target, batch_size), strict=True)
-        for batch, label in batches:
+        parts = []
+        for batch in torch.split(waveforms, batch_size):
             log_mel = self.log_mel(batch.to(self.context.device))
-            logits = model(nn.functional.avg_pool2d(log_mel, pooling))
-            correct += int((logits.argmax(dim=1).cpu() == label.cpu()).sum())
-        return correct / len(target)
+            parts.append(model(nn.functional.avg_pool2d(log_mel, pooling)).float().cpu())
+        return torch.cat(parts)
 
     def identity(self) -> str:
         """JSON of what a resume must share with its run: recipe, configuration, front end (with its

@@ -141,7 +141,8 @@ def open_graph(path: Path, *, device: str = "cpu", threads: int | None = None) -
     if path.is_dir():
         return EagerGraph(path, device)
     if not path.is_file():
-        raise ModelFileError(f"there is no model at {path}: build it with `make export`")
+        hint = "build it with `make export`" if path.suffix else "train or teach it first, or name another"
+        raise ModelFileError(f"there is no model at {path}: {hint}")
     if path.suffix == ".onnx":
         graph: Graph = _open_onnx(path, device, threads)
     elif path.suffix == ".pt":
