@@ -70,17 +70,19 @@ def log_softmax(logits: AnyFloatArray) -> AnyFloatArray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def fit_temperature(logits: AnyFloatArray, target: AnyIntArray) -> float:
+def fit_temperature(logits: AnyFloatArray, target: AnyIntArray, *, smoothing: float = 0.0) -> float:
     """The temperature (0.05 to 20) that minimises the negative log-likelihood (Guo et al., ICML 2017).
 
     The log-likelihood is concave in 1/T, so golden-section search over log T finds the only minimum. If every
-    clip is classified correctly the minimum is at 0, and the lower bound is returned.
+    clip is classified correctly the minimum is at 0, and the lower bound is returned, unless the share
+    `smoothing` of the target is spread over all classes.
     """
     assert len(logits) == len(target) > 0, "nothing to fit on"
 
     def loss(log_t: float) -> float:
         log_probs = log_softmax(logits.astype(np.float64) / np.exp(log_t))
-        return float(-log_probs[np.arange(len(target)), target].mean())
+        true = log_probs[np.arange(len(target)), target].mean()
+        return float(-(1 - smoothing) * true - smoothing * log_probs.mean())
 
     return float(np.exp(_minimise(loss, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))))
 

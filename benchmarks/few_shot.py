@@ -30,8 +30,7 @@ from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.model.engine import Engine
 from audiocnn.teach.background import COUNT, made_background
-from audiocnn.teach.examples import BACKGROUND
-from audiocnn.teach.features import MADE, FeatureTable, views_for
+from audiocnn.teach.features import FeatureTable, table_of_made, views_for
 from audiocnn.teach.fit import TaughtHead, fit
 from audiocnn.teach.views import VIEWS
 from benchmarks.command import new_parser
@@ -138,10 +137,7 @@ def table_of(clips: Sequence[LabelledClip], features: Features, made: FloatArray
         tuple(clip.source for clip in clips),
         tuple(f"file {name}" for name in names),
     )
-    sounds = tuple(f"{MADE} {number}" for number in range(len(made)))
-    count, labels = len(made), (BACKGROUND,) * len(made)
-    background = FeatureTable(made, np.zeros(count, int), np.arange(count), sounds, labels, sounds, sounds)
-    return own.merged(background)
+    return own.merged(table_of_made(made))
 
 
 def score(head: TaughtHead, test: Sequence[LabelledClip], features: FloatArray) -> dict[str, float]:

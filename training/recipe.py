@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -96,15 +96,22 @@ _MIN_EPOCHS, _MIN_STEPS = 60, 400
 _AVERAGED_SHARE = 0.05  # of the steps, over which the moving average of the weights reaches
 
 
-def sized(recipe: Recipe, num_clips: int) -> Recipe:
-    """The recipe with batch size, epochs and moving average for so few clips."""
+def sized(recipe: Recipe, num_clips: int, kept: Collection[str] = ()) -> Recipe:
+    """The recipe with batch size, epochs and moving average for so few clips; fields in `kept` stay."""
     if num_clips >= MANY_CLIPS:
         return recipe
-    batch_size = min(recipe.batch_size, max(4, num_clips // 4))
+    batch_size = recipe.batch_size
+    if "batch_size" not in kept:
+        batch_size = min(batch_size, max(4, num_clips // 4))
     steps = max(1, num_clips // batch_size)  # in an epoch
-    epochs = max(_MIN_EPOCHS, recipe.epochs * num_clips // MANY_CLIPS, -(-_MIN_STEPS // steps))
-    decay = min(recipe.ema_decay, 1 - 1 / max(1.0, _AVERAGED_SHARE * steps * epochs))
-    return replace(recipe, batch_size=batch_size, epochs=min(recipe.epochs, epochs), ema_decay=decay)
+    epochs = recipe.epochs
+    if "epochs" not in kept:
+        least = max(_MIN_EPOCHS, epochs * num_clips // MANY_CLIPS, -(-_MIN_STEPS // steps))
+        epochs = min(epochs, least)
+    decay = recipe.ema_decay
+    if "ema_decay" not in kept:
+        decay = min(decay, 1 - 1 / max(1.0, _AVERAGED_SHARE * steps * epochs))
+    return replace(recipe, batch_size=batch_size, epochs=epochs, ema_decay=decay)
 
 
 def width_for(num_clips: int) -> int:

@@ -378,7 +378,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[str
 def settings(args: argparse.Namespace, num_clips: int) -> tuple[Recipe, FrontendConfig, ModelConfig]:
     """Recipe, front end and network of the command line, for so many clips."""
     given = {s.name: getattr(args, s.name) for s in fields(Recipe) if getattr(args, s.name) is not None}
-    recipe = replace(sized(replace(RECIPES[args.recipe], **given), num_clips), **given)
+    recipe = sized(replace(RECIPES[args.recipe], **given), num_clips, kept=given)
     frontend, model = FRONTENDS[args.recipe], ModelConfig()
     if args.f_max:
         frontend = replace(frontend, f_max=args.f_max)

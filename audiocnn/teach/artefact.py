@@ -46,7 +46,8 @@ def write_model(backbone: Path, head: TaughtHead, metadata: dict[str, str], out:
     tensors = {
         "head.weight": head.weight,
         "head.bias": head.bias,
-        "head.split": np.array([num_classes, 1]),
+        "head.split": np.array([num_classes, len(head.bias) - num_classes]),
+        "head.axes": np.array([1]),
         "head.temperature": np.array(head.temperature, np.float32),
     }
     proto.graph.initializer.extend(numpy_helper.from_array(x, name) for name, x in tensors.items())
@@ -56,7 +57,8 @@ def write_model(backbone: Path, head: TaughtHead, metadata: dict[str, str], out:
         [
             node("Gemm", ["embedding", next(names), next(names)], ["head.scores"], transB=1),
             node("Split", ["head.scores", next(names)], ["head.classes", "head.background"], axis=1),
-            node("Softplus", ["head.background"], ["head.none"]),
+            node("ReduceLogSumExp", ["head.background", next(names)], ["head.sum"], keepdims=1),
+            node("Softplus", ["head.sum"], ["head.none"]),
             node("Sub", ["head.classes", "head.none"], ["head.relative"]),
             node("Div", ["head.relative", next(names)], ["logits"]),
         ]

@@ -16,6 +16,11 @@ COUNT = 40
 _KINDS: tuple[Callable[[Tensor, int], Tensor], ...] = (noise, tones, clicks, chirps)
 
 
+def kind_of(number: int) -> str:
+    """The kind of the made sound with this number."""
+    return _KINDS[(number - 1) % len(_KINDS)].__name__ if number else "silence"
+
+
 def made_background(config: FrontendConfig, count: int = COUNT) -> FloatArray:
     """Silence, noise, tones, clicks and chirps: float32 `(count, window_samples)`, always the same.
 

@@ -13,7 +13,7 @@ from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.backbone import Backbone
 from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
-from audiocnn.teach.background import made_background
+from audiocnn.teach.background import kind_of, made_background
 from audiocnn.teach.examples import BACKGROUND, Clip
 from audiocnn.teach.views import TEACH_VIEWS, VIEWS
 
@@ -96,21 +96,19 @@ def compute(
 
 def made_table(backbone: Backbone, advance: Callable[[int], None]) -> FeatureTable:
     """Features of made background sounds."""
-    sounds = made_background(backbone.frontend)
-    names = tuple(f"{MADE} {number}" for number in range(len(sounds)))
     rows = []
-    for sound in sounds:
+    for sound in made_background(backbone.frontend):
         rows.append(_rounded(backbone.features(sound[None])))
         advance(1)
-    return FeatureTable(
-        np.concatenate(rows),
-        np.zeros(len(sounds), int),
-        np.arange(len(sounds)),
-        names,
-        (BACKGROUND,) * len(sounds),
-        names,
-        names,
-    )
+    return table_of_made(np.concatenate(rows))
+
+
+def table_of_made(features: FloatArray) -> FeatureTable:
+    """Features `(n, d)` of `made_background` as a table; the recording is `made KIND NUMBER`."""
+    count = len(features)
+    names = tuple(f"{MADE} {kind_of(number)} {number}" for number in range(count))
+    numbers = np.arange(count)
+    return FeatureTable(features, 0 * numbers, numbers, names, (BACKGROUND,) * count, names, names)
 
 
 def view_features(windows: FloatArray, view: str, backbone: Backbone) -> FloatArray:

@@ -2,9 +2,10 @@
 
 Linear discriminant analysis with a shrunk covariance: the score of a class is the log-likelihood ratio of a
 Gaussian at its mean and one at the origin, with the covariance of both. The origin (the mean of all
-standardised features) and the mean of the background sounds stand for "no class": the logarithm of the sum of
-their likelihoods is subtracted from every score. In a softmax with a further logit of 0, a sound that is
-unlike every class gets low confidences (relative Mahalanobis distance: Ren et al., 2021).
+standardised features) and the means of the background sounds (of each kind, if they were made) stand for "no
+class": the logarithm of the sum of their likelihoods is subtracted from every score. In a softmax with a
+further logit of 0, a sound that is unlike every class gets low confidences (relative Mahalanobis distance:
+Ren et al., 2021).
 
 Shrinkage, temperature and the threshold for unknown sounds come from predictions for left-out recordings.
 """
@@ -56,11 +57,11 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class TaughtHead:
-    """A linear layer on raw features; its last row is background."""
+    """A linear layer on raw features; the rows after those of the classes are background."""
 
     class_names: tuple[str, ...]
-    weight: FloatArray  # (num_classes + 1, d)
-    bias: FloatArray  # (num_classes + 1,)
+    weight: FloatArray  # (num_classes + num_backgrounds, d)
+    bias: FloatArray  # (num_classes + num_backgrounds,)
     temperature: float  # is in the logits already
     unknown_threshold: float
     shrinkage: float
@@ -68,7 +69,8 @@ class TaughtHead:
 
     def logits(self, features: FloatArray) -> FloatArray:
         """`(n, d)` -> calibrated logits `(n, num_classes)`; that of background is 0."""
-        return np.asarray(_relative(features @ self.weight.T + self.bias) / self.temperature, np.float32)
+        scores = _relative(features @ self.weight.T + self.bias, len(self.class_names))
+        return np.asarray(scores / self.temperature, np.float32)
 
     def probs(self, features: FloatArray) -> FloatArray:
         """`(n, d)` -> `(n, num_classes)`; the rest to 1 is background."""
@@ -78,33 +80,49 @@ class TaughtHead:
 def fit(table: FeatureTable) -> TaughtHead:
     """The classifier for the classes of a table, which needs two and background."""
     names = tuple(sorted({*table.labels} - {BACKGROUND}))
-    number = {name: index for index, name in enumerate((*names, BACKGROUND))}
-    target = np.array([number[label] for label in table.labels])
+    target = _targets(table, names)
     space = _RowSpace(table.features)
     few, groups = recording_groups(table, _FEW_GROUPS), recording_groups(table, MAX_GROUPS)
 
     def loss(shrinkage: float) -> float:
-        logits, clips = _held_out_logits(space, table, target, few, shrinkage)
-        return _nll(logits, target[clips], _fit_temperature(logits, target[clips]))
+        logits, clips = _held_out_logits(space, table, target, few, shrinkage, len(names))
+        truth = np.minimum(target[clips], len(names))
+        return _nll(logits, truth, _fit_temperature(logits, truth))
 
     shrinkage = min(SHRINKAGES, key=loss)
-    logits, clips = _held_out_logits(space, table, target, groups, shrinkage)
-    temperature = _fit_temperature(logits, target[clips])
-    held_out = HeldOut(_probs(logits, temperature), target[clips], clips, int(groups.max()) + 1)
+    logits, clips = _held_out_logits(space, table, target, groups, shrinkage, len(names))
+    truth = np.minimum(target[clips], len(names))
+    temperature = _fit_temperature(logits, truth)
+    held_out = HeldOut(_probs(logits, temperature), truth, clips, int(groups.max()) + 1)
     threshold = calibration.threshold_for(held_out.known.probs.max(axis=1), REJECTED_SHARE)
     weight, bias = space.to_features(*_discriminant(space.coordinates, target[table.clip], shrinkage))
     return TaughtHead(names, weight, bias, temperature, threshold, shrinkage, held_out)
 
 
+def _targets(table: FeatureTable, names: tuple[str, ...]) -> IntArray:
+    """A number for each clip: that of its class, or one above of its background: recorded, or a made kind."""
+    kinds = [
+        label if label != BACKGROUND else recording.split()[1] if digest == recording else BACKGROUND
+        for label, recording, digest in zip(table.labels, table.recordings, table.digests, strict=True)
+    ]
+    is_class = [label != BACKGROUND for label in table.labels]
+    others = sorted({kind for kind, is_own in zip(kinds, is_class, strict=True) if not is_own})
+    own = {name: number for number, name in enumerate(names)}
+    other = {name: len(names) + number for number, name in enumerate(others)}
+    return np.array([(own if is_own else other)[kind] for kind, is_own in zip(kinds, is_class, strict=True)])
+
+
 def recording_groups(table: FeatureTable, most: int) -> IntArray:
-    """A group for each clip, from 0; -1 for made sounds, which are never left out.
+    """A group for each clip, from 0; -1 for made sounds and a single background recording: never left out.
 
     The clips of a recording are in one group. There is a group for each recording, up to `most`.
     """
     group_of: dict[str, int] = {}
     both = sorted(zip(table.labels, table.recordings, table.digests, strict=True))
+    recorded = {r for label, r, digest in both if label == BACKGROUND and r != digest}
+    kept = recorded if len(recorded) < 2 else set()
     for _, recording, digest in both:
-        if digest != recording and recording not in group_of:
+        if digest != recording and recording not in group_of and recording not in kept:
             group_of[recording] = len(group_of) % most
     return np.array([group_of.get(recording, -1) for recording in table.recordings])
 
@@ -139,13 +157,19 @@ def _discriminant(z: Doubles, target: IntArray, shrinkage: float) -> tuple[Doubl
     return weight, -0.5 * (means * weight).sum(axis=1)
 
 
-def _relative(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Scores `(n, num_classes + 1)` -> those of the classes over those of no class."""
-    return np.asarray(scores[:, :-1] - np.logaddexp(0, scores[:, -1:]))
+def _relative(scores: npt.NDArray[Any], num_classes: int) -> npt.NDArray[Any]:
+    """Scores `(n, num_classes + ...)` -> those of the classes over those of no class, one of which is 0."""
+    none = np.logaddexp.reduce(scores[:, num_classes:], axis=1, initial=0.0)
+    return np.asarray(scores[:, :num_classes] - none[:, None])
 
 
 def _held_out_logits(
-    space: _RowSpace, table: FeatureTable, target: IntArray, groups: IntArray, shrinkage: float
+    space: _RowSpace,
+    table: FeatureTable,
+    target: IntArray,
+    groups: IntArray,
+    shrinkage: float,
+    num_classes: int,
 ) -> tuple[Doubles, IntArray]:
     """Logits `(m, num_classes)`, each the mean over the windows of a clip, and the clips' numbers."""
     group, y = groups[table.clip], target[table.clip]
@@ -154,7 +178,7 @@ def _held_out_logits(
         fitted = group != number
         weight, bias = _discriminant(space.coordinates[fitted], y[fitted], shrinkage)
         held_out = np.flatnonzero((group == number) & (table.view == 0))
-        rows = _relative(space.coordinates[held_out] @ weight.T + bias)
+        rows = _relative(space.coordinates[held_out] @ weight.T + bias, num_classes)
         for clip in np.unique(table.clip[held_out]):
             logits[int(clip)] = rows[table.clip[held_out] == clip].mean(axis=0)
     order = sorted(logits)
@@ -170,7 +194,10 @@ def _probs(logits: npt.NDArray[Any], temperature: float) -> FloatArray:
 
 
 def _fit_temperature(logits: Doubles, target: IntArray) -> float:
-    return _UNIT * calibration.fit_temperature(_with_background(logits) / _UNIT, target)
+    """With the targets of Platt ("Probabilistic outputs for support vector machines", 1999): else a few clips
+    that are all right would make every confidence 1."""
+    smoothing = 1 / (len(target) + 2)
+    return _UNIT * calibration.fit_temperature(_with_background(logits) / _UNIT, target, smoothing=smoothing)
 
 
 def _nll(logits: Doubles, target: IntArray, temperature: float) -> float:

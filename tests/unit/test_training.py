@@ -22,7 +22,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
 from training import evaluate, train
 from training.data import fit_normalisation, load_waveforms, validation_split
-from training.recipe import RECIPES, Augmenter, Recipe, current_fields
+from training.recipe import RECIPES, Augmenter, Recipe, current_fields, sized, width_for
 from training.trainer import DistributedContext, Trainer
 
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_a_bce_run_is_served_as_softmax(tmp_path: Path) -> None:
 def test_old_names_of_recipes_and_options_are_accepted() -> None:
     arguments = ["--data", "d", "--train-folds", "1", "--out", "o", "--recipe", "seeds", "--nothing", "0.5"]
     args = train.parse_arguments([*arguments, "--excerpt", "0.25"])
-    recipe, frontend, _ = train.settings(args)
+    recipe, frontend, _ = train.settings(args, num_clips=1000)
     assert recipe == replace(RECIPES["baseline"], background_noise=0.5, random_crop=0.25)
     assert frontend.sample_rate == 22_050
     assert current_fields({"epochs": 6, "nothing": 0.1}) == {"epochs": 6, "background_noise": 0.1}
@@ -204,7 +204,7 @@ def test_the_help_has_the_values_of_the_recipe(capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             train.parse_arguments(["--recipe", name, "--help"])
         text = " ".join(capsys.readouterr().out.split())
-        assert f"passes over the training clips ({RECIPES[name].epochs})" in text
+        assert f"passes over the training clips ({RECIPES[name].epochs}; less for few clips)" in text
         assert "both are served as softmax (ce)" in text
 
 
@@ -217,3 +217,21 @@ def test_labels_of_mixes_are_mixed_like_targets() -> None:
     waveform = 0.1 * torch.randn(6, SHORT.window_samples)
     _, mixed = augmenter(waveform, torch.cat([hard, soft], dim=1), may_mix=True)
     torch.testing.assert_close(mixed[:, 6:], mixed[:, :6] @ soft)
+
+
+@pytest.mark.parametrize("num_clips", [15, 180, 500])
+def test_few_clips_have_a_smaller_run(num_clips: int) -> None:
+    recipe = sized(RECIPES["strong"], num_clips)
+    steps = num_clips // recipe.batch_size * recipe.epochs
+    assert recipe.batch_size <= num_clips
+    assert 390 <= steps < RECIPES["strong"].epochs * num_clips // 4
+    assert 1 / (1 - recipe.ema_decay) <= 0.051 * steps  # early weights are forgotten
+    assert width_for(num_clips) < ModelConfig().width
+    assert sized(RECIPES["strong"], 1200) == RECIPES["strong"]
+
+
+def test_what_the_command_line_says_is_not_changed_for_few_clips() -> None:
+    arguments = ["--data", "d", "--out", "o", "--epochs", "7", "--batch-size", "5", "--width", "48"]
+    recipe, _, model = train.settings(train.parse_arguments(arguments), num_clips=15)
+    assert (recipe.epochs, recipe.batch_size, model.width) == (7, 5, 48)
+    assert recipe.ema_decay < 0.9
