@@ -39,6 +39,8 @@ from tests.helpers.scripted_server import (
     TOKEN,
     Ask,
     answers,
+    ask_async,
+    ask_sync,
     both,
     script,
     torchserve_error,
@@ -126,8 +128,7 @@ def test_a_busy_server_is_asked_until_the_deadline(ask: Ask) -> None:
     assert 1 < len(server.seen) < 100
 
 
-@both
-@pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.parametrize(("ask", "form"), [(ask_sync, "date"), (ask_async, "seconds")])
 def test_retry_after_is_honoured(ask: Ask, form: str) -> None:
     when = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     status, _, body = BUSY
