@@ -39,7 +39,7 @@ def test_the_window_is_the_end_of_all_that_came(sizes: list[int]) -> None:
         np.testing.assert_array_equal(window.newest(), sound[max(0, place - 1000) : place])
 
 
-def test_an_idle_stream_holds_nothing() -> None:
+def test_an_empty_ring_buffer() -> None:
     window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
     assert window.take_level() == SILENCE_DBFS
     with pytest.raises(BadSoundError):
@@ -48,7 +48,7 @@ def test_an_idle_stream_holds_nothing() -> None:
     assert window.wav() is None
 
 
-def test_smoothing_forgets_in_its_time() -> None:
+def test_smoothing_has_its_time_constant() -> None:
     smoothed = ExponentialAverage(2.0)
     dog = [{"class": "dog", "confidence": 1.0}, {"class": "cat", "confidence": 0.0}]
     cat = [{"class": "cat", "confidence": 1.0}, {"class": "dog", "confidence": 0.0}]
