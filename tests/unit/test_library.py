@@ -128,7 +128,9 @@ def test_silence_has_no_class_and_a_long_file_its_windows(tmp_path: Path, narrow
 
 
 def test_a_wrong_model_or_command_ends_with_2(rain: Path) -> None:
-    assert run("classify", str(rain), "--model", "nowhere.onnx").returncode == 2
+    missing = run("classify", rain, "--model", "nowhere.onnx")
+    assert missing.returncode == 2
+    assert "make export" in missing.stderr
     assert run("no-such-command").returncode == 2
     for name in ("classify", "listen", "batch", "gateway", "serve", "manage", "tune"):
         text = run(name, "--help").stdout
