@@ -87,6 +87,7 @@ def test_the_same_clip_has_the_same_answer_by_all_ways(
         "torchserve": confidences(torchserve),
         "library": dict(zip(classifier.config.class_names, map(float, library.probs), strict=True)),
         "form": confidences(gateway.post("/predict", files={"file": BELLS}, data=top).json()),
+        "raw body": confidences(gateway.post("/predict?top_k=50", content=BELLS).json()),
         "json": confidences(gateway.post("/inference", json={"data": data, **top}).json()),
         "batch": confidences(
             gateway.post("/predict_batch", files={"files": BELLS}, data=top).json()["results"][0]
