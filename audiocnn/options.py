@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
     "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
     "spectrogram": {
-        "enum": [False, True, "png"],
+        "anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["png"]}],
         "default": False,
         "description": "the log-mel spectrogram that the network saw, as numbers or as a PNG",
     },
