@@ -45,7 +45,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def gateway(checkout: Path) -> Iterator[tuple[int, float]]:
     """Process id of a gateway that answers, and the seconds until it did."""
     port = free_port()
-    own = {"GATEWAY_PORT": str(port), "TORCHSERVE_URL": "http://127.0.0.1:1", "PYTHONPATH": str(checkout)}
+    modules = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
+    own = {"GATEWAY_PORT": str(port), "TORCHSERVE_URL": "http://127.0.0.1:1", "PYTHONPATH": modules}
     command = [sys.executable, "-m", "audiocnn", "gateway"]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=checkout, env=os.environ | own, stderr=subprocess.DEVNULL)

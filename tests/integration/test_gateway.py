@@ -147,7 +147,7 @@ def test_options_come_in_the_query_in_headers_and_in_fields(gateway: RunningGate
         ("top_k=1&top_k=2", ["top_k"]),
         ("top_k=", ["top_k"]),
         ("spectrogram=gif", ["spectrogram", "gif"]),
-        ("at_seconds=-1", ["at_seconds"]),
+        ("start=-1", ["start"]),
     ],
 )
 def test_a_query_that_is_no_option_is_named(gateway: RunningGateway, query: str, named: list[str]) -> None:
@@ -172,12 +172,16 @@ def test_predictions_are_the_same_whatever_pictures_are_asked_for(
 
 def test_pictures_of_any_window(gateway: RunningGateway) -> None:
     sound = sound_file(np.concatenate([tone(5.0, hz=300.0), tone(5.0, hz=3000.0)]))
-    for second, start, hz in ((0, 0.0, 300), (2.6, 0.0, 300), (7.4, 5.0, 3000), (99, 5.0, 3000)):
-        query = {"spectrogram": "true", "evidence": "true", "at_seconds": second}
+    windows = gateway.post("/predict", content=sound).json()["windows"]
+    assert len(windows) == 3
+    for window, hz in ((windows[0], 300), (windows[-1], 3000)):
+        part = {"start": window["start"], "end": window["end"]}
+        query = {"spectrogram": "true", "evidence": "true"} | part
         answer = gateway.post("/predict", content=sound, params=query).json()
         shown = answer["input_spectrogram"]
         loudest = int(np.array(shown["values"]).mean(axis=1).argmax())
-        assert (answer["evidence"]["start"], shown["seconds"][0]) == (start, start)
+        assert answer["representative_window"] == part
+        assert (answer["evidence"]["start"], shown["seconds"][0]) == (part["start"], part["start"])
         assert shown["hz"][loudest] == pytest.approx(hz, rel=0.06)
 
 
