@@ -18,7 +18,7 @@ from audiocnn.audio.frames import (
     read_run,
     starts_frames,
 )
-from audiocnn.audio.padding import skip_padding
+from audiocnn.audio.padding import MP4_BOXES, skip_padding
 from audiocnn.audio.riff import aiff_part, is_aiff, is_riff, riff_part
 from audiocnn.audio.source import Part, Source, find
 from audiocnn.errors import UndecodableAudioError, UnsupportedFormatError
@@ -45,7 +45,6 @@ _OGG_OTHERS = {
     b"\x01video\0": "OGM video",
     b"\x01audio\0": "OGM audio",
 }
-_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"styp", b"free", b"skip", b"wide", b"pnot")
 
 
 class FileParts:
@@ -188,7 +187,7 @@ def _is_page_cut(source: Source, start: int, end: int) -> bool:
 
 def _is_mp4(head: bytes) -> bool:
     size = int.from_bytes(head[:4], "big")
-    return head[4:8] == b"ftyp" or (head[4:8] in _FIRST_BOXES and (size in (0, 1) or 8 <= size < 1 << 31))
+    return head[4:8] == b"ftyp" or (head[4:8] in MP4_BOXES and (size in (0, 1) or 8 <= size < 1 << 31))
 
 
 def _mp4_part(source: Source, start: int) -> Part:

@@ -30,6 +30,7 @@ LIGHT_NAMES = (
     "private_folder",
     "probe",
     "request_body",
+    "tables",
     "tracing",
 )
 LIGHT = {f"audiocnn.{name}" for name in LIGHT_NAMES}
