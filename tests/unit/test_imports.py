@@ -25,6 +25,7 @@ LIGHT_NAMES = (
     "files",
     "inputs",
     "labels",
+    "levels",
     "logs",
     "options",
     "private_folder",
