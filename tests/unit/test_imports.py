@@ -25,11 +25,13 @@ LIGHT_NAMES = (
     "files",
     "inputs",
     "labels",
+    "levels",
     "logs",
     "options",
     "private_folder",
     "probe",
     "request_body",
+    "tables",
     "tracing",
 )
 LIGHT = {f"audiocnn.{name}" for name in LIGHT_NAMES}

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from audiocnn.classifier import Classifier, Timings
+from audiocnn.levels import LOWEST_DBFS
 from audiocnn.logs import JsonFormatter, TextFormatter
 from audiocnn.probe import probe_wav
-from audiocnn.results import LOWEST_DBFS
 from audiocnn.tracing import trace_headers, trace_id
 from handler.metrics import HISTOGRAMS, NAMES, WorkerMetrics
 from tests.helpers.paths import ROOT
