@@ -22,6 +22,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from audiocnn.client.client import Client
 from audiocnn.datasets import LabelledClip
@@ -510,6 +512,36 @@ def test_preflight_of_an_allowed_page(strict: RunningGateway) -> None:
     )
     assert reply.status_code == 200
     assert "X-API-Key" in reply.headers["Access-Control-Allow-Headers"]
+
+
+def test_a_refused_page_is_told_counted_and_logged(strict: RunningGateway) -> None:
+    """Preflights and streams never reach a route; without a line nobody could find the setting."""
+    origin = {"Origin": "http://127.0.0.1:3999"}
+    ask = origin | {"Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(strict.url + "/predict", headers=ask, trust_env=False)
+    assert (preflight.status_code, code(preflight)) == (403, "forbidden_origin")
+    assert "http://127.0.0.1:3999" in preflight.json()["error"]["message"]
+    with pytest.raises(InvalidStatus) as refused:
+        connect(strict.stream, additional_headers=origin, proxy=None)
+    assert refused.value.response.status_code == 403
+    assert b"forbidden_origin" in (refused.value.response.body or b"")
+    wrong = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "DELETE"}
+    reply = httpx.options(strict.url + "/predict", headers=wrong, trust_env=False)
+    assert (reply.status_code, code(reply)) == (400, "bad_request")
+    lines = [json.loads(line) for line in strict.log.read_text().splitlines() if "3999" in line]
+    assert [line["code"] for line in lines] == ["forbidden_origin"] * 2
+    metrics = strict.get("/metrics", headers={"X-API-Key": KEY}).text
+    counted = re.search(r'gateway_errors_total\{code="forbidden_origin"\} (\d+)', metrics)
+    assert counted
+    assert int(counted[1]) >= 2
+
+
+def test_an_allowed_page_may_send_options_as_headers(strict: RunningGateway) -> None:
+    ask = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "x-top-k,x-evidence"}
+    reply = httpx.options(
+        strict.url + "/predict", headers=ask | {"Origin": "http://localhost:3000"}, trust_env=False
+    )
+    assert reply.status_code == 200
 
 
 def test_the_gateways_own_page_may_ask(gateway: RunningGateway) -> None:
