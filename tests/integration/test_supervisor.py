@@ -36,7 +36,7 @@ def test_a_gateway_starts_again_with_what_it_was_told(
     gateway = GatewayProcess(f"127.0.0.1:{port}", server, log_folder=logs)
     told = logs / "model-config.json"
     archive.write_bytes(b"no archive")
-    with pytest.raises(ServerStartError, match="front end of the model"):
+    with pytest.raises(ServerStartError, match="model's front end"):
         gateway.start()
     try:
         write_archive(archive, before := read_config(STORE / "audiocnn.mar"))
