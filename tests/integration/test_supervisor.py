@@ -39,7 +39,7 @@ def test_a_gateway_restarts_with_its_first_configuration(
     gateway = GatewayProcess(f"127.0.0.1:{port}", server, log_folder=logs)
     told = logs / "model-config.json"
     archive.write_bytes(b"no archive")
-    with pytest.raises(ServerStartError, match="front end of the model"):
+    with pytest.raises(ServerStartError, match="model's front end"):
         gateway.start()
     try:
         write_archive(archive, before := read_config(STORE / "audiocnn.mar"))
