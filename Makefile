@@ -10,7 +10,10 @@ STORE ?= model_store
 # What TorchServe calls the archive; a rollout needs another number than the running one's.
 VERSION ?=
 CORE := $(wildcard audiocnn/*.py audiocnn/audio/*.py audiocnn/model/*.py)
-WEIGHTS := $(CHECKPOINT)/model.safetensors $(CHECKPOINT)/config.json
+# A CHECKPOINT is a folder of weights, or ONNX already: what `audiocnn teach` wrote, or a file from elsewhere.
+PREBUILT := $(if $(filter %.onnx,$(CHECKPOINT)),$(CHECKPOINT) $(wildcard $(CHECKPOINT:.onnx=.json)),$(wildcard \
+	$(CHECKPOINT)/features.npz $(CHECKPOINT)/parity.json))
+WEIGHTS := $(or $(PREBUILT),$(CHECKPOINT)/model.safetensors $(CHECKPOINT)/config.json)
 # onnxruntime and onnxruntime-gpu exclude each other.
 RUNTIME := $(if $(shell command -v nvidia-smi),gpu,cpu)
 
@@ -141,10 +144,15 @@ $(STORE)/audiocnn-waveform.onnx: $(EXPORT) export/onnx.py export/waveform.py
 $(STORE)/audiocnn-int8.onnx: $(STORE)/audiocnn.onnx $(CALIBRATION) export/quantize.py
 	$(PY) -m export.quantize --checkpoint $(CHECKPOINT) --store $(STORE)
 
+ifneq ($(PREBUILT),)
+$(STORE)/parity.json: $(EXPORT) export/prebuilt.py export/parity.py
+	$(PY) -m export.prebuilt --checkpoint $(CHECKPOINT) --store $(STORE)
+else
 # Of the int8 file of an earlier checkpoint nothing must be left.
 $(STORE)/parity.json: $(GRAPHS) $(INT8) export/parity.py
 	$(if $(INT8),,rm -f $(STORE)/audiocnn-int8.onnx)
 	$(PY) -m export.parity --checkpoint $(CHECKPOINT) --store $(STORE)
+endif
 
 .PHONY: parity
 parity: $(STORE)/parity.json ## compare all exported files with PyTorch

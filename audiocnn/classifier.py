@@ -19,7 +19,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from audiocnn import audio, detections
 from audiocnn.arrays import FloatArray
@@ -27,7 +26,7 @@ from audiocnn.audio import windows
 from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
-from audiocnn.config import AudioLimits, FrontendConfig
+from audiocnn.config import AudioLimits, Config, FrontendConfig
 from audiocnn.errors import (
     AudioError,
     AudioTooLongError,
@@ -77,6 +76,7 @@ class _Windows:
     config: FrontendConfig  # with the length of these windows
     hop: int  # samples from one window to the next
     logits: list[FloatArray] = field(default_factory=list)  # (num_classes,) each
+    embeddings: list[FloatArray] = field(default_factory=list)  # (d,) each; none if the model has none
     log_mel_ms: float = 0.0
 
     @cached_property
@@ -322,23 +322,22 @@ class Classifier:
             stack.append(self._log_mel(window))
             own.log_mel_ms += 1000 * (time.perf_counter() - began)
         with _timed(timings.inference_ms):
-            logits = self.engine.run(np.stack(stack))["logits"]
-        for (own, _), row in zip(batch, logits, strict=True):
-            own.logits.append(row)
+            outputs = self.engine.run(np.stack(stack), self.engine.served_outputs)
+        for number, (own, _) in enumerate(batch):
+            own.logits.append(outputs["logits"][number])
+            if "embedding" in outputs:
+                own.embeddings.append(outputs["embedding"][number])
 
     def _probabilities(self, logits: FloatArray) -> FloatArray:
         """Calibrated: `(..., num_classes)` of logits of that shape."""
-        return softmax(logits / self.config.temperature)
+        return probabilities(logits, self.config)
 
     def _log_mel(self, window: FloatArray) -> FloatArray:
-        """`(1, n_mels, num_frames)` of one window by itself: a matrix product's rounding depends on the
-        shape of its operands, and no answer may depend on a neighbour. A short one is repeated."""
+        """The network's input for one window by itself: a matrix product's rounding depends on the shape of
+        its operands, and no answer may depend on a neighbour. A short one is repeated."""
         if len(window) < self.config.frontend.window_samples:
             window = np.resize(window, self.config.frontend.window_samples)
-        with torch.inference_mode():
-            batch = torch.from_numpy(window[None]).to(self.engine.device)
-            log_mel: FloatArray = self.engine.log_mel(batch)[0].cpu().numpy()
-        return log_mel
+        return self.engine.prepare(window)
 
     def _result(self, work: _Work, options: Options, timings: Timings) -> Result:
         window_probs = self._probabilities(np.stack(work.whole.logits))
@@ -357,6 +356,7 @@ class Classifier:
             work.clip,
             self._representative(work.whole, chosen, options, timings),
             self._model,
+            window_embeddings=np.stack(work.whole.embeddings) if work.whole.embeddings else None,
             precision=self._precision,
             spectrogram=clip_spectrogram(waveform, log_mel) if options.clip_spectrogram else None,
             detections=self._detections(work.short, options) if work.short else [],
@@ -370,13 +370,13 @@ class Classifier:
         names = options.map_outputs(self.config)
         if not (names or options.spectrogram):
             return RepresentativeWindow(start, end)
-        log_mel = self._log_mel(next(islice(part, number, None)))
+        network_input = self._log_mel(next(islice(part, number, None)))
         maps: dict[str, FloatArray] = {}
         if names:
             with _timed(timings.inference_ms):
-                raw = self.engine.run(log_mel[None], names)
+                raw = self.engine.run(network_input[None], names)
             maps = {name: array[0] for name, array in raw.items()}
-        return RepresentativeWindow(start, end, log_mel[0], maps)
+        return RepresentativeWindow(start, end, self.engine.shown_log_mel(network_input), maps)
 
     def _detections(self, short: _Windows, options: Options) -> list[Detection]:
         return detections.detect(
@@ -390,9 +390,33 @@ class Classifier:
         )
 
 
+def probabilities(logits: FloatArray, config: Config) -> FloatArray:
+    """Calibrated probabilities `(..., num_classes)` of logits; raises as `softmax`.
+
+    With a background class they sum to less than 1: the rest is the probability of the background.
+    """
+    logits = logits / config.temperature
+    if config.activation == "sigmoid":
+        return sigmoid(logits)
+    if not config.has_background:
+        return softmax(logits)
+    background = np.zeros((*logits.shape[:-1], 1), np.float32)
+    return softmax(np.concatenate([logits, background], axis=-1))[..., :-1]
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Probabilities of each class by itself, float32. Raises `ModelOutputError` if a logit is not finite."""
+    _check_finite(logits)
+    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), dtype=np.float32)
+
+
 def softmax(logits: FloatArray) -> FloatArray:
     """Probabilities along the last axis, float32. Raises `ModelOutputError` if a logit is not finite."""
-    if not np.isfinite(logits).all():
-        raise ModelOutputError("the network returned logits that are not finite")
+    _check_finite(logits)
     exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def _check_finite(logits: FloatArray) -> None:
+    if not np.isfinite(logits).all():
+        raise ModelOutputError("the network returned logits that are not finite")

@@ -19,6 +19,10 @@ from audiocnn import __version__
 COMMANDS = {
     "classify": ("audiocnn.classify", "Label sound files, without a server."),
     "detect": ("audiocnn.detect", "Find events with start and end in sound files of any length."),
+    "teach": ("audiocnn.teach.command", "Teach a model your own sounds, from a few recordings of each."),
+    "embed": ("audiocnn.embed", "Feature vectors of sound files, as a Parquet or NumPy table."),
+    "search": ("audiocnn.search", "The most similar sounds in such a table."),
+    "check": ("audiocnn.check", "Whether an ONNX model from elsewhere can be served, and how fast it is."),
     "listen": ("audiocnn.listen", "Send a file to a running gateway in real time."),
     "batch": ("audiocnn.batch.runner", "Label folders of sound files, millions of them (Ray)."),
     "gateway": ("audiocnn.gateway.server", "Start the gateway in front of a running TorchServe."),
@@ -31,6 +35,7 @@ _EXTRAS = {
     "gateway": "gateway",
     "listen": "gateway",
     "serve": "torchserve",
+    "teach": "teach",
     "tune": "torchserve",
 }
 

@@ -32,6 +32,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "width": (int, 1, 1_024),
     "dropout": (float, 0.0, 1.0),
     "drop_path": (float, 0.0, 1.0),
+    "embedding_size": (int, 1, 1_000_000),
     "temperature": (float, 1e-3, 1e3),
     "unknown_threshold": (float, 0.0, 1.0),
     "on": (float, 0.0, 1.0),
@@ -40,7 +41,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "recall": (float, 0.0, 1.0),
     "false_alarms_per_hour": (float, 0.0, 1e6),
 }
-_MAY_BE_NULL = ("unknown_threshold", "precision", "recall", "false_alarms_per_hour")
+_MAY_BE_NULL = ("unknown_threshold", "embedding_size", "precision", "recall", "false_alarms_per_hour")
 _MAX_CLASSES = 100_000
 _MAX_BLOCKS = 100  # in one stage
 
@@ -137,7 +138,9 @@ class Config:
 
     class_names: tuple[str, ...]
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | None = field(default_factory=ModelConfig)  # None: a network of another architecture
+    embedding_size: int | None = None  # of such a network; None: it has no embedding
+    has_background: bool = False  # a further class with logit 0, which is never reported
     name: str = "audiocnn"
     version: str = "1.0"
     activation: str = "softmax"  # one label a clip; "sigmoid": several, or none
@@ -147,6 +150,18 @@ class Config:
     fingerprint: str = ""  # SHA-256 of the stored front end, see audiocnn.model.frontend
     provenance: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def num_features(self) -> int | None:
+        """Numbers of an embedding; None: the model has none."""
+        return self.model.channels[-1] if self.model else self.embedding_size
+
+    @property
+    def architecture(self) -> ModelConfig:
+        """The size of our own network. Raises `ModelFileError` if the model is another one."""
+        if self.model is None:
+            raise ModelFileError(f"{self.name} is no network of this project: it has no weights to load")
+        return self.model
 
     def to_json(self) -> str:
         """A JSON document, two spaces of indent, keys in the order of the fields."""
@@ -172,8 +187,9 @@ class Config:
             )
         try:
             raw["frontend"] = _build(FrontendConfig, raw["frontend"])
-            raw["model"]["blocks"] = _read_blocks(raw["model"]["blocks"])
-            raw["model"] = _build(ModelConfig, raw["model"])
+            if raw["model"] is not None:
+                raw["model"]["blocks"] = _read_blocks(raw["model"]["blocks"])
+                raw["model"] = _build(ModelConfig, raw["model"])
             raw["class_names"] = _read_names(raw["class_names"])
             raw["thresholds"] = _read_thresholds(raw.get("thresholds", {}), raw["class_names"])
             if raw.get("activation", "softmax") not in ACTIVATIONS:
@@ -230,8 +246,10 @@ def _read_thresholds(raw: object, class_names: tuple[str, ...]) -> dict[str, Thr
     return {name: _build(Threshold, row) for name, row in raw.items()}
 
 
-def feature_map_names(config: ModelConfig) -> list[str]:
-    """Names of the feature maps in the order of computation: `conv1`, ..., `layer4`."""
+def feature_map_names(config: ModelConfig | None) -> list[str]:
+    """Names of the feature maps in the order of computation: `conv1`, ..., `layer4`. None: it has none."""
+    if config is None:
+        return []
     names = ["conv1"]
     for stage, count in enumerate(config.blocks, start=1):
         for block in range(count):

@@ -1,19 +1,24 @@
-"""Readers of labelled clips: ESC-50, UrbanSound8K, and a plain CSV of a user's own sounds.
+"""Readers of labelled clips: ESC-50, UrbanSound8K, a CSV of a user's own sounds, and a folder per class.
 
-A dataset is a list of clips with a label and a fold. The folds are the dataset's own: clips cut from
-one recording share a fold, so training on some folds and measuring on another is honest.
+A dataset is a list of clips with a label and a fold. Clips cut from one recording share a fold, so training
+on some folds and measuring on another is honest. Where the user gives no folds, recordings are spread over
+five.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audiocnn import tables
 from audiocnn.errors import DatasetError
+from audiocnn.inputs import SUFFIXES
 from audiocnn.tables import Table, TableError, text
+
+FOLDS = 5  # where the user gives none
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,10 @@ class Dataset:
 
 
 def read_dataset(root: Path) -> Dataset:
-    """Read an ESC-50 folder, an UrbanSound8K folder, a CSV file, or a folder with one CSV in it.
+    """Read ESC-50, UrbanSound8K, a CSV file, a folder with one CSV in it, or a folder with one per class.
 
-    Raises `DatasetError` if the folder is none of these.
+    In the folder of a class each file is a recording; the files of a folder in it are one recording. Raises
+    `DatasetError` if the folder is none of these.
     """
     if (table := root / "meta" / "esc50.csv").is_file():
         return _read_esc50(root, table)
@@ -57,23 +63,59 @@ def read_dataset(root: Path) -> Dataset:
     found = sorted(path for path in root.glob("*") if path.suffix.lower() in tables.SUFFIXES)
     if len(found) == 1 and found[0].is_file():
         return _read_csv(found[0])
+    if not found and (clips := _folder_per_class(root)):
+        return Dataset(root.resolve().name, tuple(clips), tuple(sorted({clip.label for clip in clips})))
     raise DatasetError(
-        f"{root} is no dataset: expected meta/esc50.csv (ESC-50), metadata/UrbanSound8K.csv, or one CSV "
-        "file with the columns filename (or file_path), fold and label, and perhaps source"
+        f"{root} is no dataset: expected meta/esc50.csv (ESC-50), metadata/UrbanSound8K.csv, one CSV file "
+        "with the columns filename (or file_path) and label, and perhaps fold and source, or a folder of "
+        "sound files for each class"
     )
+
+
+def check_labels(class_names: Iterable[str]) -> None:
+    """Raise `DatasetError` if names differ by case or by spaces around them only."""
+    same = defaultdict(list)
+    for name in class_names:
+        same[name.strip().casefold()].append(name)
+    if found := [", ".join(map(repr, names)) for names in same.values() if len(names) > 1]:
+        raise DatasetError(
+            f"labels that differ by case or spaces only: {'; '.join(found)}: write each in one way"
+        )
+
+
+def folds_by_recording(clips: Iterable[LabelledClip], count: int = FOLDS) -> tuple[LabelledClip, ...]:
+    """The clips with folds from 1 to `count`: all clips of a recording in one, each class spread over all."""
+    clips = tuple(clips)
+    recordings = dict.fromkeys(clip.source for clip in sorted(clips, key=lambda c: (c.label, c.source)))
+    fold_of = {source: 1 + number % count for number, source in enumerate(recordings)}
+    return tuple(replace(clip, fold=fold_of[clip.source]) for clip in clips)
+
+
+def _folder_per_class(root: Path) -> tuple[LabelledClip, ...]:
+    """Clips of `root/CLASS/clip.wav` and `root/CLASS/RECORDING/clip.wav`; hidden folders are left out."""
+    clips = []
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if not folder.is_dir() or folder.name.startswith("."):
+            continue
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+                source = path if path.parent == folder else path.parent
+                clips.append(LabelledClip(path, folder.name, 0, str(source.relative_to(root))))
+    return folds_by_recording(clips)
 
 
 _INTEGERS = {"fold", "target", "classID"}
 _FILES = ("file_path", "filename", "path")
 
 
-def _rows(table: Path, *columns: str | tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a table, each with a value in all the columns, or one of several; numbers are checked here,
-    so that readers need not."""
+def _rows(table: Path, *columns: str | tuple[str, ...], optional: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table, each with a value in all the columns, or one of several, and in the optional ones
+    that the table has; numbers are checked here, so that readers need not."""
     names = [name for column in columns for name in ([column] if isinstance(column, str) else column)]
     try:
-        content = Table(table, columns={*names, "source"})
+        content = Table(table, columns={*names, *optional, "source"})
         found = [_only(content, [column] if isinstance(column, str) else column) for column in columns]
+        found += [column for column in optional if column in content.columns]
         rows = [_checked(f"{table}, line {line}", row, found) for line, row in content]
     except TableError as error:
         raise DatasetError(str(error)) from error
@@ -130,26 +172,19 @@ def _read_urbansound8k(root: Path, table: Path) -> Dataset:
 
 
 def _read_csv(table: Path) -> Dataset:
-    rows = _rows(table, _FILES, "fold", "label")
+    rows = _rows(table, _FILES, "label", optional=["fold"])
     column = next(name for name in _FILES if name in rows[0])
+    has_folds = "fold" in rows[0]
     # The column `source` is optional, and so is its value: a clip without one is a recording of its own.
     clips = tuple(
         LabelledClip(
-            table.parent / row[column], row["label"], int(row["fold"]), row.get("source") or row[column]
+            table.parent / row[column],
+            row["label"],
+            int(row["fold"]) if has_folds else 0,
+            row.get("source") or row[column],
         )
         for row in rows
     )
     names = sorted({clip.label for clip in clips})
-    _check_case(table, names)
-    return Dataset(table.stem, clips, tuple(names))
-
-
-def _check_case(table: Path, names: Sequence[str]) -> None:
-    """Raises `DatasetError` for labels that are one but for upper and lower case."""
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(name.casefold(), []).append(name)
-    if alike := [", ".join(map(repr, kind)) for kind in kinds.values() if len(kind) > 1]:
-        raise DatasetError(
-            f"{table} has labels that differ by upper and lower case alone: {'; '.join(alike)}"
-        )
+    check_labels(names)
+    return Dataset(table.stem, clips if has_folds else folds_by_recording(clips), tuple(names))

@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "clip_spectrogram": _FLAG | {"description": "the mel spectrogram of the whole clip in dB"},
     "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
+    "embedding": _FLAG | {"description": "the feature vector of the sound, for search and clustering"},
     "windows": _FLAG | {"description": "the answer of every window"},
     "windows_top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1},
     "detections": _FLAG | {"description": "events with class, start, end and confidence"},
@@ -69,6 +70,7 @@ class Options:
     spectrogram: bool | str = False  # True or "png"
     clip_spectrogram: bool = False
     waveform: bool = False
+    embedding: bool = False
     windows: bool = False
     windows_top_k: int = 1  # classes of every window
     detections: bool = False
@@ -98,14 +100,17 @@ class Options:
         return (*evidence, *(self.layer_names(config) if self.feature_maps != "none" else ()))
 
     @classmethod
-    def parse(cls, raw: Mapping[str, object], config: Config) -> Options:
-        """Options from names and values as they came; raises `BadOptionError` that names the culprit."""
+    def parse(cls, raw: Mapping[str, object], config: Config, *, explain: bool = False) -> Options:
+        """Options from names and values as they came.
+
+        Raises `BadOptionError` that names the culprit, also for what the model cannot give.
+        """
         values: dict[str, object] = {}
         for name, value in raw.items():
             if name not in OPTIONS:
                 raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
             values["class_name" if name == "class" else name] = _parse(name, value, config)
-        options = cls(**values)  # type: ignore[arg-type]
+        options = cls(**values, explain=explain)  # type: ignore[arg-type]
         options._check(config)
         return options
 
@@ -118,12 +123,26 @@ class Options:
         window = config.frontend.clip_seconds
         if self.hop_seconds is not None and self.hop_seconds > window:
             raise _bad("hop_seconds", self.hop_seconds, f"a window has {window:g} s")
+        self._check_outputs(config)
+
+    def _check_outputs(self, config: Config) -> None:
+        """Raise `BadOptionError` for what the network has no output for."""
+        wanted = {"feature_maps": self.feature_maps != "none", "evidence": self.evidence or self.explain}
+        missing = [name for name, is_wanted in wanted.items() if is_wanted and config.model is None]
+        if self.embedding and config.num_features is None:
+            missing.append("embedding")
+        if missing:
+            raise BadOptionError(
+                f"The model {config.name} cannot give {' and '.join(missing)}: there is no such output."
+            )
 
 
 def _parse(name: str, value: object, config: Config) -> object:
     kind = OPTIONS[name]
     if name in ("classes", "exclude"):
         return _names(name, value, config.class_names)
+    if name == "layers" and config.model is None:
+        raise _bad(name, value, "the model has no feature maps")
     if name == "layers":
         return _names(name, value, feature_map_names(config.model))
     if name == "class":

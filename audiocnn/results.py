@@ -57,7 +57,7 @@ class RepresentativeWindow:
     start: float  # seconds
     end: float
     # (n_mels, num_frames), as the network saw it; None if neither it nor maps were asked for
-    log_mel: FloatArray | None = None
+    log_mel: FloatArray | None = None  # see `Engine.shown_log_mel`
     # evidence (k, h, w) and feature maps (h, w) that were asked for
     outputs: dict[str, FloatArray] = field(default_factory=dict)
 
@@ -102,13 +102,15 @@ class Result:
 
     config: Config
     options: Options
-    probs: FloatArray  # (num_classes,); sums to 1 with the default options
+    # (num_classes,); sums to 1 with the default options, or to less if the model has a background class
+    probs: FloatArray
     window_probs: FloatArray  # (num_windows, num_classes)
     spans: list[tuple[float, float]]  # start and end of every window, seconds
     clip: Clip
     shown: RepresentativeWindow
     model: dict[str, str]  # name, version, sha256 (12 digits)
     spectrogram: ClipSpectrogram | None = None  # of the whole clip, if it was asked for
+    window_embeddings: FloatArray | None = None  # (num_windows, d); None: the model has none
     precision: str = "float32"  # of the served file, which predicts; maps and evidence are always float32
     detections: list[Detection] = field(default_factory=list)  # by start, if asked for
 
@@ -145,6 +147,11 @@ class Result:
         ]
         return chosen[: self.options.top_k]
 
+    @property
+    def embedding(self) -> FloatArray | None:
+        """The feature vector `(d,)`, the mean over the windows; None: the model has none."""
+        return None if self.window_embeddings is None else self.window_embeddings.mean(axis=0)
+
     @cached_property
     def _order(self) -> list[int]:
         return [int(i) for i in np.argsort(-self.probs, kind="stable")]
@@ -180,6 +187,8 @@ class Result:
             answer["detections"] = [detection.to_dict() for detection in self.detections]
         if options.windows or len(self.spans) > 1:
             answer["windows"] = _windows(self)
+        if options.embedding and (embedding := self.embedding) is not None:
+            answer["embedding"] = [round(float(value), 6) for value in embedding]
         if options.feature_maps != "none":
             draw = _json_map if options.feature_maps == "json" else _png_map
             answer["visualization"] = {

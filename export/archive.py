@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiocnn import command, files
+from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
-from audiocnn.model.engine import Engine
-from audiocnn.model.loading import PARITY_REPORT
+from audiocnn.model.engine import CONFIG_KEY, Engine, open_graph
+from audiocnn.model.loading import PARITY_REPORT, REFERENCE
 from audiocnn.torchserve import integrity
 from export import common
 from export.common import NAME
@@ -30,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
 # Parts of `audiocnn` that a worker does not import.
 _NOT_SERVED = (
-    *("__pycache__", "batch", "client", "gateway", "torchserve", "released"),
-    *("cli.py", "classify.py", "command.py", "listen.py"),
+    *("__pycache__", "batch", "client", "gateway", "torchserve", "released", "teach", "backbone"),
+    *("cli.py", "classify.py", "embed.py", "search.py", "check.py", "command.py", "listen.py"),
 )
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """
@@ -61,7 +62,11 @@ def stage(store: Path, engine_name: str, folder: Path) -> Engine:
     for name in ("__init__.py", "metrics.py"):
         shutil.copy(ROOT / "handler" / name, folder / "handler" / name)
     # Beside int8 goes float32: for processors where int8 is wrong, for GPUs and for feature maps.
-    for name in dict.fromkeys((served, NAME + suffix, f"{NAME}-maps{suffix}", PARITY_REPORT)):
+    is_ours = Config.from_json(open_graph(store / served).metadata[CONFIG_KEY]).model is not None
+    required = {served, PARITY_REPORT, *((NAME + suffix, f"{NAME}-maps{suffix}") if is_ours else ())}
+    for name in sorted({*required, NAME + suffix, *(() if is_ours else (REFERENCE,))}):
+        if not (store / name).is_file() and name not in required:
+            continue
         if not (store / name).is_file():
             raise ModelFileError(f"{store / name} is missing: run `make -B export`")
         shutil.copy(store / name, folder / name)

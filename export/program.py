@@ -28,13 +28,14 @@ class ExportedProgramGraph:
     def __init__(self, path: Path) -> None:
         files: dict[str, Any] = {CONFIG_KEY: "", FRONTEND_KEY: "", _NAMES: ""}
         self._module = torch.export.load(path, extra_files=files).module()
-        self._names = json.loads(files.pop(_NAMES))
+        self.output_names: tuple[str, ...] = tuple(json.loads(files.pop(_NAMES)))
+        self.takes_waveform = False
         self.metadata: dict[str, str] = files
 
     @torch.inference_mode()
-    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
-        """`log_mel (b, 1, n_mels, num_frames)` -> the named outputs, batch first."""
-        named = dict(zip(self._names, self._module(torch.from_numpy(log_mel)), strict=True))
+    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+        """`inputs (b, 1, n_mels, num_frames)` -> the named outputs, batch first."""
+        named = dict(zip(self.output_names, self._module(torch.from_numpy(inputs)), strict=True))
         return [named[name].numpy() for name in outputs]
 
 

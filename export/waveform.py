@@ -8,7 +8,6 @@ ONNX runtime has. It is slower than an FFT: the server computes the log-mel outs
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +20,13 @@ from audiocnn import command
 from audiocnn.config import Config
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
+from audiocnn.model.conv_stft import conv_power, dft_basis
 from audiocnn.model.engine import pack_metadata
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
+from audiocnn.model.onnx_file import save
 from export import common
 from export.common import NAME
-from export.onnx import save
 
 FILE = f"{NAME}-waveform.onnx"
 
@@ -39,20 +39,13 @@ class ConvLogMel(LogMel):
     def __init__(self, log_mel: LogMel) -> None:
         super().__init__(log_mel.config)
         self.load_state_dict(log_mel.state_dict())
-        n_fft = self.config.n_fft
-        margin = n_fft - self.config.win_length
+        margin = self.config.n_fft - self.config.win_length
         window = functional.pad(self.window.double(), (margin // 2, margin - margin // 2))
-        turns = torch.outer(torch.arange(n_fft // 2 + 1), torch.arange(n_fft)) % n_fft  # exact
-        angle = 2 * math.pi / n_fft * turns.double()
-        basis = torch.cat([angle.cos(), angle.sin()]) * window / window.sum()
-        self.register_buffer("basis", basis.float()[:, None], persistent=False)
+        self.register_buffer("basis", dft_basis(window / window.sum()), persistent=False)
 
     def power(self, waveform: Tensor) -> Tensor:
         """See `LogMel.power`."""
-        margin = self.config.n_fft // 2
-        padded = functional.pad(waveform[:, None], (margin, margin))
-        cosine, sine = functional.conv1d(padded, self.basis, stride=self.config.hop_length).chunk(2, dim=1)
-        return cosine.square() + sine.square()
+        return conv_power(waveform, self.basis, self.config.hop_length)
 
 
 class WaveformModel(nn.Module):

@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +188,7 @@ def read_request(
         else:
             audio = next((_bytes(fields[name]) for name in AUDIO_FIELDS if name in fields), b"")
         given |= {name: value for name, value in fields.items() if name not in AUDIO_FIELDS}
-        options = Options.parse(given, config)
-        return audio, replace(options, explain=_lowered(headers).get("explain") == "True")
+        return audio, Options.parse(given, config, explain=_lowered(headers).get("explain") == "True")
     except AudioError as error:
         return b"", error
 

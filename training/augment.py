@@ -15,13 +15,10 @@ import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
+from audiocnn.audio.generators import uniform, unit_noise
+
 _LEVEL_SECONDS = 0.1
 _SILENCE_DB = -100.0
-
-
-def uniform(like: Tensor, low: float, high: float) -> Tensor:
-    """A uniform random number per clip: `(b, 1)`."""
-    return torch.empty(len(like), 1, device=like.device).uniform_(low, high)
 
 
 def _chosen(like: Tensor, probability: float) -> Tensor:
@@ -105,23 +102,6 @@ def background_noise(waveform: Tensor, target: Tensor, probability: float) -> tu
     waveform[chosen] = noise.clamp(-1.0, 1.0)
     target[chosen] = target[chosen].mean(dim=1, keepdim=True)
     return waveform, target
-
-
-def unit_noise(like: Tensor) -> Tensor:
-    """Nearly white noise with an RMS of 1: `(b, n)`.
-
-    Its power falls or rises by up to 1.5 dB an octave (steeper slopes are close to rain, wind and sea). The
-    distribution of its samples varies from normal over uniform to hard clipped: the front end normalises
-    peaks, so the crest factor decides how loud the noise becomes.
-    """
-    spectrum = torch.fft.rfft(torch.randn_like(like))
-    octaves = torch.arange(1, spectrum.shape[1] + 1, device=like.device).log2()
-    slope = uniform(like, -0.25, 0.25)  # log2 of the amplitude per octave: 6 dB each
-    noise = torch.fft.irfft(spectrum * torch.exp2(octaves * slope), n=like.shape[1])
-    noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt()
-    noise = torch.erf(noise * torch.pow(10.0, uniform(like, -1.0, 0.5)))  # uniform at a gain of 0.7
-    rms: Tensor = noise.square().mean(dim=1, keepdim=True).sqrt()
-    return noise / rms
 
 
 # --- Pairs of clips: the targets are mixed too ---

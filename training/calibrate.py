@@ -19,12 +19,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import command
+from audiocnn import calibration, command
 from audiocnn.arrays import AnyFloatArray, FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
-from training import calibration
 from training.data import add_data_option, parse_folds
 from training.evaluate import predict, trained_on
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from audiocnn.audio import windows
+from audiocnn.audio.generators import uniform
 from audiocnn.config import FrontendConfig
-from training.augment import energetic_moment, uniform
+from training.augment import energetic_moment
 
 _STEPS = 32_768  # 16 bits
 

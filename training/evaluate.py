@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from audiocnn import audio, command
+from audiocnn import audio, calibration, command
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import AudioError, DatasetError
-from training import calibration, robustness
+from training import robustness
 from training.data import add_data_option, parse_folds
 from training.robustness import Condition
 

@@ -116,8 +116,8 @@ def _teachers(provenance: dict[str, Any]) -> list[str]:
 def _architecture(config: Config) -> dict[str, Any]:
     names = ("clip_seconds", "n_mels", "f_min", "f_max", "sample_rate")
     return {name: getattr(config.frontend, name) for name in names} | {
-        "blocks": "-".join(map(str, config.model.blocks)),
-        "width": config.model.width,
+        "blocks": "-".join(map(str, config.architecture.blocks)),
+        "width": config.architecture.width,
         "num_classes": len(config.class_names),
     }
 

@@ -24,13 +24,13 @@ from rich.table import Table
 
 from audiocnn import command
 from audiocnn.arrays import AnyFloatArray, FloatArray
+from audiocnn.calibration import auroc, threshold_for
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
 from training import far_sounds
 from training.calibrate import REJECTED_SHARE, FoldModel, parse_fold_model
-from training.calibration import auroc, threshold_for
 from training.data import add_data_option, load_waveforms, parse_folds
 from training.evaluate import trained_on
 from training.job_runner import TrainingJob, run_all

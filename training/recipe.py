@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from audiocnn.config import FrontendConfig
+from audiocnn.config import FrontendConfig, ModelConfig
 from training import augment, degrade
 from training.background import Background
 
@@ -89,6 +89,29 @@ class Recipe:
     def mixes(self) -> dict[str, float]:
         """Probability of each mix."""
         return {name: getattr(self, name) for name in ("between_class", "time_mix", "freq_mix", "mixup")}
+
+
+MANY_CLIPS = 800  # from here on recipes are used as they are
+_MIN_EPOCHS, _MIN_STEPS = 60, 400
+_AVERAGED_SHARE = 0.05  # of the steps, over which the moving average of the weights reaches
+
+
+def sized(recipe: Recipe, num_clips: int) -> Recipe:
+    """The recipe with batch size, epochs and moving average for so few clips."""
+    if num_clips >= MANY_CLIPS:
+        return recipe
+    batch_size = min(recipe.batch_size, max(4, num_clips // 4))
+    steps = max(1, num_clips // batch_size)  # in an epoch
+    epochs = max(_MIN_EPOCHS, recipe.epochs * num_clips // MANY_CLIPS, -(-_MIN_STEPS // steps))
+    decay = min(recipe.ema_decay, 1 - 1 / max(1.0, _AVERAGED_SHARE * steps * epochs))
+    return replace(recipe, batch_size=batch_size, epochs=min(recipe.epochs, epochs), ema_decay=decay)
+
+
+def width_for(num_clips: int) -> int:
+    """Channels of the first stage for so many clips: a large network only memorises a few."""
+    if num_clips >= MANY_CLIPS:
+        return ModelConfig().width
+    return 32 if num_clips >= MANY_CLIPS // 2 else 16
 
 
 # Fields and recipes by the names that they had before version 0.2.

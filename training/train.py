@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from audiocnn import command
+from audiocnn import calibration, command
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.files import replacing
@@ -40,11 +40,20 @@ from training.data import (
     validation_split,
     without_classes,
 )
-from training.recipe import FRONTENDS, OLD_FIELDS, RECIPES, Recipe, parse_recipe
+from training.recipe import (
+    FRONTENDS,
+    MANY_CLIPS,
+    OLD_FIELDS,
+    RECIPES,
+    Recipe,
+    parse_recipe,
+    sized,
+    width_for,
+)
 from training.teacher import online
 from training.teacher.soft_labels import SoftLabels
 from training.trainer import DistributedContext, Trainer, cpu_description
-from training.validate import check, print_class_counts
+from training.validate import PUBLISHED, check, print_class_counts
 
 if TYPE_CHECKING:
     from training.tensorboard import TensorBoardWriter
@@ -53,6 +62,9 @@ Data = tuple[Tensor, Tensor]  # waveforms float32 (n, window_samples), class ind
 
 _STATE = "state.pt"
 _RECIPE_HELP = "hyperparameters and augmentation (%(default)s); `seeds` is an old name of `baseline`"
+_SIZED = ("batch_size", "epochs", "ema_decay")
+_FEWER = "; less for few clips"
+_FEW_CLIPS = 20
 _SAVE_SECONDS = 30.0  # between two states, at least: an epoch may be shorter than writing one
 
 
@@ -104,11 +116,9 @@ def train(
         initial, _, _ = checkpoint.load(options.init)
         config = replace(config, frontend=initial.frontend, model=initial.model)
     check(dataset, folds)
-    clips, validation = dataset.folds(folds), list[LabelledClip]()
     if options.context.rank == 0:
-        print_class_counts(clips)
-    if options.patience:
-        clips, validation = validation_split(clips, seed=recipe.seed)
+        print_class_counts(dataset.folds(folds))
+    clips, held_out = split(dataset, dataset.folds(folds), seed=recipe.seed, patience=options.patience)
 
     def load(wanted: list[LabelledClip]) -> Data | None:
         return _load(wanted, dataset, config.frontend, options) if wanted else None
@@ -120,8 +130,22 @@ def train(
     trainer = _new_trainer(recipe, replace(config, provenance=provenance), data, options, extras)
     _resume(trainer, options.out)
     watched = load(dataset.folds(options.watch_folds)) if options.watch_folds else None
-    _train_epochs(trainer, options, watched, load(validation))
-    return _finish(trainer, options.out)
+    validation = load(held_out)
+    _train_epochs(trainer, options, watched, validation if options.patience else None)
+    return _finish(trainer, options.out, validation)
+
+
+def split(
+    dataset: Dataset, clips: list[LabelledClip], *, seed: int, patience: int = 0
+) -> tuple[list[LabelledClip], list[LabelledClip]]:
+    """Clips to train on, and clips for early stopping, temperature and threshold.
+
+    A published dataset is trained on whole, unless training may stop early: its temperature and threshold
+    come from a cross-validation (`training.calibrate`).
+    """
+    if dataset.name in PUBLISHED and not patience:
+        return clips, []
+    return validation_split(clips, seed=seed)
 
 
 def _load(clips: list[LabelledClip], dataset: Dataset, frontend: FrontendConfig, options: RunOptions) -> Data:
@@ -261,7 +285,22 @@ def _has_stalled(trainer: Trainer, patience: int) -> bool:
     return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
 
 
-def _finish(trainer: Trainer, out: Path) -> Config:
+def _calibrated(config: Config, trainer: Trainer, held_out: Data) -> Config:
+    """With temperature and threshold for unknown sounds, fitted on held-out clips.
+
+    Few clips do not make the confidences higher.
+    """
+    logits, target = trainer.logits(held_out[0]).numpy(), held_out[1].numpy()
+    temperature = calibration.fit_temperature(logits, target)
+    if len(target) < _FEW_CLIPS:
+        temperature = max(1.0, temperature)
+    highest = calibration.softmax(logits, temperature).max(axis=1)
+    threshold = calibration.threshold_for(highest)
+    print(f"temperature {temperature:.2f} and threshold {threshold:.2f} from {len(target)} held-out clips")
+    return replace(config, temperature=temperature, unknown_threshold=threshold)
+
+
+def _finish(trainer: Trainer, out: Path, held_out: Data | None) -> Config:
     """Write history and checkpoint (the first process only); returns the config."""
     statistics = {
         "torch": torch.__version__,
@@ -273,6 +312,8 @@ def _finish(trainer: Trainer, out: Path) -> Config:
     config = replace(trainer.config, provenance=trainer.config.provenance | statistics)
     if trainer.context.rank > 0:
         return config
+    if held_out:
+        config = _calibrated(config, trainer, held_out)
     (out / "history.json").write_text(json.dumps(trainer.history, indent=1) + "\n")
     return checkpoint.save(out, config, trainer.log_mel, trainer.result)
 
@@ -283,10 +324,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = command.new_parser("training.train", __doc__, example)
     add_data_option(parser)
     add = parser.add_argument
-    add("--train-folds", type=parse_folds, required=True, metavar="FOLDS", help="folds to train on: 1,2,3")
+    add("--train-folds", type=parse_folds, metavar="FOLDS", help="folds to train on, such as 1,2,3 (all)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run and its checkpoint")
     add("--recipe", type=parse_recipe, choices=RECIPES, default="strong", help=_RECIPE_HELP)
-    add("--width", type=int, help=f"channels of the first stage ({ModelConfig().width})")
+    add("--width", type=int, help=f"channels of the first stage ({ModelConfig().width}; fewer for few clips)")
     add("--drop-path", type=float, default=0.0, help="probability of skipping the last block (%(default)s)")
     add("--f-max", type=float, metavar="HZ", help="highest frequency of the front end (that of --recipe)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from these weights (none: random weights)")
@@ -329,18 +370,20 @@ def _add_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[str
         flags = [f"--{name.replace('_', '-')}" for name in (setting.name, old.get(setting.name)) if name]
         value = getattr(values, setting.name)
         metavar = {int: "N", float: "X"}.get(type(value))
-        text = f"{setting.metadata['help']} (%(default)s)"
-        arguments_of = {"metavar": metavar, **setting.metadata, "help": text}
-        group.add_argument(*flags, dest=setting.name, type=type(value), default=value, **arguments_of)
+        text = f"{setting.metadata['help']} ({value}{_FEWER * (setting.name in _SIZED)})"
+        arguments_of = {"metavar": metavar, **setting.metadata, "help": text.replace("%", "%%")}
+        group.add_argument(*flags, dest=setting.name, type=type(value), **arguments_of)
 
 
-def settings(args: argparse.Namespace) -> tuple[Recipe, FrontendConfig, ModelConfig]:
-    """Recipe, front end and network of the command line."""
-    recipe = Recipe(**{setting.name: getattr(args, setting.name) for setting in fields(Recipe)})
+def settings(args: argparse.Namespace, num_clips: int) -> tuple[Recipe, FrontendConfig, ModelConfig]:
+    """Recipe, front end and network of the command line, for so many clips."""
+    given = {s.name: getattr(args, s.name) for s in fields(Recipe) if getattr(args, s.name) is not None}
+    recipe = replace(sized(replace(RECIPES[args.recipe], **given), num_clips), **given)
     frontend, model = FRONTENDS[args.recipe], ModelConfig()
     if args.f_max:
         frontend = replace(frontend, f_max=args.f_max)
-    return recipe, frontend, replace(model, width=args.width or model.width, drop_path=args.drop_path)
+    width = args.width or width_for(num_clips)
+    return recipe, frontend, replace(model, width=width, drop_path=args.drop_path)
 
 
 def run_options(args: argparse.Namespace) -> RunOptions:
@@ -363,13 +406,20 @@ def run(args: argparse.Namespace) -> None:
     """Train as the command line says. Raises as `train` does."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    recipe, frontend, model = settings(args)
     dataset = read_dataset(args.data)
     if args.exclude:
         dataset = without_classes(dataset, args.exclude.split(","))
+    folds = args.train_folds or sorted({clip.fold for clip in dataset.clips})
+    num_clips = len(split(dataset, dataset.folds(folds), seed=args.seed or 0)[0])
+    recipe, frontend, model = settings(args, num_clips)
+    if num_clips < MANY_CLIPS:
+        print(
+            f"{num_clips} clips to train on: batches of {recipe.batch_size}, {recipe.epochs} epochs, width "
+            f"{model.width}"
+        )
     config = Config(class_names=dataset.class_names, frontend=frontend, model=model)
     try:
-        train(dataset, args.train_folds, recipe, config, run_options(args))
+        train(dataset, folds, recipe, config, run_options(args))
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

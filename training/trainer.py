@@ -20,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from audiocnn.backbone.network import NUM_FEATURES
 from audiocnn.config import Config
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
 from training.recipe import Augmenter, Recipe
-from training.teacher.network import NUM_FEATURES
 from training.teacher.online import Heads, OnlineTeacher
 
 Row = dict[str, float]
@@ -122,7 +122,7 @@ class Trainer:
 
     def _set_network(self, num_features: int) -> None:
         torch.manual_seed(self.recipe.seed)
-        model = AudioCNN(self.config.model, num_classes=len(self.config.class_names))
+        model = AudioCNN(self.config.architecture, num_classes=len(self.config.class_names))
         self.model = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student = Student(self.model, num_features).to(self.context.device)
         self.network: nn.Module = self.student
@@ -248,15 +248,19 @@ class Trainer:
 
         `waveforms` are float32 `(n, window_samples)`, `target` class indices int64 `(n,)`.
         """
+        logits = self.logits(waveforms, batch_size)
+        return int((logits.argmax(dim=1) == target.cpu()).sum()) / len(target)
+
+    @torch.inference_mode()
+    def logits(self, waveforms: Tensor, batch_size: int = 50) -> Tensor:
+        """Logits `(n, k)` of the current weights, at the resolution of the last epoch, on the CPU."""
         model = self.result.eval()
         pooling = self.recipe.pooling(max(0, self.epoch - 1))
-        correct = 0
-        batches = zip(torch.split(waveforms, batch_size), torch.split(target, batch_size), strict=True)
-        for batch, label in batches:
+        parts = []
+        for batch in torch.split(waveforms, batch_size):
             log_mel = self.log_mel(batch.to(self.context.device))
-            logits = model(nn.functional.avg_pool2d(log_mel, pooling))
-            correct += int((logits.argmax(dim=1).cpu() == label.cpu()).sum())
-        return correct / len(target)
+            parts.append(model(nn.functional.avg_pool2d(log_mel, pooling)).float().cpu())
+        return torch.cat(parts)
 
     def identity(self) -> str:
         """JSON of what a resume must share with its run: recipe, configuration, front end (with its

@@ -53,7 +53,7 @@ def load(folder: Path) -> tuple[Config, LogMel, AudioCNN]:
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
         raise ModelFileError(f"{folder} is not a complete checkpoint: {error}") from error
     log_mel = LogMel(config.frontend)
-    model = AudioCNN(config.model, num_classes=len(config.class_names))
+    model = AudioCNN(config.architecture, num_classes=len(config.class_names))
     _load_part(log_mel, tensors, "frontend.", folder)
     _load_part(model, tensors, "model.", folder)
     check_fingerprint(config, log_mel)

@@ -13,6 +13,7 @@ import base64
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from audiocnn.arrays import FloatArray
 from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import ModelFileError
 from audiocnn.files import sha256
-from audiocnn.model import checkpoint
+from audiocnn.model import checkpoint, waveform
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
 
@@ -40,9 +41,11 @@ class Graph(Protocol):
     """A network that can be run; `metadata` holds the values of the two keys above."""
 
     metadata: dict[str, str]
+    output_names: tuple[str, ...]  # of these `logits` is one
+    takes_waveform: bool  # else it takes log-mels
 
-    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
-        """`log_mel (b, 1, n_mels, num_frames)` -> the named outputs, batch first."""
+    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+        """`inputs (b, 1, n_mels, num_frames)`, or `(b, num_samples)` -> the named outputs, batch first."""
         ...
 
 
@@ -61,7 +64,12 @@ class Engine:
         self._graph = open_graph(path, device=device, threads=threads)
         self._maps: Graph | None = self._graph if path.is_dir() else None
         self.config = Config.from_json(self._graph.metadata[CONFIG_KEY])
-        self.log_mel = _unpack_frontend(self._graph.metadata[FRONTEND_KEY], self.config).to(device)
+        self.takes_waveform = self._graph.takes_waveform
+        frontend = self._graph.metadata.get(FRONTEND_KEY)  # of a waveform model: to look at, if there is one
+        log_mel = _unpack_frontend(frontend, self.config) if frontend else LogMel(self.config.frontend).eval()
+        self.log_mel = log_mel.to(device)
+        if self.takes_waveform:
+            self.config = replace(self.config, model=None, embedding_size=self.config.num_features)
         self.sha256 = sha256(path / checkpoint.WEIGHTS if path.is_dir() else path)
 
     @property
@@ -69,21 +77,56 @@ class Engine:
         """Names of the feature maps that `run` can return besides `logits` and `evidence`."""
         return feature_map_names(self.config.model)
 
-    def run(self, log_mel: FloatArray, outputs: Sequence[str] = ("logits",)) -> dict[str, FloatArray]:
-        """Run `(n, 1, n_mels, num_frames)`; returns the named outputs, first dimension n.
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file carries besides its graph."""
+        return self._graph.metadata
+
+    @property
+    def served_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of the served graph: `logits`, and `embedding` if it has one."""
+        return tuple(name for name in WithEmbedding.output_names if name in self._graph.output_names)
+
+    @torch.inference_mode()
+    def prepare(self, window: FloatArray) -> FloatArray:
+        """What the network takes for a window `(window_samples,)`.
+
+        Its log-mel `(1, n_mels, num_frames)`, or the window itself for a network that takes waveforms.
+        """
+        if self.takes_waveform:
+            return window
+        log_mel: FloatArray = self.log_mel(torch.from_numpy(window[None]).to(self.device))[0].cpu().numpy()
+        return log_mel
+
+    @torch.inference_mode()
+    def shown_log_mel(self, network_input: FloatArray) -> FloatArray:
+        """The log-mel `(n_mels, num_frames)` to show for what `prepare` returned.
+
+        That is what the network saw, or for a network that takes waveforms one computed for the eye.
+        """
+        if not self.takes_waveform:
+            shown: FloatArray = network_input[0]
+            return shown
+        shown = self.log_mel(torch.from_numpy(network_input[None]).to(self.device))[0, 0].cpu().numpy()
+        return shown
+
+    def run(self, inputs: FloatArray, outputs: Sequence[str] = ("logits",)) -> dict[str, FloatArray]:
+        """Run a stack of what `prepare` returns; returns the named outputs, first dimension n.
 
         Batches are cut into powers of two up to `MAX_BATCH`: a handful of shapes, so ONNX Runtime's
         memory stays flat. All outputs of one call come from one graph.
         """
-        is_served = set(outputs) <= set(WithEmbedding.output_names)
+        is_served = set(outputs) <= set(self._graph.output_names)
         graph = self._graph if is_served else self._maps_graph()
-        parts = [graph.run(log_mel[chunk], outputs) for chunk in _chunks(len(log_mel))]
+        parts = [graph.run(inputs[chunk], outputs) for chunk in _chunks(len(inputs))]
         return {
             name: np.concatenate(arrays)
             for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)
         }
 
     def _maps_graph(self) -> Graph:
+        if self.config.model is None:
+            raise ModelFileError(f"{self.path} has no feature maps and no evidence")
         if self._maps is None:
             stem = self.path.stem.removesuffix(INT8)  # pictures are drawn from float32
             path = self.path.with_name(f"{stem}-maps{self.path.suffix}")
@@ -98,16 +141,37 @@ def open_graph(path: Path, *, device: str = "cpu", threads: int | None = None) -
     if path.is_dir():
         return EagerGraph(path, device)
     if not path.is_file():
-        raise ModelFileError(f"there is no model at {path}: build it with `make export`")
+        hint = "build it with `make export`" if path.suffix else "train or teach it first, or name another"
+        raise ModelFileError(f"there is no model at {path}: {hint}")
     if path.suffix == ".onnx":
-        graph: Graph = OnnxGraph(path, device, threads)
+        graph: Graph = _open_onnx(path, device, threads)
     elif path.suffix == ".pt":
         graph = TorchScriptGraph(path, device)
     else:
         raise ModelFileError(f"{path} is no model file: expected .onnx, .pt or a checkpoint folder")
-    if missing := [key for key in (CONFIG_KEY, FRONTEND_KEY) if not graph.metadata.get(key)]:
-        raise ModelFileError(f"{path} carries no {' and no '.join(missing)}: it was not exported by us")
+    keys = (CONFIG_KEY,) if graph.takes_waveform else (CONFIG_KEY, FRONTEND_KEY)
+    if missing := [key for key in keys if not graph.metadata.get(key)]:
+        raise ModelFileError(
+            f"{path} carries no {' and no '.join(missing)}: it was not exported by us; a waveform model from "
+            "elsewhere is described by a JSON file beside it, see `audiocnn check --help`"
+        )
     return graph
+
+
+def _open_onnx(path: Path, device: str, threads: int | None) -> Graph:
+    graph = OnnxGraph(path, device, threads)
+    is_ours = bool(graph.metadata.get(CONFIG_KEY))
+    if not graph.takes_waveform and (is_ours or not waveform.description_path(path).is_file()):
+        return graph
+    config = Config.from_json(graph.metadata[CONFIG_KEY]) if is_ours else waveform.read_description(path)
+    size = graph.shapes["embedding"][-1] if "embedding" in graph.shapes else None
+    metadata = dict(graph.metadata)
+    if not is_ours:
+        metadata[CONFIG_KEY] = replace(config, embedding_size=size).to_json()
+    try:
+        return waveform.WaveformGraph(graph, config, metadata)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}\n`audiocnn check {path}` says more") from error
 
 
 def pack_metadata(config: Config, log_mel: LogMel) -> dict[str, str]:
@@ -159,14 +223,21 @@ class OnnxGraph:
                 "onnxruntime-gpu (`make setup` does where it sees a GPU) with matching CUDA libraries"
             )
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.output_names = tuple(output.name for output in self._session.get_outputs())
+        both = (*self._session.get_inputs(), *self._session.get_outputs())
+        self.shapes = {x.name: [n if isinstance(n, int) else None for n in x.shape] for x in both}
+        self._input_name = self._session.get_inputs()[0].name
+        self.takes_waveform = waveform.INPUT in self.shapes
 
-    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
         """See `Graph`."""
-        return list(self._session.run(list(outputs), {"log_mel": log_mel}))
+        return list(self._session.run(list(outputs), {self._input_name: inputs}))
 
 
 class TorchScriptGraph:
     """A traced and frozen `.pt` file."""
+
+    takes_waveform = False
 
     def __init__(self, path: Path, device: str) -> None:
         files: dict[str, Any] = {CONFIG_KEY: "", FRONTEND_KEY: "", "output_names": ""}
@@ -178,20 +249,24 @@ class TorchScriptGraph:
         except (RuntimeError, ValueError) as error:
             raise ModelFileError(f"{path} cannot be loaded as TorchScript: {error}") from error
         texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in files.items()}
-        self._names = json.loads(texts.pop("output_names") or "[]")
+        self.output_names = tuple(json.loads(texts.pop("output_names") or "[]"))
         self.metadata = texts
         self._device = device
 
     @torch.inference_mode()
-    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
         """See `Graph`."""
-        tensors = self._module(torch.from_numpy(log_mel).to(self._device))
-        named = dict(zip(self._names, tensors if isinstance(tensors, tuple) else (tensors,), strict=True))
+        tensors = self._module(torch.from_numpy(inputs).to(self._device))
+        named = dict(
+            zip(self.output_names, tensors if isinstance(tensors, tuple) else (tensors,), strict=True)
+        )
         return [named[name].cpu().numpy() for name in outputs]
 
 
 class EagerGraph:
     """A checkpoint folder in plain PyTorch: the reference that the exports are measured against."""
+
+    takes_waveform = False
 
     def __init__(self, folder: Path, device: str) -> None:
         config, log_mel, model = checkpoint.load(folder)
@@ -199,11 +274,12 @@ class EagerGraph:
         self._model: AudioCNN = model.to(device)
         self._served, self._with_maps = WithEmbedding(self._model), FeatureMapModel(self._model)
         self._device = device
+        self.output_names = self._served.output_names
 
     @torch.inference_mode()
-    def run(self, log_mel: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
+    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
         """See `Graph`."""
-        x = torch.from_numpy(log_mel).to(self._device)
+        x = torch.from_numpy(inputs).to(self._device)
         is_served = set(outputs) <= set(self._served.output_names)
         module = self._served if is_served else self._with_maps
         named = dict(zip(module.output_names, module(x), strict=True))

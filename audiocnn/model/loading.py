@@ -12,7 +12,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
@@ -64,6 +63,8 @@ def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) 
     int8 file without it is compared with the logits in `reference.json` beside it. Raises `ModelFileError`
     as `Engine` does, and if int8 is wrong here and there is nothing else.
     """
+    if path.is_dir() and (path / PARITY_REPORT).is_file():  # a taught model, or a model store
+        path = served_model_path(path)
     float32 = float32_of(path)
     if float32 == path:
         return Engine(path, device=device, threads=threads)
@@ -107,15 +108,9 @@ def _difference(logits: FloatArray, expected: FloatArray) -> float:
     return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
-def synthetic_logits(engine: Engine) -> FloatArray:
-    """Logits of the synthetic sounds, float32 `(5, num_classes)`."""
-    return engine.run(_log_mels(engine))["logits"]
-
-
-@torch.inference_mode()
-def _log_mels(engine: Engine) -> FloatArray:
+def synthetic_logits(engine: Engine, *, only: int | None = None) -> FloatArray:
+    """Logits of the synthetic sounds, float32 `(5, num_classes)`, or of one of them `(1, num_classes)`."""
     config = engine.config.frontend
     clips = [audio.decode(synthetic.wav(name), sample_rate=config.sample_rate) for name in synthetic.SOUNDS]
-    stack = np.stack([windows.cut(clip.waveform, config)[0] for clip in clips])
-    log_mels: FloatArray = engine.log_mel(torch.from_numpy(stack)).numpy()
-    return log_mels
+    stack = np.stack([engine.prepare(windows.cut(clip.waveform, config)[0]) for clip in clips])
+    return engine.run(stack if only is None else stack[only : only + 1])["logits"]

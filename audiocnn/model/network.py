@@ -116,7 +116,7 @@ class WithEmbedding(nn.Module):
     >>> WithEmbedding(model)(log_mel)  # width 32: logits (b, k) and embedding (b, 256), 0 or more
     """
 
-    output_names = ("logits", "embedding")
+    output_names: tuple[str, ...] = ("logits", "embedding")
 
     def __init__(self, model: AudioCNN) -> None:
         super().__init__()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from audiocnn.classifier import softmax
-from audiocnn.errors import ModelFileError
+from audiocnn.audio import synthetic
+from audiocnn.classifier import Classifier, softmax
+from audiocnn.errors import BadOptionError, ModelFileError
 from audiocnn.model.engine import Engine
+from audiocnn.options import Options
 from export import test_signals
 from tests.helpers.paths import CHECKPOINT, STORE
 
@@ -89,8 +92,20 @@ def test_int8_gives_the_same_answer_alone_and_in_any_batch(log_mels: np.ndarray)
 def test_all_files_carry_the_same_config_and_front_end(eager: Engine) -> None:
     for name in (*ENGINES, "audiocnn-int8.onnx", "audiocnn-waveform.onnx"):
         engine = Engine(STORE / name)  # which also reads the front end out of the file
-        assert engine.config == eager.config
+        is_waveform = name == "audiocnn-waveform.onnx"  # which has no feature maps
+        config = replace(eager.config, model=None, embedding_size=256) if is_waveform else eager.config
+        assert engine.config == config
         assert engine.log_mel.fingerprint() == eager.config.fingerprint
+
+
+def test_the_waveform_file_answers_as_the_checkpoint_does(eager: Engine) -> None:
+    ours, theirs = Classifier(Engine(STORE / "audiocnn-waveform.onnx")), Classifier(eager)
+    for name in synthetic.SOUNDS:
+        one, two = ours.predict(synthetic.wav(name)), theirs.predict(synthetic.wav(name))
+        np.testing.assert_allclose(one.probs, two.probs, atol=0.01)
+        assert one.embedding is not None
+    with pytest.raises(BadOptionError, match="cannot give evidence"):
+        Options.parse({"evidence": "true"}, ours.config)
 
 
 def test_no_path_of_the_exporting_machine_is_in_the_file() -> None:

@@ -13,6 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from audiocnn.backbone import weights
+from audiocnn.backbone.network import (
+    NUM_FEATURES,
+    SAMPLE_RATE,
+    BackboneFeatures,
+)
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import read_dataset
 from audiocnn.model import checkpoint
@@ -23,14 +29,9 @@ from tests.helpers.sounds import sound_file, tone
 from training import train
 from training.data import load_waveforms
 from training.teacher import __main__ as teacher
-from training.teacher import fine_tuning, online, weights
+from training.teacher import fine_tuning, online
 from training.teacher.features import FeatureStore
 from training.teacher.head import fit_head
-from training.teacher.network import (
-    NUM_FEATURES,
-    SAMPLE_RATE,
-    TeacherFeatures,
-)
 from training.teacher.soft_labels import (
     SoftLabels,
 )
@@ -69,7 +70,7 @@ def test_offline_says_what_to_do(tmp_path: Path) -> None:
     }
     for name in [name for name in environment if name.startswith("PIP_") and "INDEX_URL" in name]:
         del environment[name]
-    code = "import sys, pathlib, training.teacher.weights as w; w.load_weights(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, audiocnn.backbone.weights as w; w.load_weights(pathlib.Path(sys.argv[1]))"
     run = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT,
@@ -90,7 +91,7 @@ def test_features_are_kept_and_follow_the_content_of_a_file(cache: Path, tones: 
     assert first.shape == (2, 8, NUM_FEATURES)
     kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
     assert len(kept) == 16
-    expected = TeacherFeatures(weights.load_weights(cache))(
+    expected = BackboneFeatures(weights.load_weights(cache))(
         load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
     )
     np.testing.assert_allclose(first[0], expected.numpy(), atol=2e-3, rtol=1e-3)
@@ -107,7 +108,7 @@ def test_fine_tuning_starts_at_the_frozen_teacher_and_moves_its_last_blocks(
     clips = read_dataset(tones).folds([1])
     waveforms = load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
     target = np.arange(8) % 2
-    features = TeacherFeatures(random_weights)(waveforms).numpy()
+    features = BackboneFeatures(random_weights)(waveforms).numpy()
     head = fit_head(features, target, 2, l2=1.0)
     start = fine_tuning.TunedTeacher(random_weights, head)
     (answers,) = fine_tuning.log_probs(start, waveforms, ["clean"], "cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training import calibration
+from audiocnn import calibration
 
 
 def sampled(count: int, temperature: float, *, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:

@@ -267,3 +267,18 @@ def test_the_command_line_prints_json_and_goes_on_after_a_bad_file(tmp_path: Pat
         None,
     ]
     assert len(rows[2]["predictions"]) == 2
+
+
+def test_the_embedding_is_the_mean_over_windows(classifier: Classifier) -> None:
+    rain, siren = synthetic.SOUNDS["rain"](), synthetic.SOUNDS["siren"]()
+    reply = answer(classifier, sound_file(rain), embedding=True)
+    assert len(reply["embedding"]) == classifier.config.num_features
+    two = one(classifier, sound_file(np.concatenate([rain, rain])))
+    other = one(classifier, sound_file(siren)).embedding
+    assert two.embedding is not None
+    assert other is not None
+    assert _cosine(two.embedding, np.array(reply["embedding"])) > 0.99 > _cosine(two.embedding, other) + 0.1
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))

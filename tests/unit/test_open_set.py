@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from audiocnn.calibration import auroc
 from audiocnn.config import FrontendConfig
 from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from audiocnn.labels import ESC50
 from training import far_sounds, open_set
-from training.calibration import auroc
 from training.data import without_classes
 from training.scores import SCORES, NetworkOutputs, Reference
 

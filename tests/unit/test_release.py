@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from audiocnn.audio import synthetic
+from audiocnn.backbone.weights import ATTRIBUTION
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.model import card
@@ -19,7 +20,6 @@ from tests.helpers.paths import CHECKPOINT
 from tests.helpers.sounds import SAMPLE_RATE, sound_file
 from training import model_card
 from training.evaluate import main as evaluate_command
-from training.teacher.weights import ATTRIBUTION
 
 
 @pytest.mark.parametrize("name", synthetic.SOUNDS)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audiocnn import calibration
 from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from tests.helpers.paths import CHECKPOINT
-from training import calibrate, calibration, evaluate, report, robustness
+from training import calibrate, evaluate, report, robustness
 
 NAMES = ["dog", "sea_waves", "<b>$x$ & y", "never"]
 

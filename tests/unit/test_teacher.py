@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from audiocnn.datasets import LabelledClip
-from audiocnn.errors import DatasetError, ModelFileError
-from tests.helpers.sounds import tone
-from training.teacher import online, weights
-from training.teacher.head import fit_head
-from training.teacher.network import (
+from audiocnn.backbone import weights
+from audiocnn.backbone.network import (
     NUM_FEATURES,
     SAMPLE_RATE,
-    TeacherFeatures,
-    TeacherFrontend,
-    TeacherNetwork,
+    BackboneFeatures,
+    BackboneFrontend,
+    BackboneNetwork,
     filter_bank,
 )
+from audiocnn.datasets import LabelledClip
+from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.teach.views import VIEWS
+from tests.helpers.sounds import tone
+from training.teacher import online
+from training.teacher.head import fit_head
 from training.teacher.soft_labels import (
     SoftLabels,
     check_names,
@@ -32,7 +34,6 @@ from training.teacher.soft_labels import (
     linear_teacher,
     recording_groups,
 )
-from training.teacher.views import VIEWS
 
 
 def clip(name: str, label: str = "a", source: str = "", fold: int = 1) -> LabelledClip:
@@ -61,7 +62,7 @@ def test_the_real_weights_fit_our_network() -> None:
     if not kept.is_file():
         pytest.skip("the teacher's weights have not been downloaded: python -m training.teacher")
     state = weights.load_weights()
-    TeacherNetwork().load_state_dict(state)
+    BackboneNetwork().load_state_dict(state)
     assert sum(t.numel() for n, t in state.items() if not n.endswith("num_batches_tracked")) > 4.68e6
 
 
@@ -79,7 +80,7 @@ def test_the_filter_bank_is_that_of_the_teacher() -> None:
 
 
 def test_a_tone_is_in_its_band_at_its_level() -> None:
-    mel = TeacherFrontend()(torch.from_numpy(tone(1.0, hz=1000.0))[None])
+    mel = BackboneFrontend()(torch.from_numpy(tone(1.0, hz=1000.0))[None])
     assert mel.shape == (1, 1, 44, 96)
     middle = mel[0, 0, 20]
     expected = 2595 * np.log10(1 + 1000 / 700) / (2595 * np.log10(1 + 22_050 / 700)) * 97 - 1
@@ -90,7 +91,7 @@ def test_a_tone_is_in_its_band_at_its_level() -> None:
 
 
 def test_features_hardly_change_with_a_rotation(random_weights: dict[str, torch.Tensor]) -> None:
-    network = TeacherFeatures(random_weights)
+    network = BackboneFeatures(random_weights)
     generator = torch.Generator().manual_seed(0)
     waveform = 0.1 * torch.randn(1, SAMPLE_RATE, generator=generator)
     features = network(torch.cat([waveform, VIEWS["shift"](waveform), 0 * waveform]))

@@ -22,12 +22,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import command
+from audiocnn import calibration, command
 from audiocnn.arrays import FloatArray, IntArray
+from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
-from training import calibration
+from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
 from training.data import add_data_option, load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
@@ -44,8 +45,6 @@ from training.teacher.soft_labels import (
     mean_over_views,
     recording_groups,
 )
-from training.teacher.views import DEFAULT_VIEWS, VIEWS
-from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from audiocnn.arrays import FloatArray
+from audiocnn.backbone.network import NUM_FEATURES, SAMPLE_RATE, BackboneFeatures
+from audiocnn.backbone.weights import WHEEL_SHA256, load_weights
 from audiocnn.config import FrontendConfig
 from audiocnn.datasets import LabelledClip
 from audiocnn.files import replacing
+from audiocnn.teach.views import VIEWS
 from training.data import load_waveforms
-from training.teacher.network import NUM_FEATURES, SAMPLE_RATE, TeacherFeatures
-from training.teacher.views import VIEWS
-from training.teacher.weights import WHEEL_SHA256, load_weights
 
 _BATCH = 8
 _GPU_BATCH = 64
@@ -33,7 +33,7 @@ class FeatureStore:
     def __init__(self, folder: Path, *, device: str = "cpu", cache: Path | None = None) -> None:
         self.folder = folder / f"features-{WHEEL_SHA256[:12]}-{_REVISION}"
         self.device, self.cache = device, cache
-        self._network: TeacherFeatures | None = None
+        self._network: BackboneFeatures | None = None
         self._keys: dict[Path, str] = {}
 
     def features(self, clips: Sequence[LabelledClip], views: Sequence[str]) -> FloatArray:
@@ -55,7 +55,7 @@ class FeatureStore:
 
     def _compute(self, wanted: Sequence[tuple[str, LabelledClip]]) -> None:
         if self._network is None:
-            self._network = TeacherFeatures(load_weights(self.cache)).to(self.device)
+            self._network = BackboneFeatures(load_weights(self.cache)).to(self.device)
         bar = tqdm(total=len(wanted), desc="features", unit="clip")
         for view, clips in _batches(wanted, _BATCH if self.device == "cpu" else _GPU_BATCH):
             waveform = load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)

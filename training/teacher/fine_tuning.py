@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from audiocnn.arrays import FloatArray, IntArray
+from audiocnn.backbone.network import SAMPLE_RATE, BackboneFrontend, BackboneNetwork, pooled
 from audiocnn.config import FrontendConfig
+from audiocnn.teach.views import VIEWS
 from training.recipe import RECIPES, Augmenter
 from training.teacher.head import Head
-from training.teacher.network import SAMPLE_RATE, TeacherFrontend, TeacherNetwork, pooled
 from training.teacher.soft_labels import Mask, Teach, all_views
-from training.teacher.views import VIEWS
 
 FRONTEND = FrontendConfig(sample_rate=SAMPLE_RATE)
 RECIPE = replace(RECIPES["distilled"], background=0.0, level=0.15)
@@ -39,7 +39,7 @@ class Tuning:
     batch_size: int = 32
 
 
-class BandsFirst(TeacherFrontend):
+class BandsFirst(BackboneFrontend):
     """The teacher's front end with the axes of `LogMel`: `(b, n)` -> `(b, 1, 96, t)`."""
 
     config = FRONTEND
@@ -54,7 +54,7 @@ class TunedTeacher(nn.Module):
 
     def __init__(self, weights: dict[str, Tensor], head: Head) -> None:
         super().__init__()
-        self.network = TeacherNetwork()
+        self.network = BackboneNetwork()
         self.network.load_state_dict(weights)
         self.network.blocks[:-_TRAINED_BLOCKS].requires_grad_(False)
         self.linear = nn.Linear(len(head.mean), len(head.bias))

@@ -18,15 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from audiocnn.backbone.network import NUM_FEATURES, BackboneFeatures
+from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 from audiocnn.datasets import LabelledClip
 from audiocnn.files import replacing
+from audiocnn.teach.views import DEFAULT_VIEWS
 from training.data import targets
 from training.teacher.features import FeatureStore
 from training.teacher.head import Head, fit_head
-from training.teacher.network import NUM_FEATURES, TeacherFeatures
 from training.teacher.soft_labels import GROUPS, all_views, recording_groups
-from training.teacher.views import DEFAULT_VIEWS
-from training.teacher.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 
 _MAX_DEVIATION = 5.0  # of a feature from its mean, in standard deviations; larger targets are clipped
 
@@ -107,7 +107,7 @@ class OnlineTeacher(nn.Module):
     def __init__(self, heads: Heads, weights: dict[str, Tensor] | None = None) -> None:
         """`weights` are those of the network; None: `load_weights()`."""
         super().__init__()
-        self.features = TeacherFeatures(load_weights() if weights is None else weights)
+        self.features = BackboneFeatures(load_weights() if weights is None else weights)
         self.num_groups, num_classes, _ = heads.weight.shape
         self.num_classes = num_classes
         for name in ("weight", "bias", "mean", "std"):

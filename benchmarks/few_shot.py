@@ -1,0 +1,229 @@
+"""Accuracy of `audiocnn teach` with few clips a class: `python -m benchmarks.few_shot --data data/ESC-50`.
+
+Ten classes are drawn, and clips of each from all folds but one; a head is fitted as `audiocnn teach` does
+and tested on all clips of the fold that was left out: those of the ten classes are known sounds, all others
+unknown ones. The backbones: `aisfx`, which was not trained on ESC-50, and the embedding of a checkpoint. That
+in `checkpoints/validation` did not see the fold, but knows the ten classes.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from audiocnn.arrays import FloatArray
+from audiocnn.backbone.backbone import Backbone
+from audiocnn.backbone.weights import cache_folder
+from audiocnn.datasets import Dataset, LabelledClip, read_dataset
+from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.model.engine import Engine
+from audiocnn.teach.background import COUNT, made_background
+from audiocnn.teach.examples import BACKGROUND
+from audiocnn.teach.features import MADE, FeatureTable, views_for
+from audiocnn.teach.fit import TaughtHead, fit
+from audiocnn.teach.views import VIEWS
+from benchmarks.command import new_parser
+from training.data import load_waveforms
+from training.teacher.features import FeatureStore
+
+_BATCH = 8
+
+
+class Features(Protocol):
+    """Features of clips in a view, each computed once."""
+
+    name: str
+
+    def of(self, clips: Sequence[LabelledClip], view: str) -> FloatArray:
+        """`(num_clips, d)`."""
+        ...
+
+    def made(self) -> FloatArray:
+        """Of the background sounds that are made: `(COUNT, d)`."""
+        ...
+
+
+class AisfxFeatures:
+    """Those of `aisfx`, kept on disk between runs."""
+
+    name = "aisfx"
+
+    def __init__(self, cache: Path) -> None:
+        self._store, self._backbone = FeatureStore(cache, cache=cache), Backbone("aisfx", cache=cache)
+
+    def of(self, clips: Sequence[LabelledClip], view: str) -> FloatArray:
+        """See `Features`."""
+        return np.asarray(self._store.features(clips, [view])[0])
+
+    def made(self) -> FloatArray:
+        """See `Features`."""
+        return self._backbone.features(made_background(self._backbone.frontend))
+
+
+@dataclass
+class CheckpointFeatures:
+    """The embedding of a checkpoint."""
+
+    folder: Path
+    _known: dict[tuple[Path, str], FloatArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name = f"embedding of {self.folder}"
+        self._engine = Engine(self.folder)
+
+    def of(self, clips: Sequence[LabelledClip], view: str) -> FloatArray:
+        """See `Features`."""
+        missing = [clip for clip in clips if (clip.path, view) not in self._known]
+        for first in range(0, len(missing), _BATCH):
+            batch = missing[first : first + _BATCH]
+            windows = load_waveforms(batch, self._engine.config.frontend, quiet=True)
+            rows = self._embedding(VIEWS[view](windows).numpy())
+            self._known |= {(clip.path, view): row for clip, row in zip(batch, rows, strict=True)}
+        return np.stack([self._known[clip.path, view] for clip in clips])
+
+    def _embedding(self, windows: FloatArray) -> FloatArray:
+        inputs = np.stack([self._engine.prepare(window) for window in windows])
+        return self._engine.run(inputs, ("embedding",))["embedding"]
+
+    def made(self) -> FloatArray:
+        """See `Features`."""
+        return self._embedding(made_background(self._engine.config.frontend))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Clips to teach, and the clips of the fold that was left out."""
+
+    classes: tuple[str, ...]
+    taught: tuple[LabelledClip, ...]
+    test: tuple[LabelledClip, ...]
+
+
+def draw(dataset: Dataset, fold: int, num_classes: int, shots: int, rng: np.random.Generator) -> Draw:
+    """Clips of random classes. Raises `DatasetError` if a class has fewer clips than `shots`."""
+    chosen = sorted(rng.choice(np.array(dataset.class_names), num_classes, replace=False).tolist())
+    others = dataset.folds({clip.fold for clip in dataset.clips} - {fold})
+    taught: list[LabelledClip] = []
+    for label in chosen:
+        own = [clip for clip in others if clip.label == label]
+        if len(own) < shots:
+            raise DatasetError(f"{label} has {len(own)} clips outside fold {fold}, fewer than {shots}")
+        taught += [own[number] for number in rng.choice(len(own), shots, replace=False)]
+    return Draw(tuple(chosen), tuple(taught), tuple(dataset.folds([fold])))
+
+
+def table_of(clips: Sequence[LabelledClip], features: Features, made: FloatArray) -> FeatureTable:
+    """What `audiocnn teach` would compute of these clips."""
+    views = views_for(len(clips), COUNT)
+    rows = np.concatenate([features.of(clips, view) for view in views])
+    names = tuple(clip.path.name for clip in clips)
+    own = FeatureTable(
+        rows.astype(np.float16).astype(np.float32),
+        np.repeat(np.arange(len(views)), len(clips)),
+        np.tile(np.arange(len(clips)), len(views)),
+        names,
+        tuple(clip.label for clip in clips),
+        tuple(clip.source for clip in clips),
+        tuple(f"file {name}" for name in names),
+    )
+    sounds = tuple(f"{MADE} {number}" for number in range(len(made)))
+    count, labels = len(made), (BACKGROUND,) * len(made)
+    background = FeatureTable(made, np.zeros(count, int), np.arange(count), sounds, labels, sounds, sounds)
+    return own.merged(background)
+
+
+def score(head: TaughtHead, test: Sequence[LabelledClip], features: FloatArray) -> dict[str, float]:
+    """Shares from 0 to 1 on the clips of the fold that was left out."""
+    number = {name: index for index, name in enumerate(head.class_names)}
+    target = np.array([number.get(clip.label, -1) for clip in test])
+    probs, is_known = head.probs(features), target >= 0
+    is_refused = probs.max(axis=1) < head.unknown_threshold
+    return {
+        "accuracy": float((probs[is_known].argmax(axis=1) == target[is_known]).mean()),
+        "left_out_accuracy": head.held_out.accuracy,
+        "known_refused": float(is_refused[is_known].mean()),
+        "unknown_refused": float(is_refused[~is_known].mean()),
+    }
+
+
+def measure(features: Features, draws: Sequence[Draw]) -> list[dict[str, float]]:
+    """The scores of every draw, with the seconds of the fit."""
+    made = features.made()
+    rows = []
+    for one in track(draws, description=f"{features.name}, {len(draws[0].taught)} clips", transient=True):
+        table = table_of(one.taught, features, made)
+        began = time.monotonic()
+        head = fit(table)
+        seconds = time.monotonic() - began
+        rows.append(score(head, one.test, features.of(one.test, "clean")) | {"fit_seconds": seconds})
+    return rows
+
+
+def summarise(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the draws, and the standard deviation of the accuracy."""
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return means | {"accuracy_std": float(np.std([row["accuracy"] for row in rows], ddof=1))}
+
+
+def print_table(results: Sequence[dict[str, Any]], console: Console) -> None:
+    """One row for each backbone and number of clips."""
+    table = Table("backbone", "clips a class", "accuracy", "known refused", "unknown refused", "fit, seconds")
+    for row in results:
+        accuracy = f"{row['accuracy']:.1%} ± {row['accuracy_std']:.1%}"
+        shares = (f"{row['known_refused']:.1%}", f"{row['unknown_refused']:.1%}")
+        table.add_row(row["backbone"], str(row["clips"]), accuracy, *shares, f"{row['fit_seconds']:.1f}")
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. The last line printed is JSON."""
+    parser = new_parser("few_shot", __doc__, "--data data/ESC-50 --fold 3")
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="(%(default)s)")
+    add("--fold", type=int, default=3, help="fold to test on (%(default)s)")
+    add("--checkpoint", type=Path, metavar="DIR", help="not trained on it (checkpoints/validation/foldN)")
+    add("--clips", default="5,10,20", metavar="N,...", help="clips a class (%(default)s)")
+    add("--classes", type=int, default=10, help="classes in a draw (%(default)s)")
+    add("--draws", type=int, default=10, help="(%(default)s)")
+    add("--seed", type=int, default=0, help="(%(default)s)")
+    add("--cache", type=Path, default=cache_folder(), metavar="DIR", help="(%(default)s)")
+    args = parser.parse_args(arguments)
+    try:
+        results = run(args)
+    except (DatasetError, ModelFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_table(results, Console())
+    hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(json.dumps({"fold": args.fold, "draws": args.draws, "hardware": hardware, "results": results}))
+    return 0
+
+
+def run(args: Any) -> list[dict[str, Any]]:
+    """All rows of the table. Raises `DatasetError` and `ModelFileError`."""
+    dataset = read_dataset(args.data)
+    folder = args.checkpoint or Path("checkpoints/validation") / f"fold{args.fold}"
+    results = []
+    for features in (CheckpointFeatures(folder), AisfxFeatures(args.cache)):
+        for shots in map(int, args.clips.split(",")):
+            rng = np.random.default_rng(args.seed)  # the same draws for each backbone
+            draws = [draw(dataset, args.fold, args.classes, shots, rng) for _ in range(args.draws)]
+            row = summarise(measure(features, draws))
+            results.append({"backbone": features.name, "clips": shots, **row})
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Put a model that is ONNX already into the store: what `audiocnn teach` wrote, or a file from elsewhere.
+
+A file from elsewhere gets the JSON beside it as metadata. The file is run on the synthetic sounds: a taught
+model must return the logits that it returned when it was made, any other finite numbers, the same alone and
+in a batch. The report, `parity.json`, goes into the archive.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from audiocnn import command
+from audiocnn.files import replacing, sha256
+from audiocnn.model.engine import CONFIG_KEY, INT8, Engine
+from audiocnn.model.loading import PARITY_REPORT, REFERENCE, served_model_path, synthetic_logits
+from export import common
+from export.common import NAME
+from export.parity import check_gates, print_report
+
+TOLERANCE = 1e-2  # of the largest logit, between two machines, and alone or in a batch
+
+
+def put(source: Path, store: Path) -> dict[str, Any]:
+    """Copy the model with its metadata; returns the parity report. Raises `ModelFileError`."""
+    path = served_model_path(source) if source.is_dir() else source
+    engine = Engine(path)
+    name = f"{NAME}{INT8}.onnx" if path.stem.endswith(INT8) else f"{NAME}.onnx"
+    _clear(store)
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, engine.metadata | {CONFIG_KEY: engine.config.to_json()})
+    with replacing(store / name) as part:
+        onnx.save(proto, part)
+    row = _compare(Engine(store / name), source) | {"sha256": sha256(store / name)}
+    if (source / REFERENCE).is_file():
+        (store / REFERENCE).write_bytes((source / REFERENCE).read_bytes())
+    return {"checkpoint": sha256(path), "files": {name: row}, "serves": name}
+
+
+def _clear(store: Path) -> None:
+    """Remove the exports of another checkpoint."""
+    store.mkdir(parents=True, exist_ok=True)
+    for pattern in (f"{NAME}*.onnx", f"{NAME}*.pt", f"{NAME}*.pt2", PARITY_REPORT, REFERENCE):
+        for old in store.glob(pattern):
+            old.unlink()
+
+
+def _compare(engine: Engine, source: Path) -> dict[str, Any]:
+    logits = synthetic_logits(engine)
+    if not np.isfinite(logits).all():
+        return {"largest_difference": float("inf"), "passes": False}
+    expected = np.concatenate([synthetic_logits(engine, only=number) for number in range(len(logits))])
+    if (source / REFERENCE).is_file():
+        document = json.loads((source / REFERENCE).read_text(encoding="utf-8"))
+        expected = np.array(document["logits"], np.float32)
+    difference = float(np.abs(logits - expected).max() / max(1e-6, np.abs(expected).max()))
+    return {"largest_difference": difference, "passes": difference <= TOLERANCE}
+
+
+def run(source: Path, store: Path) -> None:
+    """Put it there, write and print the report. Raises `ModelFileError` if the comparison fails."""
+    report = put(source, store)
+    with replacing(store / PARITY_REPORT) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_report(report)
+    print(json.dumps(report))
+    check_gates(report)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code, 2 if the comparison fails."""
+    parser = command.new_parser("export.prebuilt", __doc__, "--checkpoint mine --store model_store")
+    common.add_folders(parser, "checkpoint", "store")
+    args = parser.parse_args(arguments)
+    return command.exit_code(lambda: run(args.checkpoint, args.store))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

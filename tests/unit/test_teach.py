@@ -1,0 +1,231 @@
+"""Teaching: a few recordings become a model that is served like any other; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audiocnn.audio import synthetic
+from audiocnn.classifier import Classifier
+from audiocnn.datasets import check_labels, read_dataset
+from audiocnn.errors import BadOptionError, DatasetError
+from audiocnn.options import Options
+from audiocnn.teach.command import Teaching, teach
+from audiocnn.teach.features import views_for
+from audiocnn.teach.report import advice, wilson_interval
+from export import prebuilt
+from tests.helpers.command_line import run as run_cli
+from tests.helpers.paths import STORE
+from tests.helpers.sounds import sound_file, tone
+
+BACKBONE = str(STORE / "audiocnn.onnx")  # the released network: no download
+RECORDINGS = 5
+
+
+def beep(hz: float, seed: int) -> bytes:
+    """A noisy tone near a frequency."""
+    rng = np.random.default_rng(seed)
+    waveform = tone(2.0, hz=hz * rng.uniform(0.95, 1.05)) * rng.uniform(0.3, 1)
+    return sound_file(waveform + 0.003 * rng.standard_normal(len(waveform)).astype(np.float32))
+
+
+def write_class(folder: Path, name: str, hz: float, count: int = RECORDINGS) -> None:
+    for number in range(count):
+        path = folder / name / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(beep(hz, number))
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each of three classes."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for name, hz in (("low", 200.0), ("middle", 1500.0), ("high", 6000.0)):
+        write_class(folder, name, hz)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Teaching]:
+    out = tmp_path_factory.mktemp("taught") / "mine"
+    return out, teach(sounds, out, backbone=BACKBONE, threads=1)
+
+
+@pytest.fixture
+def copy(sounds: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sounds, tmp_path / "sounds")
+    return tmp_path / "sounds"
+
+
+def test_a_taught_model_answers(taught: tuple[Path, Teaching]) -> None:
+    folder, result = taught
+    assert result.summary["accuracy"] == 1.0
+    assert result.summary["num_groups"] == 3 * RECORDINGS  # each recording was left out by itself
+    classifier = Classifier.load(folder)
+    assert classifier.config.class_names == ("high", "low", "middle")
+    for hz, name in ((200.0, "low"), (1500.0, "middle"), (6000.0, "high")):
+        answer = classifier.predict(beep(hz, seed=100))
+        assert answer.label == name
+        assert not answer.is_unknown
+    rain = classifier.predict(synthetic.wav("rain"))
+    assert rain.is_unknown
+    assert rain.embedding is not None
+    assert len(rain.embedding) == classifier.config.num_features
+    assert float(rain.probs.sum()) < 1
+    assert [name for name, _ in rain.predictions] != ["background"]
+
+
+def test_few_recordings_are_a_warning(taught: tuple[Path, Teaching]) -> None:
+    assert [warning.split()[0] for warning in taught[1].warnings] == ["high", "low", "middle"]
+
+
+def test_what_a_taught_model_cannot_give_is_refused(taught: tuple[Path, Teaching]) -> None:
+    config = Classifier.load(taught[0]).config
+    for name, value in (("evidence", "true"), ("feature_maps", "json"), ("layers", "conv1")):
+        with pytest.raises(BadOptionError, match=name):
+            Options.parse({name: value}, config)
+    assert Options.parse({"embedding": "true", "spectrogram": "true"}, config).embedding
+
+
+def test_the_card_and_the_notice_name_the_backbone(taught: tuple[Path, Teaching]) -> None:
+    for name in ("MODEL_CARD.md", "NOTICE"):
+        assert BACKBONE in (taught[0] / name).read_text()
+
+
+def test_a_class_survives_an_addition_without_its_sounds(
+    taught: tuple[Path, Teaching], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(taught[0], folder)
+    write_class(tmp_path / "more", "hiss", 12_000.0)
+    teach(tmp_path / "more", folder, add=True, threads=1)
+    classifier = Classifier.load(folder)
+    assert classifier.config.class_names == ("high", "hiss", "low", "middle")
+    for hz, name in ((200.0, "low"), (6000.0, "high"), (12_000.0, "hiss")):
+        assert classifier.predict(beep(hz, seed=100)).label == name
+    with pytest.raises(DatasetError, match="backbone"):
+        teach(tmp_path / "more", folder, add=True, backbone="released")
+
+
+def test_background_is_unknown_and_no_class(copy: Path, tmp_path: Path) -> None:
+    write_class(copy, "background", 700.0)
+    teach(copy, tmp_path / "mine", backbone=BACKBONE, threads=1)
+    classifier = Classifier.load(tmp_path / "mine")
+    assert classifier.config.class_names == ("high", "low", "middle")
+    assert classifier.predict(beep(700.0, seed=100)).is_unknown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: shutil.copy(folder / "low" / "0.wav", folder / "high" / "same.wav"), "two classes"),
+        (lambda folder: shutil.copy(folder / "low" / "0.wav", folder / "low" / "same.wav"), "there twice"),
+        (lambda folder: [path.unlink() for path in sorted((folder / "low").iterdir())[1:]], "low has 1"),
+        (lambda folder: (folder / "low" / "0.wav").write_bytes(b"RIFF no sound"), r"low/0\.wav"),
+        (lambda folder: write_class(folder, "Low", 205.0), "'Low', 'low'"),
+        (lambda folder: [shutil.rmtree(folder / name) for name in ("low", "high")], "no two classes"),
+    ],
+)
+def test_clips_that_cannot_be_used_are_named(
+    copy: Path, tmp_path: Path, change: object, message: str
+) -> None:
+    change(copy)  # type: ignore[operator]
+    with pytest.raises(DatasetError, match=message):
+        teach(copy, tmp_path / "mine", backbone=BACKBONE, threads=1)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_the_command_prints_a_report_and_ends_with_2_for_bad_clips(copy: Path, tmp_path: Path) -> None:
+    options = ["--backbone", BACKBONE, "--threads", "1", "--json"]
+    run = run_cli("teach", str(copy), "--out", str(tmp_path / "mine"), *options)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["accuracy"] == 1.0
+    assert "make serve CHECKPOINT=" in run.stderr
+    assert "warning: low has 5 recordings" in run.stderr
+    (copy / "low" / "0.wav").write_bytes(b"no sound")
+    run = run_cli("teach", str(copy), "--out", str(tmp_path / "mine"), *options)
+    assert run.returncode == 2
+    assert "error: 1 files that cannot be used" in run.stderr
+
+
+def test_a_taught_model_goes_into_the_store(taught: tuple[Path, Teaching], tmp_path: Path) -> None:
+    (tmp_path / "audiocnn-maps.onnx").write_text("of another model")
+    assert prebuilt.main(["--checkpoint", str(taught[0]), "--store", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "parity.json").read_text())
+    assert report["files"]["audiocnn.onnx"]["passes"]
+    assert not (tmp_path / "audiocnn-maps.onnx").exists()
+    ours, theirs = Classifier.load(tmp_path), Classifier.load(taught[0])
+    np.testing.assert_allclose(
+        ours.predict(synthetic.wav("siren")).probs, theirs.predict(synthetic.wav("siren")).probs, atol=1e-5
+    )
+    reference = json.loads((taught[0] / "reference.json").read_text())
+    changed = tmp_path / "changed"
+    shutil.copytree(taught[0], changed)
+    logits = (np.array(reference["logits"]) * 1.5).tolist()
+    (changed / "reference.json").write_text(json.dumps({"logits": logits}))
+    assert prebuilt.main(["--checkpoint", str(changed), "--store", str(tmp_path)]) == 2
+
+
+# --- datasets ---
+
+
+def test_a_folder_per_class_has_folds_by_recording(tmp_path: Path) -> None:
+    for recording in range(4):
+        for part in range(3):
+            path = tmp_path / "door" / f"r{recording}" / f"{part}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+    write_class(tmp_path, "bell", 800.0)
+    dataset = read_dataset(tmp_path)
+    assert dataset.class_names == ("bell", "door")
+    assert len({clip.source for clip in dataset.clips if clip.label == "door"}) == 4
+    for source in {clip.source for clip in dataset.clips}:
+        assert len({clip.fold for clip in dataset.clips if clip.source == source}) == 1
+    assert len({clip.fold for clip in dataset.clips if clip.label == "bell"}) == RECORDINGS
+
+
+def test_a_table_without_folds_gets_them(tmp_path: Path) -> None:
+    rows = [f"{n}.wav,{'ab'[n % 2]},{n // 2}" for n in range(20)]
+    (tmp_path / "mine.csv").write_text("filename,label,source\n" + "\n".join(rows) + "\n")
+    dataset = read_dataset(tmp_path)
+    assert {clip.fold for clip in dataset.clips} == {1, 2, 3, 4, 5}
+    assert {clip.source for clip in dataset.clips} == {str(n) for n in range(10)}
+
+
+def test_labels_that_differ_by_case_are_named() -> None:
+    check_labels(["door", "doors"])
+    with pytest.raises(DatasetError, match="'Door', 'DOOR', ' door'"):
+        check_labels(["Door", "DOOR", " door", "bell"])
+
+
+# --- report ---
+
+
+def test_the_interval_is_wilsons() -> None:
+    # R: binom::binom.wilson(9, 10) gives 0.5958 to 0.9821
+    assert wilson_interval(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    low, high = wilson_interval(10, 10)
+    assert low == pytest.approx(0.7225, abs=1e-4)
+    assert high == pytest.approx(1.0)
+
+
+def test_advice_names_the_worst_class_and_its_rival() -> None:
+    classes = {
+        "a": {"recordings": 9, "clips": 9, "correct": 1.0},
+        "b": {"recordings": 9, "clips": 9, "correct": 0.5},
+    }
+    assert "Worst class: b (50%)" in advice({"classes": classes, "confusions": [["b", "a", 4]]})
+    classes["b"]["correct"] = 1.0
+    assert "No class was mistaken" in advice({"classes": classes, "confusions": []})
+
+
+@pytest.mark.parametrize(("num_clips", "num_views"), [(30, 4), (200, 2), (700, 1)])
+def test_more_clips_have_fewer_views(num_clips: int, num_views: int) -> None:
+    views = views_for(num_clips, 56)
+    assert len(views) == num_views
+    assert views[0] == "clean"
+    assert num_clips * len(views) + 56 <= 600 or num_views == 1
