@@ -14,8 +14,7 @@ import pytest
 from audiocnn import audio
 from audiocnn.errors import EmptyAudioError, UnsupportedFormatError
 from tests.helpers.pyav_sounds import encoded
-from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
-from tests.unit.test_isolation import ogg_page
+from tests.helpers.sounds import SAMPLE_RATE, ogg_page, sound_file, tone
 
 RATE = 48_000
 NOISE = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
