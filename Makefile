@@ -86,8 +86,8 @@ image: ## container images of the server and the gateway (BUILD="buildah bud" wi
 	$(BUILD) --target gateway --tag audiocnn-gateway:$(RELEASE) .
 
 .PHONY: image-test
-image-test: $(STAMP) ## build the images without Docker, run them, get a prediction (root; docs/containers.md)
-	$(PY) -m deploy.image_test
+image-test: $(STAMP) samples ## build the images without Docker, run them, get a prediction (root; docs/containers.md)
+	PYTHON=$(PY) deploy/image-test.sh
 
 .PHONY: constraints
 constraints: $(STAMP) ## after a change of dependencies: pin for the images what they depend on
@@ -160,7 +160,7 @@ parity: $(STORE)/parity.json ## compare all exported files with PyTorch
 .PHONY: archive
 archive: $(STORE)/audiocnn.mar samples ## the archive that TorchServe loads
 
-$(STORE)/audiocnn.mar: $(STORE)/parity.json $(CORE) export/archive.py handler/audio_handler.py handler/model-config.yaml
+$(STORE)/audiocnn.mar: $(STORE)/parity.json $(CORE) export/archive.py handler/audio_handler.py handler/metrics.py handler/model-config.yaml
 	$(PY) -m export.archive --store $(STORE) $(if $(VERSION),--version $(VERSION))
 
 .PHONY: samples

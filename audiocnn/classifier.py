@@ -346,8 +346,6 @@ class Classifier:
         shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
         chosen = int(window_probs[:, shown_class].argmax())
         spans = [(options.start + start, options.start + end) for start, end in work.whole.spans]
-        if options.at_seconds is not None:
-            chosen = int(np.abs(np.mean(spans, axis=1) - options.at_seconds).argmin())
         waveform, log_mel = work.clip.waveform, self.engine.log_mel
         return Result(
             self.config,

@@ -7,14 +7,16 @@ five.
 
 from __future__ import annotations
 
-import csv
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from audiocnn import tables
 from audiocnn.errors import DatasetError
 from audiocnn.inputs import SUFFIXES
+from audiocnn.tables import Table, TableError, text
 
 FOLDS = 5  # where the user gives none
 
@@ -56,10 +58,12 @@ def read_dataset(root: Path) -> Dataset:
         return _read_esc50(root, table)
     if (table := root / "metadata" / "UrbanSound8K.csv").is_file():
         return _read_urbansound8k(root, table)
-    tables = [root] if root.suffix == ".csv" else sorted(root.glob("*.csv"))
-    if len(tables) == 1 and tables[0].is_file():
-        return _read_csv(tables[0])
-    if not tables and (clips := _folder_per_class(root)):
+    if root.is_file() and root.suffix.lower() in tables.SUFFIXES:
+        return _read_csv(root)
+    found = sorted(path for path in root.glob("*") if path.suffix.lower() in tables.SUFFIXES)
+    if len(found) == 1 and found[0].is_file():
+        return _read_csv(found[0])
+    if not found and (clips := _folder_per_class(root)):
         return Dataset(root.resolve().name, tuple(clips), tuple(sorted({clip.label for clip in clips})))
     raise DatasetError(
         f"{root} is no dataset: expected meta/esc50.csv (ESC-50), metadata/UrbanSound8K.csv, one CSV file "
@@ -101,24 +105,43 @@ def _folder_per_class(root: Path) -> tuple[LabelledClip, ...]:
 
 
 _INTEGERS = {"fold", "target", "classID"}
+_FILES = ("file_path", "filename", "path")
 
 
-def _rows(table: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a table, each with all the columns; numbers are checked here, so that readers need not."""
+def _rows(table: Path, *columns: str | tuple[str, ...], optional: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table, each with a value in all the columns, or one of several, and in the optional ones
+    that the table has; numbers are checked here, so that readers need not."""
+    names = [name for column in columns for name in ([column] if isinstance(column, str) else column)]
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
-            rows = list(csv.DictReader(file))
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{table} is not UTF-8: {error}") from error
+        content = Table(table, columns={*names, *optional, "source"})
+        found = [_only(content, [column] if isinstance(column, str) else column) for column in columns]
+        found += [column for column in optional if column in content.columns]
+        rows = [_checked(f"{table}, line {line}", row, found) for line, row in content]
+    except TableError as error:
+        raise DatasetError(str(error)) from error
     if not rows:
         raise DatasetError(f"{table} has no rows")
-    if missing := [column for column in columns if column not in rows[0]]:
-        raise DatasetError(f"{table} lacks the column {', '.join(missing)}")
-    for number, row in enumerate(rows, start=2):
-        for column in columns:
-            if not row[column] or (column in _INTEGERS and not row[column].isdecimal()):
-                raise DatasetError(f"{table}, line {number}: {column} is {row[column]!r}")
     return rows
+
+
+def _only(content: Table, names: Sequence[str]) -> str:
+    """The first of the columns that is there."""
+    for name in names:
+        if name in content.columns:
+            return name
+    raise DatasetError(f"{content.path} lacks the column {' or '.join(names)}: {content.describe_header()}")
+
+
+def _checked(place: str, row: dict[str, str], columns: Sequence[str]) -> dict[str, str]:
+    values = {column: text(value) for column, value in row.items()}
+    for column in columns:
+        value = values[column]
+        whole = re.fullmatch(r"(\d+)([.,]0*)?", value, re.ASCII)  # data frames write 1.0
+        if column in _INTEGERS and whole:
+            values[column] = whole[1]
+        elif not value or column in _INTEGERS:
+            raise DatasetError(f"{place}: {column} is {value!r}")
+    return values
 
 
 def _names_by_target(rows: list[dict[str, str]], target: str, name: str) -> tuple[str, ...]:
@@ -149,11 +172,9 @@ def _read_urbansound8k(root: Path, table: Path) -> Dataset:
 
 
 def _read_csv(table: Path) -> Dataset:
-    header = table.read_text("latin-1").partition("\n")[0]
-    names = [name.strip('"\r ï»¿') for name in header.split(",")]
-    column = "file_path" if "file_path" in names else "filename"
-    has_folds = "fold" in names
-    rows = _rows(table, column, "label", *(["fold"] if has_folds else []))
+    rows = _rows(table, _FILES, "label", optional=["fold"])
+    column = next(name for name in _FILES if name in rows[0])
+    has_folds = "fold" in rows[0]
     # The column `source` is optional, and so is its value: a clip without one is a recording of its own.
     clips = tuple(
         LabelledClip(
@@ -164,5 +185,6 @@ def _read_csv(table: Path) -> Dataset:
         )
         for row in rows
     )
-    clips = clips if has_folds else folds_by_recording(clips)
-    return Dataset(table.stem, clips, tuple(sorted({clip.label for clip in clips})))
+    names = sorted({clip.label for clip in clips})
+    check_labels(names)
+    return Dataset(table.stem, clips if has_folds else folds_by_recording(clips), tuple(names))

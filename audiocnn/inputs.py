@@ -6,7 +6,6 @@ be listed is handed on as if it were a file: it will have a row that says why.
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 import re
@@ -14,13 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from pathlib import PurePath
+from pathlib import Path, PurePath
+
+from audiocnn.tables import SUFFIXES as TABLE_SUFFIXES
+from audiocnn.tables import Table, TableError, text
 
 SUFFIXES = frozenset(
     f".{name}"
     for name in (
-        *("wav", "wave", "rf64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc"),
-        *("m4a", "mp4", "aac", "webm", "mka"),
+        *("wav", "wave", "bwf", "rf64", "bw64", "w64", "flac", "ogg", "oga", "opus", "spx", "mp2", "mp3"),
+        *("aif", "aiff", "aifc", "aac", "m4a", "m4b", "mp4", "mov", "3gp", "webm", "weba", "mka", "mkv"),
     )
 )
 COLUMNS = ("filename", "file_path", "path")
@@ -66,19 +68,19 @@ def find(inputs: Sequence[str], notes: Notes, *, limit: int | None = None) -> It
 
 def check(inputs: Sequence[str]) -> None:
     """Raise `InputError` if one of them does not exist; what globs match is not looked for."""
-    for text in inputs:
-        if not os.path.lexists(text) and not glob.has_magic(text):
-            raise InputError(f"there is no {text}")
+    for name in inputs:
+        if not os.path.lexists(name) and not glob.has_magic(name):
+            raise InputError(f"there is no {name}")
 
 
 def _find(inputs: Sequence[str], notes: Notes) -> Iterator[Found]:
-    for text in inputs:
-        path = os.path.abspath(text)
+    for name in inputs:
+        path = os.path.abspath(name)
         if os.path.isdir(path):
             yield from _walk(path, notes)
         elif not os.path.lexists(path):
             yield from _matches(path, notes)
-        elif text.lower().endswith(".csv"):
+        elif name.lower().endswith(TABLE_SUFFIXES):
             yield from _rows(path)
         else:
             yield path, _size(path)
@@ -86,7 +88,7 @@ def _find(inputs: Sequence[str], notes: Notes) -> Iterator[Found]:
 
 def root_of(inputs: Sequence[str]) -> str:
     """The folder that all inputs are in: what a mirrored tree starts from."""
-    return os.path.commonpath([_folder_of(os.path.abspath(text)) for text in inputs])
+    return os.path.commonpath([_folder_of(os.path.abspath(name)) for name in inputs])
 
 
 def _folder_of(path: str) -> str:
@@ -150,20 +152,26 @@ def _matches(pattern: str, notes: Notes) -> Iterator[Found]:
 
 
 def _rows(table: str) -> Iterator[Found]:
-    """The paths in a CSV; relative ones are relative to its folder."""
+    """The paths in a table; relative ones are relative to its folder."""
     folder = os.path.dirname(table)
     try:
-        with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.DictReader(file, strict=True)  # else an open quote swallows the rest
-            column = next((name for name in COLUMNS if name in (rows.fieldnames or ())), None)
-            if column is None:
-                raise InputError(f"{table} has none of the columns {', '.join(COLUMNS)}")
-            for row in rows:
-                if not row[column]:
-                    raise InputError(f"{table}, line {rows.line_num}: {column} is empty")
-                path = os.path.abspath(os.path.join(folder, row[column]))
-                yield path, _size(path)
-    except (OSError, csv.Error) as error:
+        rows = Table(Path(table), columns=COLUMNS)
+        column = next((name for name in COLUMNS if name in rows.columns), None)
+        if column is None:
+            raise InputError(
+                f"{table} has none of the columns {', '.join(COLUMNS)}: {rows.describe_header()}"
+            )
+        for line, row in rows:
+            if not row[column]:
+                raise InputError(f"{table}, line {line}: {column} is empty")
+            path = os.path.abspath(os.path.join(folder, row[column]))
+            if not os.path.lexists(path):  # its bytes are no UTF-8, and not those of the file's name either
+                other = os.path.abspath(os.path.join(folder, text(row[column])))
+                path = other if os.path.lexists(other) else path
+            yield path, _size(path)
+    except TableError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
         raise InputError(f"{table} cannot be read: {error}") from error
 
 

@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evidence": _FLAG | {"description": "where in time and frequency the score came from"},
     "class": {"type": "string", "description": "whose evidence (the top class)", "example": "dog"},
     "spectrogram": {
-        "enum": [False, True, "png"],
+        "anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["png"]}],
         "default": False,
         "description": "the log-mel spectrogram that the network saw, as numbers or as a PNG",
     },
@@ -32,12 +32,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "embedding": _FLAG | {"description": "the feature vector of the sound, for search and clustering"},
     "windows": _FLAG | {"description": "the answer of every window"},
     "windows_top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1},
-    "at_seconds": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": 1e6,
-        "description": "maps, evidence and spectrogram of the window nearest to this time (the surest one)",
-    },
     "detections": _FLAG | {"description": "events with class, start, end and confidence"},
     "hop_seconds": {
         "type": "number",
@@ -79,7 +73,6 @@ class Options:
     embedding: bool = False
     windows: bool = False
     windows_top_k: int = 1  # classes of every window
-    at_seconds: float | None = None  # which window the pictures are of; None: the surest one
     detections: bool = False
     hop_seconds: float | None = None  # from one window to the next; None: half a window
     min_duration: float = 0.0  # of a detection, seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,13 +14,13 @@ from PIL import Image
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import Clip
 from audiocnn.config import Config
+from audiocnn.levels import level_dbfs
 from audiocnn.model.frontend import map_axes
 from audiocnn.model.spectrogram import ClipSpectrogram
 from audiocnn.options import Options
 
 MAX_WAVEFORM_VALUES = 8000
 SILENCE_PEAK = 2.5e-4  # -72 dBFS, 8 steps of 16-bit audio: a clip below it is silent
-LOWEST_DBFS = -120.0  # the level of digital silence
 
 
 class Prediction(NamedTuple):
@@ -124,8 +123,10 @@ class Result:
 
     @property
     def level_dbfs(self) -> float:
-        """RMS level in dB of full scale, `LOWEST_DBFS` at least."""
-        return max(LOWEST_DBFS, 10 * math.log10(max(self._mean_square, 1e-30)))
+        """RMS level in dB of full scale, -120 at least."""
+        waveform = self.clip.waveform
+        count = len(waveform)
+        return level_dbfs(float(waveform.sum(dtype=np.float64)), self._mean_square * count, count)
 
     @cached_property
     def _mean_square(self) -> float:

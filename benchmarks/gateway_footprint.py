@@ -1,4 +1,4 @@
-"""What an idle gateway takes: `python -m benchmarks.gateway_footprint`, of another checkout `--checkout DIR`.
+"""Resources of an idle gateway: `python -m benchmarks.gateway_footprint [--checkout DIR]`.
 
 Starts the gateway without TorchServe and reads `/proc`: seconds until `/health` answers and CPU seconds until
 then, resident memory, and wake-ups a second (voluntary context switches of all threads). Then the packages
@@ -26,6 +26,7 @@ import httpx
 from packaging.requirements import Requirement
 
 from audiocnn.torchserve.ports import free_port
+from benchmarks.command import new_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (".py", ".js", ".css", ".html")
@@ -33,10 +34,10 @@ CODE = (".py", ".js", ".css", ".html")
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway_footprint", description=__doc__)
-    parser.add_argument("--checkout", type=Path, default=ROOT, help="whose gateway (this one)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of idleness that count (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are of so many starts (%(default)s)")
+    parser = new_parser("gateway_footprint", __doc__, "--checkout ../other --rounds 5")
+    parser.add_argument("--checkout", type=Path, default=ROOT, help="folder of the checkout (this one)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of idle time to measure (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="starts; medians are printed (%(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -44,7 +45,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def gateway(checkout: Path) -> Iterator[tuple[int, float]]:
     """Process id of a gateway that answers, and the seconds until it did."""
     port = free_port()
-    own = {"GATEWAY_PORT": str(port), "TORCHSERVE_URL": "http://127.0.0.1:1", "PYTHONPATH": str(checkout)}
+    modules = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
+    own = {"GATEWAY_PORT": str(port), "TORCHSERVE_URL": "http://127.0.0.1:1", "PYTHONPATH": modules}
     command = [sys.executable, "-m", "audiocnn", "gateway"]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=checkout, env=os.environ | own, stderr=subprocess.DEVNULL)

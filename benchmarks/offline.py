@@ -7,6 +7,7 @@ model was not trained on.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -125,17 +126,22 @@ def summarise(classifier: Classifier, totals: Totals) -> dict[str, object]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the last line is JSON. Exit code 2: the model or the data cannot be used."""
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     example = "--model model_store/audiocnn-int8.onnx --data data/ESC-50 --folds 4"
     parser = new_parser("offline", __doc__, example)
     parser.add_argument("--model", type=Path, required=True, help=".onnx, .pt or a checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, help="dataset, CSV or folder of sound files")
     parser.add_argument("--providers", default="cuda,cpu", help="the first that works is used (%(default)s)")
     parser.add_argument("--folds", default="", help="of a dataset, such as 4 or 1,2 (all)")
-    parser.add_argument("--limit", type=int, help="at most so many clips, spread over all")
+    parser.add_argument("--limit", type=int, help="at most this many clips, evenly spaced")
     parser.add_argument("--batch", type=int, default=8, help="files at a time (%(default)s)")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the last line is JSON. Exit code 2: the model or the data cannot be used."""
+    args = parse_arguments(arguments)
     try:
         chosen = items(args.data, [int(fold) for fold in args.folds.split(",") if fold])
         if args.limit:

@@ -48,7 +48,9 @@ _PARAMETER = "parameters {{ key: {key} value {{ string_value: {value} }} }}\n"
 
 def config_pbtxt(path: Path) -> str:
     """Triton's model configuration of a waveform file, in protobuf's text format."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     config = Config.from_json(session.get_modelmeta().custom_metadata_map[CONFIG_KEY])
     window = config.frontend.window_samples
     return _CONFIG.format(

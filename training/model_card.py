@@ -98,7 +98,7 @@ def notice(config: Config) -> str:
 
 
 def _front_matter(report: dict[str, Any], config: Config) -> str:
-    kind = "out-of-fold" if report["is_twin"] else "held out"
+    kind = "out-of-fold" if report["is_fold_model"] else "held out"
     scores = {"accuracy": report["accuracy"], "f1": report["macro_f1"]}
     return front_matter(config, scores, f"fold {_join(report['folds'])} ({kind})")
 

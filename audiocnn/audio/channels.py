@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from audiocnn.arrays import FloatArray
 
-LOWEST_DBFS = -120.0  # the level of digital silence
-
 _PIECE_SECONDS = 0.5
 _LOW_RATE = 11_025  # Hz
 _LEAST_SECONDS = 0.1  # a shorter piece is too short to judge by: what held before it holds
@@ -105,15 +103,6 @@ class Mixer:
         if self._weights is not None and self._weights is not self._mean:
             power = np.where(self._weights > 0, _KEPT_BONUS * power, power)
         return [int(channel) for channel in np.argsort(-power, kind="stable")]
-
-
-def level_dbfs(total: float, squares: float, count: int) -> float:
-    """RMS level in dB of full scale, `LOWEST_DBFS` at least, without the constant offset.
-
-    Of `count` samples with the sum `total` and the sum of squares `squares`.
-    """
-    power = squares / count - (total / count) ** 2 if count else 0.0
-    return max(LOWEST_DBFS, 10 * math.log10(max(power, 1e-30)))
 
 
 def _covariances(piece: FloatArray, factor: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

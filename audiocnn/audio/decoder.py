@@ -109,7 +109,7 @@ def _blocks_of(
     data: bytes, sample_rate: int, limits: AudioLimits, warnings: list[str]
 ) -> Iterator[FloatArray]:
     """`stream`, in a process of its own where that is wanted and a format in the file needs it."""
-    if not limits.isolate:
+    if not (limits.isolate and data):
         yield from stream(io.BytesIO(data), sample_rate=sample_rate, limits=limits, warnings=warnings)
         return
     source = _Source(io.BytesIO(data), limits.decode_seconds)

@@ -200,7 +200,7 @@ def starts_frames(source: Source, start: int, read_header: ReadHeader) -> bool:
     if frame is None:
         return False
     following = reader.at(start + frame.length)
-    is_last = start + frame.length >= source.size
+    is_last = start + frame.length == source.size
     return is_last or (following is not None and following.setup == frame.setup)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from audiocnn.audio.source import Source, find
 
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"styp", b"free", b"skip", b"wide", b"pnot")  # that come first
+
 _CHUNK_BYTES = 1 << 16
 _MAX_TAGS = 1_000
 
@@ -23,14 +25,15 @@ def skip_padding(source: Source, position: int) -> int:
 
 
 def _skip_zeros(source: Source, position: int, head: bytes) -> int:
-    if head[4:8] == b"ftyp":
+    if head[4:8] in MP4_BOXES:
         return position
     while chunk := source.between(position, position + _CHUNK_BYTES):
         rest = chunk.lstrip(b"\0")
         position += len(chunk) - len(rest)
         if rest:
-            name = source.between(position, position + 8).find(b"ftyp")
-            return position + name - 4 if 0 <= name < 4 else position
+            near = source.between(position, position + 8)
+            names = [place for place in range(1, 4) if near[place : place + 4] in MP4_BOXES]
+            return position + names[0] - 4 if names else position
     return position
 
 

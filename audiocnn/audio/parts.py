@@ -18,8 +18,8 @@ from audiocnn.audio.frames import (
     read_run,
     starts_frames,
 )
-from audiocnn.audio.padding import skip_padding
-from audiocnn.audio.riff import aiff_part, is_aiff, is_riff, riff_part
+from audiocnn.audio.padding import MP4_BOXES, skip_padding
+from audiocnn.audio.riff import aiff_part, is_aiff, is_riff, next_riff, riff_part
 from audiocnn.audio.source import Part, Source, find
 from audiocnn.errors import UndecodableAudioError, UnsupportedFormatError
 
@@ -45,7 +45,6 @@ _OGG_OTHERS = {
     b"\x01video\0": "OGM video",
     b"\x01audio\0": "OGM audio",
 }
-_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"styp", b"free", b"skip", b"wide", b"pnot")
 
 
 class FileParts:
@@ -132,7 +131,8 @@ class FileParts:
 
 
 def _is_frame_sync(head: bytes) -> bool:
-    return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x18 != 8
+    """Whether a frame of MP3 or ADTS might start there."""
+    return len(head) > 1 and head[0] == 0xFF and (head[1] & 0xE6 == 0xE2 or head[1] & 0xF6 == 0xF0)
 
 
 def _is_free_format(head: bytes) -> bool:
@@ -141,15 +141,17 @@ def _is_free_format(head: bytes) -> bool:
 
 
 def _flac_part(source: Source, start: int) -> Part:
-    ends = (find(source, b"fLaC" + last + b"\0\0\x22", start + 4) for last in (b"\0", b"\x80"))
-    end = min((end for end in ends if end is not None), default=source.size)
+    """Up to the next file of FLAC, WAV or Ogg: nothing else says where it ends."""
+    end = next_riff(source, start)
+    for head in (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22", _OGG_START):
+        end = find(source, head, start + 4, end) or end
     return Part(start, end, [(start, end)], if_short="cut")
 
 
 def _ogg_part(source: Source, start: int) -> Part:
     """The streams that start together there, up to where the next ones start."""
     heads, position = _ogg_heads(source, start)
-    end = find(source, _OGG_START, position) or source.size
+    end = _ogg_end(source, position, find(source, _OGG_START, position) or source.size)
     part = Part(start, end, [(start, end)], is_risky=True, if_short="damage")
     part.is_cut = _is_page_cut(source, start, end)
     known = [name for head in heads for key, name in _OGG_PYAV.items() if head.startswith(key)]
@@ -178,6 +180,22 @@ def _ogg_heads(source: Source, start: int) -> tuple[list[bytes], int]:
     return heads, max(position, start + 1)
 
 
+def _ogg_end(source: Source, start: int, end: int) -> int:
+    """The byte behind the last page of the streams there, if they say which it is; else `end`."""
+    last = None
+    for flags in (b"\4", b"\5"):
+        place = start
+        while (found := find(source, b"OggS\0" + flags, place, end)) is not None:
+            last = max(found, last or 0)
+            place = found + 1
+    if last is None:
+        return end
+    page = source.between(last, last + 27 + 255)
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    behind = last + 27 + len(segments) + sum(segments)
+    return end if behind >= end or find(source, b"OggS", behind, end) is not None else behind
+
+
 def _is_page_cut(source: Source, start: int, end: int) -> bool:
     """Whether the last page is not whole."""
     tail = source.between(max(start, end - 2 * _GAP_BYTES), end)
@@ -188,7 +206,7 @@ def _is_page_cut(source: Source, start: int, end: int) -> bool:
 
 def _is_mp4(head: bytes) -> bool:
     size = int.from_bytes(head[:4], "big")
-    return head[4:8] == b"ftyp" or (head[4:8] in _FIRST_BOXES and (size in (0, 1) or 8 <= size < 1 << 31))
+    return head[4:8] == b"ftyp" or (head[4:8] in MP4_BOXES and (size in (0, 1) or 8 <= size < 1 << 31))
 
 
 def _mp4_part(source: Source, start: int) -> Part:
@@ -205,9 +223,16 @@ def _mp4_part(source: Source, start: int) -> Part:
         if size < 8 or is_cut:
             break
         position += size
-    is_next = source.between(position + 4, position + 8) == b"ftyp" and position > start
-    end = position if is_next else source.size
-    return Part(start, end, [(start, end)], demuxer="mp4", is_risky=True, is_cut=is_cut)
+    is_next = source.between(position + 4, position + 8) == b"ftyp"
+    end = position if position > start and not is_cut else source.size
+    return Part(
+        start,
+        end,
+        [(start, end if is_next else source.size)],  # libraries are cleverer than this with damaged boxes
+        demuxer="mp4",
+        is_risky=True,
+        is_cut=is_cut,
+    )
 
 
 def _matroska_part(source: Source, start: int) -> Part:

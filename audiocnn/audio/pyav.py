@@ -141,7 +141,7 @@ class AvFile:
         count = len(self._container.streams.audio)
         if number:
             self.warnings.append(
-                f"The first audio track that can be read was used: track {number + 1} of {count}."
+                f"Audio track {number + 1} of {count} was used, the first one that can be read."
             )
         missing = 0.0 if self._promised is None else self._promised - self._reached
         is_short = missing > _MISSING_SECONDS

@@ -234,10 +234,11 @@ def _extent(source: Source, samples: _Samples, order: Literal["little", "big"]) 
     end = _end_of_chunks(source, start, order)
     if claimed == 0 and end == source.size:
         return _Extent(end)  # there are no samples
-    return _Extent(_next_header(source, start), was_unwritten=claimed == 0, was_unknown=claimed is None)
+    return _Extent(next_riff(source, start), was_unwritten=claimed == 0, was_unknown=claimed is None)
 
 
-def _next_header(source: Source, start: int) -> int:
+def next_riff(source: Source, start: int) -> int:
+    """Where the next WAV begins; the end of the file if there is none."""
     place = start
     while (found := find(source, b"WAVEfmt ", place)) is not None:
         if found - 8 >= start and source.between(found - 8, found - 4) in (b"RIFF", b"RIFX"):

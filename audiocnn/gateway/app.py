@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
@@ -20,12 +19,12 @@ from audiocnn.gateway.hugging_face import add_hugging_face_routes
 from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware, SecurityHeadersMiddleware
 from audiocnn.gateway.open_inference import add_open_inference_routes
 from audiocnn.gateway.openapi import describe_app, operation_id
+from audiocnn.gateway.origins import OriginMiddleware
 from audiocnn.gateway.page.static_files import add_page
 from audiocnn.gateway.plain_errors import PlainErrorMiddleware
 from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
-from audiocnn.options import HEADERS
 
 DESCRIPTION = """Names the sounds in a clip. Errors are `{"error": {"code", "message"}, "request_id"}`; a
 request may bring its own `X-Request-Id`. If keys are set, send one as `X-API-Key` or `Authorization: Bearer`.
@@ -56,13 +55,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     describe_app(app, settings)
     app.state.metrics = gateway.metrics
     app.add_middleware(AccessMiddleware, door=gateway.door, metrics=gateway.metrics)
-    app.add_middleware(  # each is around those before it: refusals of the guard carry these headers too
-        CORSMiddleware,
-        allow_origins=settings.origins,
-        allow_methods=["GET", "POST", "PUT"],
-        allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type", *HEADERS],
-        expose_headers=["X-Request-Id", "Retry-After"],
-    )
+    # Each is around those before it: refusals of the guard carry these headers too.
+    app.add_middleware(OriginMiddleware, settings=settings, metrics=gateway.metrics)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(HostMiddleware, settings=settings, metrics=gateway.metrics)
     app.add_middleware(PlainErrorMiddleware)

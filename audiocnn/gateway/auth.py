@@ -101,7 +101,7 @@ class AccessControl:
         """Browsers say which page asks; programs say nothing and pass."""
         allowed = self._settings.origins
         if origin is not None and origin not in allowed and "*" not in allowed:
-            raise ForbiddenOriginError("Pages of this origin may not ask: add it to ALLOWED_ORIGINS.")
+            raise ForbiddenOriginError(f"Pages of {origin[:200]} may not ask: add it to ALLOWED_ORIGINS.")
 
     def check_key(self, key: str | None) -> None:
         """Raises `UnauthorizedError` for a key that is none of ours, if there are any."""
@@ -204,6 +204,7 @@ class AccessMiddleware:
                 "route": route,
                 "status": status,
                 "code": code,
+                "origin": Headers(scope=scope).get("origin", "")[:200] if status == 403 else None,
                 "ms": round(1000 * seconds, 1),
             },
         )

@@ -177,7 +177,7 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             state = request.state
             wanted = SEED_OPTIONS | options
-            wanted.setdefault("clip_spectrogram", wanted["spectrogram"])
+            wanted.setdefault("clip_spectrogram", wanted["spectrogram"] != "png" and wanted["spectrogram"])
             answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
         return await asyncio.to_thread(_with_scaled_maps, answer)
 

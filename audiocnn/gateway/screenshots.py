@@ -164,7 +164,7 @@ def _first_sight(browser: Browser, url: str) -> dict[str, float]:
     context = browser.new_context(**SCREENS["desktop"])
     page = context.new_page()
     replies: list[Response] = []
-    page.on("response", replies.append)
+    page.on("response", lambda reply: replies.append(reply))
     page.goto(url)
     page.wait_for_selector("html[data-ready]", state="attached", timeout=_WAIT_MS)
     usable = page.evaluate("performance.getEntriesByName('usable')[0].startTime")

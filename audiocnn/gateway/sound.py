@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from audiocnn.levels import LOWEST_DBFS, level_dbfs
+
 FloatArray = npt.NDArray[np.float32]
 
-SILENCE_DBFS = -120.0
+SILENCE_DBFS = LOWEST_DBFS
 _LOUD = 2.0  # full scale is 1; beyond twice of it the scale is wrong, as 16-bit numbers sent as floats
 
 
@@ -34,7 +36,7 @@ class RingBuffer:
         self._size = round(window_seconds * sample_rate)
         self._ring: FloatArray | None = None  # (size,)
         self._kept = 0  # samples kept since the beginning; the next one goes to this place, modulo size
-        self._energy = 0.0  # sum of squares since the last `take_level`
+        self._total = self._energy = 0.0  # sums of samples and of their squares since the last `take_level`
         self._count = 0
         self._resampler: soxr.ResampleStream | None = None
 
@@ -48,6 +50,7 @@ class RingBuffer:
         if not len(samples):
             return
         self.is_too_loud |= bool(np.abs(samples).max() > _LOUD)
+        self._total += float(samples.sum(dtype=np.float64))
         self._energy += float(np.square(samples, dtype=np.float64).sum())
         self._count += len(samples)
         self.received += len(samples)
@@ -90,9 +93,9 @@ class RingBuffer:
 
     def take_level(self) -> float:
         """RMS level in dB of full scale since the last call; `SILENCE_DBFS` at least."""
-        power = self._energy / self._count if self._count else 0.0
-        self._energy, self._count = 0.0, 0
-        return max(SILENCE_DBFS, 10 * math.log10(power)) if power else SILENCE_DBFS
+        level = level_dbfs(self._total, self._energy, self._count)
+        self._total, self._energy, self._count = 0.0, 0.0, 0
+        return level
 
     def wav(self) -> bytes | None:
         """The newest window as a 16-bit WAV file; None before the first sample."""

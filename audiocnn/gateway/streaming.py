@@ -26,10 +26,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
-from audiocnn.gateway.auth import AccessControl, key_in, request_id_in
+from audiocnn.gateway.auth import AccessControl, error_response, key_in, request_id_in
 from audiocnn.gateway.errors import GatewayError, body_of
 from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ALL_CLASSES, ModelInfo
+from audiocnn.gateway.origins import note_refusal
 from audiocnn.gateway.settings import Settings
 from audiocnn.gateway.sound import BadSoundError, ExponentialAverage, RingBuffer
 from audiocnn.gateway.stream_protocol import (
@@ -102,8 +103,10 @@ class Streams:
         """
         try:
             self.door.check_origin(socket.headers.get("origin"))
-        except GatewayError:
-            await socket.close()
+        except GatewayError as error:
+            request_id, origin = request_id_in(socket.headers), socket.headers.get("origin")
+            note_refusal(self.metrics, error, "WEBSOCKET", origin, request_id)
+            await socket.send_denial_response(error_response(error, request_id))
             return
         await socket.accept()
         began = time.monotonic()

@@ -7,7 +7,6 @@ answered by the served model, row by row.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -62,11 +61,9 @@ class Input:
 def float_wav(waveform: FloatArray, sample_rate: int) -> bytes:
     """A mono WAV file of float32 samples `(num_samples,)`."""
     data = waveform.astype("<f4").tobytes()
-    file = io.BytesIO()
-    file.write(struct.pack("<4sI4s4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16))
-    file.write(struct.pack("<HHIIHH4sI", 3, 1, sample_rate, 4 * sample_rate, 4, 32, b"data", len(data)))
-    file.write(data)
-    return file.getvalue()
+    form = (16, 3, 1, sample_rate, 4 * sample_rate, 4, 32)  # of the chunk: float, mono, bytes a second, ...
+    head = (b"RIFF", 36 + len(data), b"WAVE", b"fmt ", *form, b"data", len(data))
+    return struct.pack("<4sI4s4sIHHIIHH4sI", *head) + data
 
 
 def _files(tensor: Tensor, sample_rate: int) -> list[bytes]:

@@ -81,7 +81,9 @@ class GatewayProcess:
                     part.write_bytes(content)
         except (OSError, zipfile.BadZipFile, zlib.error, LookupError) as error:
             if self._process is None:
-                raise ServerStartError(f"cannot write the front end's configuration: {error}") from error
+                raise ServerStartError(
+                    f"cannot write the configuration of the model's front end: {error}"
+                ) from error
 
     def wait_ready(self, timeout_seconds: float, stop: threading.Event) -> None:
         """Wait until `/health` answers or `stop` is set.

@@ -64,7 +64,8 @@ def watch(page: Page, address: str) -> Watched:
     """Open the page; everything that goes wrong on it is noted."""
     seen = Watched(page)
     page.set_default_timeout(WAIT_MS)
-    here = (address, address.replace("http", "ws", 1), "data:", f"blob:{address}")
+    origin = "/".join(address.split("/")[:3])
+    here = (address, address.replace("http", "ws", 1), "data:", f"blob:{origin}/")
     page.on("console", lambda each: seen.problems.append(each.text) if each.type == "error" else None)
     page.on("pageerror", lambda error: seen.problems.append(str(error)))
     page.on("response", lambda r: seen.problems.append(f"{r.status} {r.url}") if r.status >= 400 else None)
@@ -83,6 +84,6 @@ def watching(browser: Browser | BrowserContext, address: str, **options: object)
     try:
         seen = watch(page, address)
         yield seen
-        assert seen.problems == []
+        assert seen.problems == [], seen.problems
     finally:
         page.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import soundfile
@@ -21,3 +22,16 @@ def tone(seconds: float, *, hz: float = 1000.0, sample_rate: int = SAMPLE_RATE) 
     """A sine at half of full scale: float32 `(num_samples,)`."""
     t = np.arange(round(seconds * sample_rate)) / sample_rate
     return (0.5 * np.sin(2 * np.pi * hz * t)).astype(np.float32)
+
+
+def ogg_page(content: bytes, *, flags: int, number: int) -> bytes:
+    """One page with one packet, or a part of it: 255 full segments where it goes on."""
+    whole, rest = divmod(len(content), 255)
+    lengths = b"\xff" * whole + (bytes([rest]) if whole < 255 else b"")
+    head = b"OggS\0" + struct.pack("<BqIII", flags, 0, 1, number, 0) + bytes([len(lengths)]) + lengths
+    checksum = 0
+    for byte in head + content:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    return head[:22] + struct.pack("<I", checksum) + head[26:] + content

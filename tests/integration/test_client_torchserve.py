@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -18,13 +17,11 @@ from audiocnn.audio import synthetic
 from audiocnn.errors import (
     AudioError,
     RequestRefusedError,
-    TokenRefusedError,
 )
 from audiocnn.probe import probe_wav
 from tests.helpers.labelled_clips import classes, numbered_clips
-from tests.helpers.scripted_server import Ask, answers, ask_async, ask_sync, both
+from tests.helpers.scripted_server import Ask, answers, both
 from tests.helpers.servers import Server, running_server, server_settings
-from tests.helpers.tokens import torchserve_with_tokens
 from tests.helpers.waiting import wait_until
 
 
@@ -90,21 +87,3 @@ def test_killed_workers_lose_nothing(kind: str, fragile: Server) -> None:
             os.kill(pid, signal.SIGKILL)
         assert not results.done()
         assert classes(results.result()) == expected
-
-
-def test_torchserves_token_is_read_and_renewed(tmp_path: Path) -> None:
-    keys = tmp_path / "key_file.json"
-    with torchserve_with_tokens(tmp_path) as settings:
-        url, management = settings["inference_address"], settings["management_address"]
-        assert wait_until(keys.is_file, 60)
-        for ask in (ask_sync, ask_async):
-            answer = ask(url, clip=synthetic.wav("rain"), key_file=keys, deadline_seconds=120)
-            assert answer["predictions"][0]["class"] == "rain"
-            with pytest.raises(TokenRefusedError, match="Token Authorization failed"):
-                ask(url, clip=probe_wav())
-            content = json.loads(keys.read_text())
-            content["inference"]["key"] = "expired"
-            keys.write_text(json.dumps(content))
-            assert ask(url, verb="ready", key_file=keys) is False
-            assert ask(url, clip=probe_wav(), key_file=keys, management=management)["predictions"]
-            assert json.loads(keys.read_text())["inference"]["key"] != "expired"

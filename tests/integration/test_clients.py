@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import jsonschema
 import numpy as np
-import onnxruntime
 import pytest
 
 from audiocnn import audio
@@ -20,11 +19,14 @@ from audiocnn.classifier import Classifier
 from audiocnn.client.client import Client
 from audiocnn.gateway import openapi
 from audiocnn.gateway.tensor_models import float_wav
-from tests.helpers.clients import examples, run_client
+from export import triton
+from tests.helpers.clients import examples, run_client, start_client
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT, STORE
+from tests.helpers.ports import free_ports
 from tests.helpers.servers import Server
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
+from tests.helpers.waiting import wait_until
 
 BELLS = (ROOT / "samples" / "church_bells.wav").read_bytes()
 AUDIO, WAVEFORM = "/v2/models/audiocnn/infer", "/v2/models/audiocnn-waveform/infer"
@@ -85,6 +87,7 @@ def test_the_same_clip_has_the_same_answer_by_all_ways(
         "torchserve": confidences(torchserve),
         "library": dict(zip(classifier.config.class_names, map(float, library.probs), strict=True)),
         "form": confidences(gateway.post("/predict", files={"file": BELLS}, data=top).json()),
+        "raw body": confidences(gateway.post("/predict?top_k=50", content=BELLS).json()),
         "json": confidences(gateway.post("/inference", json={"data": data, **top}).json()),
         "batch": confidences(
             gateway.post("/predict_batch", files={"files": BELLS}, data=top).json()["results"][0]
@@ -99,12 +102,46 @@ def test_the_same_clip_has_the_same_answer_by_all_ways(
         assert worst <= 0.01, (way, worst)
 
 
-def test_the_waveform_file_answers_as_float32_does() -> None:
-    """What Triton, KServe and OpenVINO serve."""
+@pytest.fixture(scope="module")
+def kserve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of KServe's server, which serves a model repository as `export.triton` writes it."""
+    folder, (port,) = tmp_path_factory.mktemp("kserve"), free_ports(1)
+    repository = triton.export(STORE, folder)
+    with (folder / "log").open("wb") as log:
+        program = [ROOT / "tests" / "helpers" / "kserve_server.py", repository / "1" / "model.onnx"]
+        process = start_client(["python", "-P", *program, repository.name, str(port)], log)
+
+    def is_up() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", trust_env=False).is_success
+        except httpx.TransportError:
+            return process.poll() is not None
+
+    try:
+        assert wait_until(is_up, 120) and process.poll() is None, (folder / "log").read_text()  # noqa: PT018
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_a_public_server_of_the_waveform_file_answers_as_float32_does(kserve: int, tmp_path: Path) -> None:
     float32 = Classifier.load(STORE / "audiocnn.onnx").predict(BELLS)
-    session = onnxruntime.InferenceSession(STORE / "audiocnn-waveform.onnx")
-    (probs,) = session.run(["probs"], {"waveform": samples(BELLS)[None]})
-    np.testing.assert_allclose(probs[0], float32.probs, atol=0.01)
+    np.save(tmp_path / "waveform.npy", samples(BELLS)[None])
+    program = f"""
+import json
+import tritonclient.http as triton
+
+waveform = triton.np.load("waveform.npy")
+tensor = triton.InferInput("waveform", waveform.shape, "FP32")
+tensor.set_data_from_numpy(waveform)
+outputs = [triton.InferRequestedOutput("probs")]
+client = triton.InferenceServerClient("127.0.0.1:{kserve}")
+answer = client.infer("audiocnn-waveform", [tensor], outputs=outputs, request_id="1")
+print(json.dumps(answer.as_numpy("probs")[0].tolist()))
+"""
+    probs = json.loads(run_client(["python", "-c", program], folder=tmp_path))
+    np.testing.assert_allclose(probs, float32.probs, atol=0.01)
 
 
 # --- public clients ---

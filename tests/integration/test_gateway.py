@@ -22,6 +22,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from audiocnn.client.client import Client
 from audiocnn.datasets import LabelledClip
@@ -147,7 +149,7 @@ def test_options_come_in_the_query_in_headers_and_in_fields(gateway: RunningGate
         ("top_k=1&top_k=2", ["top_k"]),
         ("top_k=", ["top_k"]),
         ("spectrogram=gif", ["spectrogram", "gif"]),
-        ("at_seconds=-1", ["at_seconds"]),
+        ("start=-1", ["start"]),
     ],
 )
 def test_a_query_that_is_no_option_is_named(gateway: RunningGateway, query: str, named: list[str]) -> None:
@@ -172,12 +174,16 @@ def test_predictions_are_the_same_whatever_pictures_are_asked_for(
 
 def test_pictures_of_any_window(gateway: RunningGateway) -> None:
     sound = sound_file(np.concatenate([tone(5.0, hz=300.0), tone(5.0, hz=3000.0)]))
-    for second, start, hz in ((0, 0.0, 300), (2.6, 0.0, 300), (7.4, 5.0, 3000), (99, 5.0, 3000)):
-        query = {"spectrogram": "true", "evidence": "true", "at_seconds": second}
+    windows = gateway.post("/predict", content=sound).json()["windows"]
+    assert len(windows) == 3
+    for window, hz in ((windows[0], 300), (windows[-1], 3000)):
+        part = {"start": window["start"], "end": window["end"]}
+        query = {"spectrogram": "true", "evidence": "true"} | part
         answer = gateway.post("/predict", content=sound, params=query).json()
         shown = answer["input_spectrogram"]
         loudest = int(np.array(shown["values"]).mean(axis=1).argmax())
-        assert (answer["evidence"]["start"], shown["seconds"][0]) == (start, start)
+        assert answer["representative_window"] == part
+        assert (answer["evidence"]["start"], shown["seconds"][0]) == (part["start"], part["start"])
         assert shown["hz"][loudest] == pytest.approx(hz, rel=0.06)
 
 
@@ -506,6 +512,36 @@ def test_preflight_of_an_allowed_page(strict: RunningGateway) -> None:
     )
     assert reply.status_code == 200
     assert "X-API-Key" in reply.headers["Access-Control-Allow-Headers"]
+
+
+def test_a_refused_page_is_told_counted_and_logged(strict: RunningGateway) -> None:
+    """Preflights and streams never reach a route; without a line nobody could find the setting."""
+    origin = {"Origin": "http://127.0.0.1:3999"}
+    ask = origin | {"Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(strict.url + "/predict", headers=ask, trust_env=False)
+    assert (preflight.status_code, code(preflight)) == (403, "forbidden_origin")
+    assert "http://127.0.0.1:3999" in preflight.json()["error"]["message"]
+    with pytest.raises(InvalidStatus) as refused:
+        connect(strict.stream, additional_headers=origin, proxy=None)
+    assert refused.value.response.status_code == 403
+    assert b"forbidden_origin" in (refused.value.response.body or b"")
+    wrong = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "DELETE"}
+    reply = httpx.options(strict.url + "/predict", headers=wrong, trust_env=False)
+    assert (reply.status_code, code(reply)) == (400, "bad_request")
+    lines = [json.loads(line) for line in strict.log.read_text().splitlines() if "3999" in line]
+    assert [line["code"] for line in lines] == ["forbidden_origin"] * 2
+    metrics = strict.get("/metrics", headers={"X-API-Key": KEY}).text
+    counted = re.search(r'gateway_errors_total\{code="forbidden_origin"\} (\d+)', metrics)
+    assert counted
+    assert int(counted[1]) >= 2
+
+
+def test_an_allowed_page_may_send_options_as_headers(strict: RunningGateway) -> None:
+    ask = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "x-top-k,x-evidence"}
+    reply = httpx.options(
+        strict.url + "/predict", headers=ask | {"Origin": "http://localhost:3000"}, trust_env=False
+    )
+    assert reply.status_code == 200
 
 
 def test_the_gateways_own_page_may_ask(gateway: RunningGateway) -> None:

@@ -382,8 +382,7 @@ def test_a_million_headers_behind_a_body(gateway: RunningGateway) -> None:
 def test_a_cookie_is_not_read(locked: RunningGateway) -> None:
     """Its parser took the square of the length once; now there is none, and no key in a cookie."""
     for cookie in ('audiocnn_key="' + "\\" * 50_000 + '"', f"audiocnn_key={KEY}"):
-        for _ in range(5):
-            assert locked.get("/labels", headers={"Cookie": cookie}).status_code in (401, 431)
+        assert locked.get("/labels", headers={"Cookie": cookie}).status_code in (401, 431)
 
 
 def test_a_tag_list_made_to_be_slow(gateway: RunningGateway) -> None:

@@ -134,7 +134,7 @@ def test_a_file_that_is_no_archive_is_refused(
 ) -> None:
     (tmp_path / "x.mar").write_bytes(content)
     printed = manage(server, "rollout", tmp_path / "x.mar", "--store", store, code=1)
-    assert "is no model archive" in printed
+    assert "is not a model archive" in printed
 
 
 def test_a_rollout_that_is_interrupted_is_undone(open_server: Server, store: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_second_rollout_at_once_is_refused(open_server: Server, store: Path, t
         try:
             for command in (["rollout", second], ["rollback"], ["scale", 1]):
                 printed = manage(open_server, *command, "--store", store, code=1)
-                assert "another rollout, rollback or scale changes" in printed
+                assert "another rollout, rollback or scale is changing" in printed
         finally:
             process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGTERM)

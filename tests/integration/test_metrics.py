@@ -192,7 +192,7 @@ def test_a_trace_is_found_in_both_logs(observed: Observed) -> None:
     assert any(each.startswith("stream-7-") for batch in batches for each in batch["request_ids"])
 
 
-def test_a_field_named_like_a_header_hurts_nobody(observed: Observed) -> None:
+def test_a_field_named_like_a_header_does_no_harm(observed: Observed) -> None:
     for name in ("traceparent", "X-Request-Id"):
         files = {"data": ("rain.wav", RAIN), name: (None, PARENT)}
         reply = requests.post(observed.server.predictions, files=files, timeout=120)

@@ -202,7 +202,7 @@ def test_our_commands_work_with_tokens_and_tls(production: Production) -> None:
         assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_who_does_not_trust_the_certificate_or_has_no_key_is_told(production: Production) -> None:
+def test_an_untrusted_certificate_or_a_missing_key_is_explained(production: Production) -> None:
     url = production.server.inference
     with (
         Client(url, deadline_seconds=5) as stranger,

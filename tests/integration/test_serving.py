@@ -353,21 +353,6 @@ def test_a_gateway_that_cannot_start_is_explained_and_nothing_is_left(tmp_path: 
     assert not left
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    silence = sound_file(np.zeros(590 * 8000, np.float32), sample_rate=8000)
-    settings = server_settings(minWorkers=1, batchSize=1)
-    with running_server(tmp_path, settings) as running, ThreadPoolExecutor(12) as pool:
-        replies = [pool.submit(post, running, silence) for _ in range(12)]
-        time.sleep(1.0)
-        running.process.terminate()
-        time.sleep(1.0)
-        assert running.process.poll() is None  # it waits for them
-        running.process.terminate()
-        assert running.process.wait(timeout=120) == 0
-        failed = [reply for reply in replies if isinstance(reply.exception(), requests.ConnectionError)]
-        assert failed  # it did not wait for all of them
-
-
 def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> None:
     command = [
         sys.executable,

@@ -113,7 +113,7 @@ def test_an_answer_for_every_hop(gateway: RunningGateway) -> None:
 
 
 @pytest.mark.parametrize("sample_rate", [8_000, 16_000, 48_000, 192_000])
-def test_any_sensible_rate_is_heard(gateway: RunningGateway, sample_rate: int) -> None:
+def test_a_stream_may_have_any_usual_sample_rate(gateway: RunningGateway, sample_rate: int) -> None:
     async def scene(socket: ClientConnection) -> list[dict[str, Any]]:
         await socket.send(start(sample_rate=sample_rate, hop_seconds=5.0))
         await send_sound(socket, sample("church_bells", sample_rate))

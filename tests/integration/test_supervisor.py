@@ -29,7 +29,7 @@ def no_space(path: Path) -> AbstractContextManager[Path]:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
-def test_a_gateway_starts_again_with_what_it_was_told(
+def test_a_gateway_restarts_with_its_first_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever has become of the archive or of the disk since."""
@@ -39,7 +39,7 @@ def test_a_gateway_starts_again_with_what_it_was_told(
     gateway = GatewayProcess(f"127.0.0.1:{port}", server, log_folder=logs)
     told = logs / "model-config.json"
     archive.write_bytes(b"no archive")
-    with pytest.raises(ServerStartError, match="front end of the model"):
+    with pytest.raises(ServerStartError, match="model's front end"):
         gateway.start()
     try:
         write_archive(archive, before := read_config(STORE / "audiocnn.mar"))

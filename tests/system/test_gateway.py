@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
 
 
-def test_a_thousand_slow_connections_harm_nobody(strict: RunningGateway) -> None:
+def test_a_thousand_slow_connections_delay_no_request(strict: RunningGateway) -> None:
     head = (
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\nX-API-Key: " + KEY.encode()
     )

@@ -73,21 +73,20 @@ def firefox(tmp_path: Path) -> Iterator[Firefox]:
     command = [str(FIREFOX), "--headless", "--no-remote", "--profile", str(tmp_path)]
     command += [f"--remote-debugging-port={port}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    opened: list[ClientConnection] = []
+    address = f"ws://127.0.0.1:{port}/session"
 
-    def is_connected() -> bool:
+    def listens() -> bool:
         try:
-            opened.append(connect(f"ws://127.0.0.1:{port}/session", proxy=None, max_size=None))
+            with connect(address, proxy=None):
+                return True
         except (OSError, InvalidHandshake):
             return False
-        return True
 
     try:
-        assert wait_until(is_connected, 30)
-        yield Firefox(opened[0])
+        assert wait_until(listens, 30)
+        with connect(address, proxy=None, max_size=None) as connection:
+            yield Firefox(connection)
     finally:
-        for connection in opened:
-            connection.close()
         process.terminate()
         process.wait(60)
 

@@ -51,6 +51,15 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(tones), torch.eye(8)
 
 
+SECOND = FrontendConfig(clip_seconds=1.0)
+
+
+@pytest.fixture
+def short(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, one second long."""
+    return batch[0][:, :SAMPLE_RATE], batch[1]
+
+
 def rms(waveform: torch.Tensor) -> torch.Tensor:
     return waveform.square().mean(dim=-1).sqrt()
 
@@ -66,7 +75,7 @@ def test_a_circular_shift_loses_nothing() -> None:
     assert not torch.equal(shifted, waveform)
 
 
-def test_an_excerpt_is_a_piece_in_which_something_is_heard() -> None:
+def test_a_random_crop_contains_sound() -> None:
     waveform = torch.zeros(64, 10_000)
     waveform[:, 7_000:7_100] = torch.arange(1.0, 101.0)
     lengths = set()
@@ -80,7 +89,7 @@ def test_an_excerpt_is_a_piece_in_which_something_is_heard() -> None:
     assert len(lengths) > 4
 
 
-def test_an_excerpt_of_silence_is_silence() -> None:
+def test_a_random_crop_of_silence_is_silent() -> None:
     assert not augment.random_crop(torch.zeros(4, 10_000), sample_rate=1_000).any()
 
 
@@ -113,7 +122,7 @@ def test_polarity_flips_about_half() -> None:
     assert torch.equal(flipped[:, 0], flipped[:, 2])
 
 
-def test_noise_has_the_promised_level_and_touches_only_some() -> None:
+def test_noise_has_the_given_level_and_probability() -> None:
     waveform = torch.from_numpy(tone(1.0)).repeat(200, 1) * 0.2
     noise = augment.add_noise(waveform, 0.5, 5.0, 40.0) - waveform
     touched = rms(noise) > 0
@@ -126,7 +135,7 @@ def test_noise_has_the_promised_level_and_touches_only_some() -> None:
 # --- two clips ---
 
 
-def test_between_class_mixes_what_is_heard_and_not_the_samples(
+def test_between_class_mixes_by_loudness(
     batch: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     """Two clips 40 dB apart, mixed half and half, are equally loud in the mixture."""
@@ -181,7 +190,7 @@ def test_freq_mix_gives_each_its_share_of_the_bands() -> None:
 # --- the spectrogram ---
 
 
-def test_masks_are_the_mean_and_no_wider_than_promised() -> None:
+def test_masks_are_the_mean_and_not_too_wide() -> None:
     log_mel = torch.ones(64, 1, 128, 251)
     masked = augment.spec_augment(log_mel, freq_mask=10, time_mask=20)[:, 0]
     assert set(masked.unique().tolist()) == {0.0, 1.0}
@@ -193,7 +202,7 @@ def test_masks_are_the_mean_and_no_wider_than_promised() -> None:
     assert torch.equal(log_mel, torch.ones_like(log_mel))
 
 
-def test_bare_noise_is_no_class_at_all() -> None:
+def test_background_noise_has_uniform_targets() -> None:
     waveform, target = torch.full((400, 8_000), 0.5), torch.eye(10).repeat(40, 1)
     noisy, shares = augment.background_noise(waveform, target, 0.25)
     replaced = (noisy != waveform).any(dim=1)
@@ -215,7 +224,7 @@ def test_bare_noise_is_no_class_at_all() -> None:
 # --- what a recording goes through ---
 
 
-def test_an_excerpt_is_tiled_as_a_short_clip_is_served() -> None:
+def test_a_crop_is_tiled_like_a_short_clip() -> None:
     config = FrontendConfig()
     ramp = torch.linspace(0.001, 1.0, config.window_samples).repeat(40, 1)
     tiled = degrade.tiled_crop(ramp, config, 0.5)
@@ -232,14 +241,14 @@ def test_an_excerpt_is_tiled_as_a_short_clip_is_served() -> None:
     assert 0.39 < min(lengths) < 1.5 < max(lengths) < 3.01
 
 
-def test_an_excerpt_has_something_to_hear_in_it() -> None:
+def test_a_tiled_crop_contains_sound() -> None:
     config = FrontendConfig()
     waveform = torch.zeros(20, config.window_samples)
     waveform[:, 100_000:104_410] = 0.5
     assert (degrade.tiled_crop(waveform, config, 1.0).amax(dim=1) == 0.5).all()
 
 
-def test_coloured_noise_has_the_promised_level_and_colours() -> None:
+def test_coloured_noise_has_the_given_level_and_colours() -> None:
     clean = torch.from_numpy(tone(1.0, hz=441.0)).repeat(300, 1) * 0.02  # quiet: nothing is clipped
     noise = degrade.coloured_noise(clean, 0.5) - clean
     noise = noise[rms(noise) > 0]
@@ -282,7 +291,7 @@ def test_a_band_limit_removes_all_above_a_frequency_of_its_own_for_each_clip() -
         torch.testing.assert_close(new[: edge + 1], old[: edge + 1], atol=1e-2, rtol=1e-3)
 
 
-def test_a_level_of_minus_40_dB_is_heard_through_16_bits() -> None:  # noqa: N802
+def test_levels_down_to_minus_40_dB_are_quantised_to_16_bits() -> None:  # noqa: N802
     clean = torch.from_numpy(tone(1.0)).repeat(200, 1)
     quiet = degrade.level(clean, 0.5)
     is_changed = (quiet != clean).any(dim=1)
@@ -308,7 +317,7 @@ def test_each_kind_of_background_is_a_sound_of_its_own_every_time(
     assert len({float(sound @ sounds[0]) for sound in sounds}) > 6
 
 
-def test_background_takes_the_place_of_clips_and_belongs_to_no_class(
+def test_background_replaces_clips_and_has_uniform_targets(
     batch: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     recorded = torch.randint(-32768, 32767, (3, batch[0].shape[1]), dtype=torch.int16)
@@ -355,38 +364,38 @@ def test_a_song_is_a_midi_file_without_sounds_of_our_classes() -> None:
 
 
 def test_with_everything_off_the_network_sees_what_is_served(
-    batch: tuple[torch.Tensor, torch.Tensor],
+    short: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    log_mel = LogMel(FrontendConfig())
-    inputs, target = Augmenter(OFF, log_mel)(*batch, may_mix=True)
-    assert torch.equal(inputs, log_mel(batch[0]))
-    assert torch.equal(target, batch[1])
+    log_mel = LogMel(SECOND)
+    inputs, target = Augmenter(OFF, log_mel)(*short, may_mix=True)
+    assert torch.equal(inputs, log_mel(short[0]))
+    assert torch.equal(target, short[1])
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_each_augmentation_has_a_switch(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    log_mel = LogMel(FrontendConfig())
+def test_each_augmentation_has_a_switch(name: str, short: tuple[torch.Tensor, torch.Tensor]) -> None:
+    log_mel = LogMel(SECOND)
     augmenter = Augmenter(replace(OFF, **SWITCHES[name]), log_mel)
-    inputs, target = augmenter(*batch, may_mix=True)
-    assert inputs.shape != log_mel(batch[0]).shape or not torch.equal(inputs, log_mel(batch[0]))
+    inputs, target = augmenter(*short, may_mix=True)
+    assert inputs.shape != log_mel(short[0]).shape or not torch.equal(inputs, log_mel(short[0]))
     is_mix = name in OFF.mixes()
-    assert torch.equal(target, batch[1]) != (is_mix or name in ("background_noise", "background"))
+    assert torch.equal(target, short[1]) != (is_mix or name in ("background_noise", "background"))
     if is_mix or name in (
         "random_crop",
         "tile",
         "coloured_noise",
         "clipping",
     ):  # and none is done in the last epochs
-        assert torch.equal(augmenter(*batch, may_mix=False)[0], log_mel(batch[0]))
+        assert torch.equal(augmenter(*short, may_mix=False)[0], log_mel(short[0]))
 
 
 @pytest.mark.parametrize("recipe", ["strong", "distilled"])
-def test_the_same_seed_draws_the_same_numbers(recipe: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    augmenter = Augmenter(RECIPES[recipe], LogMel(FrontendConfig()))
+def test_the_same_seed_draws_the_same_numbers(recipe: str, short: tuple[torch.Tensor, torch.Tensor]) -> None:
+    augmenter = Augmenter(RECIPES[recipe], LogMel(SECOND))
     runs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        runs.append(augmenter(*batch, may_mix=True)[0])
+        runs.append(augmenter(*short, may_mix=True)[0])
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 

@@ -18,7 +18,7 @@ SHORT = synthetic.wav("rain")
 LONG = sound_file(tone(60.0, sample_rate=8_000), sample_rate=8_000)  # 23 windows
 
 
-def test_the_shortest_clip_is_answered_and_the_others_are_told_to_ask_again(classifier: Classifier) -> None:
+def test_the_shortest_clip_is_answered_and_the_others_are_busy(classifier: Classifier) -> None:
     clips = [LONG, SHORT, LONG, b"no sound"]
     long, short, other, broken = classifier.predict_batch(clips, budget_seconds=1e-6)
     assert isinstance(short, Result)

@@ -11,14 +11,14 @@ from audiocnn import calibration
 def sampled(count: int, temperature: float, *, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Logits and targets such that the logits divided by `temperature` are exactly calibrated."""
     rng = np.random.default_rng(0)
-    honest = rng.normal(0, 2, (count, classes))
-    probs = calibration.softmax(honest)
+    logits = rng.normal(0, 2, (count, classes))
+    probs = calibration.softmax(logits)
     target = (rng.random((count, 1)) > probs.cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
-    return honest * temperature, target
+    return logits * temperature, target
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_the_temperature_that_spoilt_the_logits_is_found(temperature: float) -> None:
+def test_the_temperature_of_scaled_logits_is_found(temperature: float) -> None:
     logits, target = sampled(8_000, temperature)
     assert calibration.fit_temperature(logits, target) == pytest.approx(temperature, rel=0.03)
     shifted = logits + np.arange(len(logits))[:, None] % 7  # logits are known up to a constant per clip
@@ -57,7 +57,7 @@ def test_ece_against_numbers_counted_by_hand() -> None:
     assert len(calibration.reliability(probs, target)) == 4  # fewer clips than bins
 
 
-def test_ece_is_small_for_honest_and_large_for_spoilt_answers() -> None:
+def test_ece_is_small_for_calibrated_and_large_for_scaled_logits() -> None:
     logits, target = sampled(20_000, 3.0)
     assert calibration.ece(calibration.softmax(logits, 3.0), target) < 0.015
     assert calibration.ece(calibration.softmax(logits), target) > 0.1

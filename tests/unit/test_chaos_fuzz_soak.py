@@ -107,7 +107,7 @@ def test_the_faults_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_number_is_always_the_same_input() -> None:
-    for number in range(0, 300, 7):
+    for number in range(0, 300, 20):
         one, two = fuzz_input(5, number), fuzz_input(5, number)
         assert (one.body, one.how) == (two.body, two.how)
         first, second = fuzz_request(5, number), fuzz_request(5, number)
@@ -123,14 +123,14 @@ def test_an_undamaged_file_of_every_kind_decodes(kind: str) -> None:
 
 def test_some_inputs_decode_and_some_do_not() -> None:
     answered = 0
-    for number in range(200):
+    for number in range(100):
         try:
             audio.decode(fuzz_input(0, number).body, sample_rate=44_100)
             answered += 1
         except AudioError:
             pass
-    assert 0.2 < answered / 200 < 0.9
-    assert [n for n in range(200) if fuzz_input(0, n).intact] == list(range(0, 200, INTACT_EVERY))
+    assert 0.2 < answered / 100 < 0.9
+    assert [n for n in range(100) if fuzz_input(0, n).intact] == list(range(0, 100, INTACT_EVERY))
 
 
 def test_the_checksum_of_an_ogg_page_is_that_of_the_encoder() -> None:

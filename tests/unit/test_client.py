@@ -39,6 +39,8 @@ from tests.helpers.scripted_server import (
     TOKEN,
     Ask,
     answers,
+    ask_async,
+    ask_sync,
     both,
     script,
     torchserve_error,
@@ -62,7 +64,7 @@ from tests.helpers.scripted_server import (
     ],
     ids=["busy", "507", "500", "503", "502", "half a JSON", "a list", "reset"],
 )
-def test_a_passing_failure_is_asked_again(ask: Ask, step: Any) -> None:
+def test_temporary_failures_are_retried(ask: Ask, step: Any) -> None:
     with script(step, step) as server:
         assert ask(server.url)["predictions"][0]["class"] == "dog"
     ids = {seen["x-request-id"] for seen in server.seen}
@@ -85,7 +87,7 @@ def test_a_passing_failure_is_asked_again(ask: Ask, step: Any) -> None:
     ],
     ids=["400", "415", "413", "404", "405", "302", "token", "401"],
 )
-def test_what_will_not_pass_is_raised_at_once(ask: Ask, step: Any, expected: type[Exception]) -> None:
+def test_permanent_errors_are_not_retried(ask: Ask, step: Any, expected: type[Exception]) -> None:
     with script(step) as server, pytest.raises(expected) as caught:
         ask(server.url, request_id="mine-1")
     assert len(server.seen) == 1
@@ -104,7 +106,7 @@ def test_a_code_from_a_newer_server_is_kept(ask: Ask) -> None:
 
 
 @both
-def test_a_clip_that_kills_workers_is_given_up(ask: Ask) -> None:
+def test_a_clip_that_kills_workers_is_retried_a_few_times_only(ask: Ask) -> None:
     with script(*[DIED] * 10) as server, pytest.raises(ServerFailedError, match="Worker died") as caught:
         ask(server.url, max_server_failures=2)
     assert len(server.seen) == 3
@@ -120,14 +122,13 @@ def test_a_handler_that_raises_is_no_busy_server(ask: Ask) -> None:
 
 
 @both
-def test_a_busy_server_is_asked_until_the_deadline(ask: Ask) -> None:
+def test_a_busy_server_is_retried_until_the_deadline(ask: Ask) -> None:
     with script(*[BUSY] * 100) as server, pytest.raises(ServerBusyError, match="queue is full"):
         ask(server.url, deadline_seconds=0.6)
     assert 1 < len(server.seen) < 100
 
 
-@both
-@pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.parametrize(("ask", "form"), [(ask_sync, "date"), (ask_async, "seconds")])
 def test_retry_after_is_honoured(ask: Ask, form: str) -> None:
     when = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     status, _, body = BUSY
@@ -143,14 +144,14 @@ def test_no_waiting_for_what_comes_after_the_deadline(ask: Ask) -> None:
 
 
 @both
-def test_a_silent_server_is_asked_again(ask: Ask) -> None:
+def test_a_request_without_a_reply_is_retried(ask: Ask) -> None:
     with script(SILENT) as server:
         assert ask(server.url, attempt_seconds=0.3)["predictions"]
     assert len(server.seen) == 2
 
 
 @both
-def test_nobody_there(ask: Ask) -> None:
+def test_an_unreachable_server_is_an_error(ask: Ask) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(ServerUnreachableError):
         ask(url, deadline_seconds=0.3)
@@ -158,7 +159,7 @@ def test_nobody_there(ask: Ask) -> None:
 
 
 @both
-def test_a_server_that_starts_late_is_waited_for(ask: Ask) -> None:
+def test_a_server_that_starts_late_is_retried(ask: Ask) -> None:
     (port,) = free_ports(1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, f"http://127.0.0.1:{port}", deadline_seconds=30)

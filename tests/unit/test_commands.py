@@ -15,8 +15,8 @@ NAMES = {
     ),
     "export": ("onnx", "torchscript", "waveform", "quantize", "parity", "package", "archive"),
     "benchmarks": (
-        *("baselines", "batch", "chaos", "engine", "fuzz", "gateway", "offline", "serving", "soak"),
-        "streams",
+        *("baselines", "batch", "chaos", "detections", "engine", "fuzz", "gateway", "gateway_footprint"),
+        *("offline", "serving", "soak", "streams"),
     ),
 }
 COMMANDS = [f"{package}.{name}" for package, names in NAMES.items() for name in names]

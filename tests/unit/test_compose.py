@@ -54,7 +54,7 @@ def test_others_reach_nothing_and_this_machine_only_the_gateway_and_grafana() ->
     assert COMPOSE["networks"]["inside"]["internal"] is True
 
 
-def test_nobody_can_log_in_to_grafana() -> None:
+def test_grafana_has_no_login() -> None:
     """Its API accepts the initial admin's well-known password also where the login form is hidden."""
     environment = SERVICES["grafana"]["environment"]
     assert environment["GF_AUTH_BASIC_ENABLED"] == "false"

@@ -152,9 +152,6 @@ def test_a_name_that_is_repeated_counts_once() -> None:
         ("feature_maps", "gif"),
         ("evidence", "maybe"),
         ("spectrogram", "gif"),
-        ("at_seconds", "-0.1"),
-        ("at_seconds", "inf"),
-        ("at_seconds", "nan"),
         ("../../etc/passwd", "1"),
     ],
 )

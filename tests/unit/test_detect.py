@@ -232,13 +232,13 @@ def classifier_of_command() -> object:
         (["--classes", "unicorn"], "unicorn"),
     ],
 )
-def test_wrong_options_end_with_2(folder: Path, arguments: list[str], message: str) -> None:
-    done = run("detect", str(folder / "20261125_063000.wav"), *arguments)
+def test_wrong_options_end_with_2(folder: Path, narrow: Path, arguments: list[str], message: str) -> None:
+    done = run("detect", folder / "20261125_063000.wav", "--model", narrow, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
 
 
-def test_a_start_time_is_that_of_one_file(folder: Path) -> None:
-    done = run("detect", str(folder), "--start-time", "2026-11-25T06:30:00Z")
+def test_a_start_time_is_that_of_one_file(folder: Path, narrow: Path) -> None:
+    done = run("detect", folder, "--start-time", "2026-11-25T06:30:00Z", "--model", narrow)
     assert done.returncode == 2
     assert "of one file, but there are 2" in done.stderr

@@ -1,4 +1,4 @@
-"""The images, built and run as an orchestrator runs them (`make image-test`), and what they are made from."""
+"""What the images are made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
-def test_the_allocator_is_set_as_by_handler_serve() -> None:
+def test_the_allocator_is_set_as_by_audiocnn_serve() -> None:
     assert all(f"{name}={value}" in DOCKERFILE for name, value in MALLOC.items())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-TOP = ("audiocnn", "training", "export", "handler", "benchmarks", "deploy", "tests")
+TOP = ("audiocnn", "training", "export", "handler", "benchmarks", "tests")
 PARTS = ("client", "gateway", "batch", "torchserve")  # sub-packages of `audiocnn` beside its core
 HEAVY = {"torch", "numpy", "soundfile", "onnxruntime"}  # what light modules do without
 COMMANDS = (
@@ -25,11 +25,13 @@ LIGHT_NAMES = (
     "files",
     "inputs",
     "labels",
+    "levels",
     "logs",
     "options",
     "private_folder",
     "probe",
     "request_body",
+    "tables",
     "tracing",
 )
 LIGHT = {f"audiocnn.{name}" for name in LIGHT_NAMES}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 import audiocnn
 from audiocnn.audio import synthetic
@@ -19,6 +18,7 @@ from audiocnn.classifier import Classifier, softmax
 from audiocnn.errors import AudioCNNError, AudioError, ModelOutputError
 from audiocnn.options import Options
 from tests.helpers.command_line import run
+from tests.helpers.sounds import sound_file
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ def test_errors_are_below_the_table(rain: Path, narrow: Path) -> None:
 
 def test_silence_has_no_class_and_a_long_file_its_windows(tmp_path: Path, narrow: Path) -> None:
     rate = synthetic.SAMPLE_RATE
-    soundfile.write(tmp_path / "quiet.wav", np.zeros(rate, np.float32), rate)
+    (tmp_path / "quiet.wav").write_bytes(sound_file(np.zeros(rate, np.float32)))
     long = np.concatenate([synthetic.SOUNDS["rain"](), synthetic.SOUNDS["siren"]()])
-    soundfile.write(tmp_path / "long.wav", long, rate)
+    (tmp_path / "long.wav").write_bytes(sound_file(long))
     text = run("classify", tmp_path, "--model", narrow).stdout
     quiet = next(line for line in text.splitlines() if "quiet.wav" in line)
     assert "silence" in quiet
@@ -128,7 +128,9 @@ def test_silence_has_no_class_and_a_long_file_its_windows(tmp_path: Path, narrow
 
 
 def test_a_wrong_model_or_command_ends_with_2(rain: Path) -> None:
-    assert run("classify", str(rain), "--model", "nowhere.onnx").returncode == 2
+    missing = run("classify", rain, "--model", "nowhere.onnx")
+    assert missing.returncode == 2
+    assert "make export" in missing.stderr
     assert run("no-such-command").returncode == 2
     for name in ("classify", "listen", "batch", "gateway", "serve", "manage", "tune"):
         text = run(name, "--help").stdout

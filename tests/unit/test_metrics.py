@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from audiocnn.classifier import Classifier, Timings
+from audiocnn.levels import LOWEST_DBFS
 from audiocnn.logs import JsonFormatter, TextFormatter
 from audiocnn.probe import probe_wav
-from audiocnn.results import LOWEST_DBFS
 from audiocnn.tracing import trace_headers, trace_id
 from handler.metrics import HISTOGRAMS, NAMES, WorkerMetrics
 from tests.helpers.paths import ROOT
@@ -53,7 +53,7 @@ def monitored(classifier: Classifier, clips: list[bytes]) -> tuple[Recorder, Wor
     return recorder, monitor
 
 
-def test_what_was_added_up_is_handed_over_when_nothing_follows(classifier: Classifier) -> None:
+def test_counts_are_exported_when_no_batch_follows(classifier: Classifier) -> None:
     recorder, _ = monitored(classifier, [RAIN, SILENCE, NOISE, JUNK, probe_wav()])
     counters = recorder.counters
     assert wait_until(
@@ -74,7 +74,7 @@ def test_what_was_added_up_is_handed_over_when_nothing_follows(classifier: Class
     assert {name for name, _ in counters} == set(NAMES)
 
 
-def test_buckets_hold_all_below_them(classifier: Classifier) -> None:
+def test_buckets_are_cumulative(classifier: Classifier) -> None:
     recorder, monitor = monitored(classifier, [RAIN, SILENCE, NOISE])
     monitor.hand_over()
     for name, bounds in HISTOGRAMS.items():
@@ -88,7 +88,7 @@ def test_buckets_hold_all_below_them(classifier: Classifier) -> None:
     assert recorder.counters["confidence_bucket", "0.5"] == below
 
 
-def test_a_busy_worker_hands_over_now_and_then(classifier: Classifier) -> None:
+def test_a_busy_worker_exports_periodically(classifier: Classifier) -> None:
     recorder, timings, count = Recorder(), Timings(), 0
     monitor = WorkerMetrics(recorder, classifier.config.class_names, period_seconds=0.2)
     results = classifier.predict_batch([RAIN], timings=timings)

@@ -74,7 +74,7 @@ def test_an_archive_that_is_not_on_record_is_not_served(store: Path) -> None:
     assert known_sha256(store / "audiocnn.mar", store) == files.sha256(store / "audiocnn.mar")
 
 
-def test_a_link_in_the_store_is_no_way_around_the_record(store: Path) -> None:
+def test_a_linked_archive_needs_a_recorded_checksum(store: Path) -> None:
     integrity.record(store / "audiocnn.mar", "0" * 64)
     (store.parent / "elsewhere").mkdir()
     shutil.copy(STORE / "audiocnn.mar", store.parent / "elsewhere")
@@ -105,7 +105,7 @@ def test_one_command_at_a_time_changes_a_store(store: Path) -> None:
     assert not any(path.exists() for path in copies)
 
 
-def test_folders_of_the_living_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_running_processes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     living, dead, needed = (PrivateFolder("x-") for _ in range(3))
     (dead.path / "file").touch()

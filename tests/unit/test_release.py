@@ -29,7 +29,7 @@ def test_the_synthetic_sounds_are_named_rightly(classifier: Classifier, name: st
     assert result.label == name
 
 
-def test_silence_and_noise_are_nothing_to_name(classifier: Classifier) -> None:
+def test_silence_and_noise_have_no_class(classifier: Classifier) -> None:
     rng = np.random.default_rng(0)
     silence = np.zeros(5 * SAMPLE_RATE, np.float32)
     (result,) = classifier.predict_batch([sound_file(silence)])

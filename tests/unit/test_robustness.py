@@ -30,7 +30,7 @@ def rms(waveform: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_condition_is_heard_the_same_every_time_and_as_the_sound_it_was(name: str) -> None:
+def test_a_condition_is_deterministic_and_keeps_the_pitch(name: str) -> None:
     waveform = heard(CONDITIONS[name], CLIP)
     np.testing.assert_array_equal(waveform, heard(CONDITIONS[name], CLIP.copy()))
     spectrum = np.abs(np.fft.rfft(waveform))

@@ -39,7 +39,16 @@ def test_the_window_is_the_end_of_all_that_came(sizes: list[int]) -> None:
         np.testing.assert_array_equal(window.newest(), sound[max(0, place - 1000) : place])
 
 
-def test_an_idle_stream_holds_nothing() -> None:
+def test_a_constant_offset_has_no_level() -> None:
+    window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
+    window.push(np.full(4800, 0.3, "<f4").tobytes())
+    assert window.take_level() == SILENCE_DBFS
+    sine = 0.5 * np.sin(2 * np.pi * 100 * np.arange(48_000) / 48_000)
+    window.push((sine + 0.3).astype("<f4").tobytes())
+    assert window.take_level() == pytest.approx(-9.03, abs=0.01)
+
+
+def test_an_empty_ring_buffer() -> None:
     window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
     assert window.take_level() == SILENCE_DBFS
     with pytest.raises(BadSoundError):
@@ -48,7 +57,7 @@ def test_an_idle_stream_holds_nothing() -> None:
     assert window.wav() is None
 
 
-def test_smoothing_forgets_in_its_time() -> None:
+def test_smoothing_has_its_time_constant() -> None:
     smoothed = ExponentialAverage(2.0)
     dog = [{"class": "dog", "confidence": 1.0}, {"class": "cat", "confidence": 0.0}]
     cat = [{"class": "cat", "confidence": 1.0}, {"class": "dog", "confidence": 0.0}]

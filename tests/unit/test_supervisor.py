@@ -182,7 +182,7 @@ def test_a_full_disk_behind_the_output_stops_nothing(
     assert len(child.pids) == 2
 
 
-def test_a_pause_ends_when_told_to_stop(tmp_path: Path, stopping: threading.Event) -> None:
+def test_a_pause_ends_when_the_supervisor_stops(tmp_path: Path, stopping: threading.Event) -> None:
     child = Program(tmp_path, DIES)
     kept = supervisor(child, stopping, first_pause_seconds=1e6)  # cut to 30 s
     kept.start()

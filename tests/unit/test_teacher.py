@@ -135,7 +135,7 @@ def test_the_head_separates_classes_and_its_penalty_makes_it_less_sure() -> None
     np.testing.assert_array_equal(head.log_probs(features), log_probs)
 
 
-def test_no_clip_is_labelled_by_a_head_that_heard_its_recording() -> None:
+def test_no_clip_is_labelled_by_a_head_trained_on_its_recording() -> None:
     """Features that only name the recording: memorised they would be right, held out they are chance."""
     rng = np.random.default_rng(0)
     clips = [clip(str(n), label="ab"[n // 2 % 2], source=f"r{n // 2}") for n in range(40)]
@@ -153,7 +153,7 @@ def test_no_clip_is_labelled_by_a_head_that_heard_its_recording() -> None:
     assert (held_out.argmax(axis=1) == target).mean() < 0.75
 
 
-def test_labels_come_back_by_file_name_and_refuse_strangers(tmp_path: Path) -> None:
+def test_soft_labels_are_found_by_file_name_and_refuse_other_clips(tmp_path: Path) -> None:
     log_probs = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()
     labels = SoftLabels(log_probs, ("x.wav", "y.wav"), ("a", "b"), {"train_folds": [1]})
     labels.save(tmp_path / "labels.safetensors")

@@ -111,7 +111,7 @@ def test_a_successful_poll_resets_the_time(api: Api) -> None:
         assert wait_until(lambda: monitor.unhealthy_seconds == 0.0, 20)
 
 
-def test_a_rollout_that_switches_while_it_asks_does_not_end_the_monitor(api: Api) -> None:
+def test_a_rollout_during_a_poll_does_not_end_the_monitor(api: Api) -> None:
     """The old version is the default in one reply, and gone in the next."""
     api.registered = "2.0"
     changed = pytest.raises(ManagementError, match="changed during the request")
@@ -124,7 +124,7 @@ def test_a_rollout_that_switches_while_it_asks_does_not_end_the_monitor(api: Api
         assert wait_until(lambda: monitor.unhealthy_seconds == 0.0, 20)
 
 
-def test_a_reply_that_makes_no_sense_does_not_end_the_monitor(api: Api) -> None:
+def test_an_invalid_reply_does_not_end_the_monitor(api: Api) -> None:
     api.default = "none"
     with monitor_of(api) as monitor:
         seen = api.polls

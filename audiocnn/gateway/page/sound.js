@@ -93,7 +93,7 @@ async function showPictures(answer) {
   if (visualization && !current.answer.is_silent) await showMaps(visualization);
 }
 
-/** Draw again: another class (its surest window) or another window (the one around a second). */
+/** Draw again: another class (of its surest window) or another window (a part of the sound). */
 async function repaint(options) {
   const mine = current;
   byId("mel").setAttribute("aria-busy", "true");
@@ -125,13 +125,16 @@ function showWindow() {
 
 function step(count) {
   const row = current.answer.windows[windowIndex() + count];
-  if (row) repaint({ at_seconds: middleOf(row), class: picker.value });
+  if (row) showPart(row, picker.value);
 }
 
 function playSegment(segment) {
   play(segment.start, segment.end);
-  repaint({ at_seconds: middleOf(segment), class: segment.class });
+  const distance = (row) => Math.abs(middleOf(row) - middleOf(segment));
+  showPart(current.answer.windows.reduce((a, b) => (distance(b) < distance(a) ? b : a)), segment.class);
 }
+
+const showPart = ({ start, end }, name) => repaint({ start, end, class: name });
 
 /** Buttons for the server's example sounds. */
 export function showExamples(names) {

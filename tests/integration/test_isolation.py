@@ -20,7 +20,7 @@ from audiocnn.audio.decoder import ClipDecoder, decode
 from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, AudioTooLongError
 from tests.helpers.paths import ROOT
-from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
+from tests.helpers.sounds import SAMPLE_RATE, ogg_page, sound_file, tone
 from tests.helpers.waiting import SLOWEST, wait_until
 
 
@@ -59,19 +59,6 @@ def mp4_of_many_packets(count: int) -> bytes:
     kind = box(b"hdlr", bytes(8), b"soun", bytes(13))
     media = box(b"mdia", header, kind, box(b"minf", box(b"stbl", *tables)))
     return box(b"ftyp", b"M4A \0\0\0\0M4A ") + box(b"moov", box(b"trak", media)) + box(b"mdat", bytes(9))
-
-
-def ogg_page(content: bytes, *, flags: int, number: int) -> bytes:
-    """One page with one packet, or a part of it: 255 full segments where it goes on."""
-    whole, rest = divmod(len(content), 255)
-    lengths = b"\xff" * whole + (bytes([rest]) if whole < 255 else b"")
-    head = b"OggS\0" + struct.pack("<BqIII", flags, 0, 1, number, 0) + bytes([len(lengths)]) + lengths
-    checksum = 0
-    for byte in head + content:
-        checksum ^= byte << 24
-        for _ in range(8):
-            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
-    return head[:22] + struct.pack("<I", checksum) + head[26:] + content
 
 
 def vorbis_of_many_codebooks() -> bytes:

@@ -1,0 +1,35 @@
+"""KServe's Python server with ONNX Runtime, serving one file: run in the clients' environment.
+
+kserve_server.py MODEL.onnx NAME PORT
+"""
+
+from __future__ import annotations
+
+import sys
+
+import kserve
+import numpy as np
+import onnxruntime
+
+
+class OnnxModel(kserve.Model):
+    def __init__(self, path: str, name: str) -> None:
+        super().__init__(name)
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.ready = True
+
+    async def predict(self, request, headers=None, response_headers=None):  # type: ignore[no-untyped-def]
+        names = [output.name for output in request.request_outputs]
+        feed = {each.name: each.as_numpy().astype(np.float32) for each in request.inputs}
+        outputs = []
+        for name, values in zip(names, self._session.run(names, feed), strict=True):
+            output = kserve.InferOutput(name, list(values.shape), "FP32")
+            output.set_data_from_numpy(values, binary_data=True)
+            outputs.append(output)
+        return kserve.InferResponse(request.id, self.name, outputs)
+
+
+if __name__ == "__main__":
+    path, name, port = sys.argv[1:]
+    server = kserve.ModelServer(http_port=int(port), enable_grpc=False, workers=1)
+    server.start([OnnxModel(path, name)])
