@@ -75,7 +75,7 @@ def read_dataset(root: Path) -> Dataset:
 def check_labels(class_names: Iterable[str]) -> None:
     """Raise `DatasetError` if names differ by case or by spaces around them only."""
     same = defaultdict(list)
-    for name in class_names:
+    for name in sorted(class_names):
         same[name.strip().casefold()].append(name)
     if found := [", ".join(map(repr, names)) for names in same.values() if len(names) > 1]:
         raise DatasetError(

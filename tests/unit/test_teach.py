@@ -198,7 +198,7 @@ def test_a_table_without_folds_gets_them(tmp_path: Path) -> None:
 
 def test_labels_that_differ_by_case_are_named() -> None:
     check_labels(["door", "doors"])
-    with pytest.raises(DatasetError, match="'Door', 'DOOR', ' door'"):
+    with pytest.raises(DatasetError, match="' door', 'DOOR', 'Door'"):
         check_labels(["Door", "DOOR", " door", "bell"])
 
 
