@@ -28,6 +28,7 @@ FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, M4A/AAC or WebM"
 _MAX_PARTS = 1_000
 _MAX_BOXES = 100_000
 _MAX_TRACKS = 20
+_MOST_SKIPPED = 1 << 20  # bytes of unknown data, and a fiftieth of the file: searching it is slow
 _HALF_FRAME_BYTES = 1 << 13  # no frame of MP3 or AAC is larger
 _GAP_BYTES = 1 << 16  # between recordings, and the largest page of Ogg
 _MISSING_SECONDS = 0.25
@@ -72,7 +73,10 @@ class FileParts:
     def _find(self) -> bool:
         """Look for one more part; whether there is one."""
         source = self._source
-        if self._position >= source.size or len(self._found) == _MAX_PARTS:
+        is_done = self._position >= source.size or len(self._found) == _MAX_PARTS
+        if is_done or self.skipped_bytes > _MOST_SKIPPED + self._position // 50:
+            self.skipped_bytes += max(0, source.size - self._position)
+            self._position = source.size
             return False
         begin = skip_padding(source, self._position)
         part = self._part_at(begin) or self._part_behind(begin)
@@ -181,19 +185,16 @@ def _ogg_heads(source: Source, start: int) -> tuple[list[bytes], int]:
 
 
 def _ogg_end(source: Source, start: int, end: int) -> int:
-    """The byte behind the last page of the streams there, if they say which it is; else `end`."""
-    last = None
-    for flags in (b"\4", b"\5"):
-        place = start
-        while (found := find(source, b"OggS\0" + flags, place, end)) is not None:
-            last = max(found, last or 0)
-            place = found + 1
-    if last is None:
-        return end
-    page = source.between(last, last + 27 + 255)
-    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    behind = last + 27 + len(segments) + sum(segments)
-    return end if behind >= end or find(source, b"OggS", behind, end) is not None else behind
+    """The byte behind the last pages of the streams there, if they say which these are; else `end`."""
+    position = find(source, b"OggS\0\4", start, end)
+    for _ in range(_MAX_TRACKS):
+        if position is None or source.between(position, position + 4) != b"OggS":
+            break
+        page = source.between(position, position + 27 + 255)
+        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+        position += 27 + len(segments) + sum(segments)
+    is_last = position is not None and source.between(position, position + 4) != b"OggS"
+    return min(position, end) if position is not None and is_last else end
 
 
 def _is_page_cut(source: Source, start: int, end: int) -> bool:
@@ -238,8 +239,11 @@ def _mp4_part(source: Source, start: int) -> Part:
 def _matroska_part(source: Source, start: int) -> Part:
     """Up to the next header, as browsers append recordings; its segment says how long it is."""
     found = find(source, _EBML, start + 4)
-    while found and not re.search(rb"\x42\x82.(webm|matroska)", source.between(found, found + 64), re.DOTALL):
-        found = find(source, _EBML, found + 4)
+    for _ in range(_MAX_TRACKS):
+        if found and not re.search(
+            rb"\x42\x82.(webm|matroska)", source.between(found, found + 64), re.DOTALL
+        ):
+            found = find(source, _EBML, found + 4)
     end = found or source.size
     head = source.between(start, start + 256)
     place, is_cut = head.find(_SEGMENT), False

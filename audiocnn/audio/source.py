@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -80,7 +81,8 @@ class View:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
             return -1
-        self._position, self._number = base + offset, 0
+        self._position = base + offset
+        self._number = min(bisect_right(self._starts, self._position), len(self._pieces)) - 1
         return self._position
 
     def tell(self) -> int:
