@@ -6,6 +6,7 @@ begins: the sample rate or the codec's setup changes, or an encoder's info frame
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,9 +18,11 @@ _CHUNK_BYTES = 1 << 18
 _LARGEST_FRAME = 1 << 13  # bytes
 _LARGEST_HEADER = 48  # bytes from the start of a frame to behind the name of an info frame
 _RESYNC_BYTES = 1 << 16  # so much is searched for the next frame
-_MOST_DAMAGE = 1 << 20  # bytes, and a tenth of what is whole: searching is slow
+_MOST_DAMAGE = 1 << 18  # bytes, and a fiftieth of what is whole: searching is slow
 _MAX_SPOTS = 10_000
 _SLACK_FRAMES = 10  # an info frame's count is off by a few in many encoders
+_MPEG_SYNC = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
+_ADTS_SYNC = re.compile(rb"\xff(?=[\xf0\xf1\xf8\xf9])")
 _MPEG_RATES = (44_100, 48_000, 32_000)
 _AAC_RATES = (
     96_000,
@@ -171,12 +174,12 @@ class _Reader:
     def find(self, start: int, end: int, *, setup: tuple[int, ...] | None, in_a_row: int) -> int | None:
         """Where so many frames of one setup come in a row, or as many as the file has: the first place."""
         chunk = self._source.between(start, end) + bytes(8)
-        place = chunk.find(b"\xff")
-        while place >= 0:
+        candidates = _MPEG_SYNC if self._read_header is mpeg_header else _ADTS_SYNC
+        for match in candidates.finditer(chunk):
+            place = match.start()
             frame = self._read_header(chunk, place)
             if frame and setup in (None, frame.setup) and self._is_row(start + place, frame, in_a_row):
                 return start + place
-            place = chunk.find(b"\xff", place + 1)
         return None
 
     def _is_row(self, position: int, frame: Frame, count: int) -> bool:
@@ -220,11 +223,9 @@ def read_run(source: Source, start: int, read_header: ReadHeader, *, max_seconds
         if frame is None or frame.setup != first.setup:
             found = _behind_damage(reader, source, position, first)
             damaged += (found or 0) - position
-            if (
-                found is None
-                or len(run.ranges) == _MAX_SPOTS
-                or damaged > _MOST_DAMAGE + (position - start) // 10
-            ):
+            if found is None or len(run.ranges) == _MAX_SPOTS:
+                break
+            if damaged > _MOST_DAMAGE + (position - start) // 50:
                 break
             run.ranges.append((begin, position))
             run.lost_seconds += (found - position) / _mean_length(run) * first.samples / first.rate

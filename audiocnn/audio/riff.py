@@ -235,16 +235,18 @@ def _extent(source: Source, samples: _Samples, order: Literal["little", "big"]) 
     end = _end_of_chunks(source, start, order)
     if claimed == 0 and end == source.size:
         return _Extent(end)  # there are no samples
-    return _Extent(next_riff(source, start), was_unwritten=claimed == 0, was_unknown=claimed is None)
+    return _Extent(next_head(source, start), was_unwritten=claimed == 0, was_unknown=claimed is None)
 
 
-def next_riff(source: Source, start: int) -> int:
-    """Where the next WAV begins; the end of the file if there is none."""
+def next_head(source: Source, start: int, others: tuple[bytes, ...] = ()) -> int:
+    """Where the next WAV or one of the other heads begins; the end of the file if there is none."""
     place = start
     for _ in range(_MAX_CANDIDATES):
-        found = find(source, b"WAVEfmt ", place)
+        found = find(source, (b"WAVEfmt ", *others), place)
         if found is None:
             break
+        if source.between(found, found + 8) != b"WAVEfmt ":
+            return found
         if found - 8 >= start and source.between(found - 8, found - 4) in (b"RIFF", b"RIFX"):
             return found - 8
         place = found + 8
