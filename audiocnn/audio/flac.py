@@ -10,6 +10,8 @@ from audiocnn.audio.source import Part, Source
 
 _CHUNK_BYTES = 1 << 20
 _HEADER_BYTES = 16
+_MOST_CANDIDATES = 10_000  # and one for so many bytes: a frame is larger
+_BYTES_A_CANDIDATE = 256
 _STREAMINFO = 42  # bytes from the magic to the end of the first block
 _CANDIDATE = re.compile(rb"\xff[\xf8\xf9][^\x00-\x0f][\x00-\xaf]", re.DOTALL)
 
@@ -51,9 +53,11 @@ def _first_byte(part: Part) -> int:
 
 def _frames(source: Source, start: int, end: int, largest: int) -> Iterator[tuple[int, int]]:
     """The byte and the first sample of what is a frame by its header and the checksum of that."""
-    while start < end:
+    candidates = _MOST_CANDIDATES + (end - start) // _BYTES_A_CANDIDATE
+    while start < end and candidates > 0:
         chunk = source.between(start, min(start + _CHUNK_BYTES + _HEADER_BYTES, end))
         for match in _CANDIDATE.finditer(chunk, 0, min(_CHUNK_BYTES, len(chunk))):
+            candidates -= 1
             sample = _first_sample(chunk[match.start() : match.start() + _HEADER_BYTES], largest)
             if sample is not None:
                 yield start + match.start(), sample

@@ -6,6 +6,7 @@ begins: the sample rate or the codec's setup changes, or an encoder's info frame
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,10 +15,14 @@ from typing import NamedTuple
 from audiocnn.audio.source import Source
 
 _CHUNK_BYTES = 1 << 18
+_LARGEST_FRAME = 1 << 13  # bytes
 _LARGEST_HEADER = 48  # bytes from the start of a frame to behind the name of an info frame
 _RESYNC_BYTES = 1 << 16  # so much is searched for the next frame
-_MOST_DAMAGE = 1 << 20  # bytes, and a tenth of what is whole: searching is slow
+_MOST_DAMAGE = 1 << 18  # bytes, and a fiftieth of what is whole: searching is slow
+_MAX_SPOTS = 10_000
 _SLACK_FRAMES = 10  # an info frame's count is off by a few in many encoders
+_MPEG_SYNC = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
+_ADTS_SYNC = re.compile(rb"\xff(?=[\xf0\xf1\xf8\xf9])")
 _MPEG_RATES = (44_100, 48_000, 32_000)
 _AAC_RATES = (
     96_000,
@@ -151,12 +156,12 @@ class _Reader:
         return self._read_header(self._chunk, place)
 
     def _place(self, position: int) -> int:
-        place = position - self._start
-        if place < 0 or place + _LARGEST_HEADER > len(self._chunk):
-            self._start = position
-            self._chunk = self._source.between(position, position + _CHUNK_BYTES)
-            return 0
-        return place
+        place, length = position - self._start, len(self._chunk)
+        is_behind = place + _LARGEST_HEADER > length and self._start + length < self._source.size
+        if place < 0 or is_behind:
+            self._start = max(0, position - _LARGEST_FRAME)  # a search goes back and forth
+            self._chunk = self._source.between(self._start, self._start + _CHUNK_BYTES)
+        return position - self._start
 
     def has_info(self, position: int, setup: tuple[int, ...]) -> bool:
         """Whether the frame there is an encoder's info frame: the first of a recording."""
@@ -169,12 +174,12 @@ class _Reader:
     def find(self, start: int, end: int, *, setup: tuple[int, ...] | None, in_a_row: int) -> int | None:
         """Where so many frames of one setup come in a row, or as many as the file has: the first place."""
         chunk = self._source.between(start, end) + bytes(8)
-        place = chunk.find(b"\xff")
-        while place >= 0:
+        candidates = _MPEG_SYNC if self._read_header is mpeg_header else _ADTS_SYNC
+        for match in candidates.finditer(chunk):
+            place = match.start()
             frame = self._read_header(chunk, place)
             if frame and setup in (None, frame.setup) and self._is_row(start + place, frame, in_a_row):
                 return start + place
-            place = chunk.find(b"\xff", place + 1)
         return None
 
     def _is_row(self, position: int, frame: Frame, count: int) -> bool:
@@ -218,7 +223,9 @@ def read_run(source: Source, start: int, read_header: ReadHeader, *, max_seconds
         if frame is None or frame.setup != first.setup:
             found = _behind_damage(reader, source, position, first)
             damaged += (found or 0) - position
-            if found is None or damaged > _MOST_DAMAGE + (position - start) // 10:
+            if found is None or len(run.ranges) == _MAX_SPOTS:
+                break
+            if damaged > _MOST_DAMAGE + (position - start) // 50:
                 break
             run.ranges.append((begin, position))
             run.lost_seconds += (found - position) / _mean_length(run) * first.samples / first.rate

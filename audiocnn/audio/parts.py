@@ -19,7 +19,7 @@ from audiocnn.audio.frames import (
     starts_frames,
 )
 from audiocnn.audio.padding import MP4_BOXES, skip_padding
-from audiocnn.audio.riff import aiff_part, is_aiff, is_riff, next_riff, riff_part
+from audiocnn.audio.riff import aiff_part, is_aiff, is_riff, next_head, riff_part
 from audiocnn.audio.source import Part, Source, find
 from audiocnn.errors import UndecodableAudioError, UnsupportedFormatError
 
@@ -28,10 +28,12 @@ FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, M4A/AAC or WebM"
 _MAX_PARTS = 1_000
 _MAX_BOXES = 100_000
 _MAX_TRACKS = 20
+_MOST_SKIPPED = 1 << 18  # bytes of unknown data, and a fiftieth of the file: searching it is slow
 _HALF_FRAME_BYTES = 1 << 13  # no frame of MP3 or AAC is larger
 _GAP_BYTES = 1 << 16  # between recordings, and the largest page of Ogg
 _MISSING_SECONDS = 0.25
 _EBML = b"\x1a\x45\xdf\xa3"
+_DOCUMENT_TYPE = re.compile(rb"\x42\x82.(webm|matroska)", re.DOTALL)
 _SEGMENT = b"\x18\x53\x80\x67"
 _OGG_START = b"OggS\0\2"  # the first page of a stream
 _OGG_LIBSNDFILE = {b"\x01vorbis": "Vorbis", b"OpusHead": "Opus"}
@@ -57,6 +59,7 @@ class FileParts:
         """Of frames without a container no more than `max_seconds` and a few are looked at."""
         self.skipped_bytes = 0  # so far, of unknown data: neither sound nor tags nor zeros
         self._source, self._max_seconds = source, max_seconds
+        self._searched_bytes = 0  # so far, skipped or damaged
         self._found: list[Part] = []
         self._position = 0
 
@@ -72,12 +75,16 @@ class FileParts:
     def _find(self) -> bool:
         """Look for one more part; whether there is one."""
         source = self._source
-        if self._position >= source.size or len(self._found) == _MAX_PARTS:
+        is_done = self._position >= source.size or len(self._found) == _MAX_PARTS
+        if is_done or self._searched_bytes > _MOST_SKIPPED + self._position // 50:
+            self.skipped_bytes += max(0, source.size - self._position)
+            self._position = source.size
             return False
         begin = skip_padding(source, self._position)
         part = self._part_at(begin) or self._part_behind(begin)
         end, self._position = (part.start, part.end) if part else (source.size, source.size)
         self.skipped_bytes += end - begin
+        self._searched_bytes += end - begin + (part.damaged_bytes if part else 0)
         if part:
             self._found.append(part)
         return part is not None
@@ -127,6 +134,7 @@ class FileParts:
             least_seconds=max(0.0, run.samples / run.rate - 1),  # encoders add some, which decoders leave out
             info_frame=b"" if is_adts else info_frame(self._source, run),
             lost_seconds=run.lost_seconds,
+            damaged_bytes=run.end - start - sum(end - begin for begin, end in run.ranges),
         )
 
 
@@ -142,9 +150,7 @@ def _is_free_format(head: bytes) -> bool:
 
 def _flac_part(source: Source, start: int) -> Part:
     """Up to the next file of FLAC, WAV or Ogg: nothing else says where it ends."""
-    end = next_riff(source, start)
-    for head in (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22", _OGG_START):
-        end = find(source, head, start + 4, end) or end
+    end = next_head(source, start + 4, (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22", _OGG_START))
     return Part(start, end, [(start, end)], if_short="cut")
 
 
@@ -181,19 +187,16 @@ def _ogg_heads(source: Source, start: int) -> tuple[list[bytes], int]:
 
 
 def _ogg_end(source: Source, start: int, end: int) -> int:
-    """The byte behind the last page of the streams there, if they say which it is; else `end`."""
-    last = None
-    for flags in (b"\4", b"\5"):
-        place = start
-        while (found := find(source, b"OggS\0" + flags, place, end)) is not None:
-            last = max(found, last or 0)
-            place = found + 1
-    if last is None:
-        return end
-    page = source.between(last, last + 27 + 255)
-    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    behind = last + 27 + len(segments) + sum(segments)
-    return end if behind >= end or find(source, b"OggS", behind, end) is not None else behind
+    """The byte behind the last pages of the streams there, if they say which these are; else `end`."""
+    position = find(source, b"OggS\0\4", start, end)
+    for _ in range(_MAX_TRACKS):
+        if position is None or source.between(position, position + 4) != b"OggS":
+            break
+        page = source.between(position, position + 27 + 255)
+        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+        position += 27 + len(segments) + sum(segments)
+    is_last = position is not None and source.between(position, position + 4) != b"OggS"
+    return min(position, end) if position is not None and is_last else end
 
 
 def _is_page_cut(source: Source, start: int, end: int) -> bool:
@@ -238,8 +241,9 @@ def _mp4_part(source: Source, start: int) -> Part:
 def _matroska_part(source: Source, start: int) -> Part:
     """Up to the next header, as browsers append recordings; its segment says how long it is."""
     found = find(source, _EBML, start + 4)
-    while found and not re.search(rb"\x42\x82.(webm|matroska)", source.between(found, found + 64), re.DOTALL):
-        found = find(source, _EBML, found + 4)
+    for _ in range(_MAX_TRACKS):
+        if found and not _DOCUMENT_TYPE.search(source.between(found, found + 64)):
+            found = find(source, _EBML, found + 4)
     end = found or source.size
     head = source.between(start, start + 256)
     place, is_cut = head.find(_SEGMENT), False

@@ -20,6 +20,7 @@ NO_LENGTH = (
 _UNKNOWN_SIZE = 0x7FFF_F000  # sizes from here on are what encoders write when they cannot know
 _UNKNOWN_SIZE_64 = 1 << 62
 _MISSING_SECONDS = 0.25  # less is a size that is off by a header
+_MAX_CANDIDATES = 20
 _MAX_CHUNKS = 10_000
 _W64_HEAD = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0"
 _W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
@@ -234,13 +235,18 @@ def _extent(source: Source, samples: _Samples, order: Literal["little", "big"]) 
     end = _end_of_chunks(source, start, order)
     if claimed == 0 and end == source.size:
         return _Extent(end)  # there are no samples
-    return _Extent(next_riff(source, start), was_unwritten=claimed == 0, was_unknown=claimed is None)
+    return _Extent(next_head(source, start), was_unwritten=claimed == 0, was_unknown=claimed is None)
 
 
-def next_riff(source: Source, start: int) -> int:
-    """Where the next WAV begins; the end of the file if there is none."""
+def next_head(source: Source, start: int, others: tuple[bytes, ...] = ()) -> int:
+    """Where the next WAV or one of the other heads begins; the end of the file if there is none."""
     place = start
-    while (found := find(source, b"WAVEfmt ", place)) is not None:
+    for _ in range(_MAX_CANDIDATES):
+        found = find(source, (b"WAVEfmt ", *others), place)
+        if found is None:
+            break
+        if source.between(found, found + 8) != b"WAVEfmt ":
+            return found
         if found - 8 >= start and source.between(found - 8, found - 4) in (b"RIFF", b"RIFX"):
             return found - 8
         place = found + 8

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Shortfall = Literal["cut", "damage", "unknown"]
 Piece = bytes | tuple[int, int]  # bytes, or where they start and end in the file
+_FIRST_CHUNK_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 20
 
 
@@ -80,7 +82,8 @@ class View:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
             return -1
-        self._position, self._number = base + offset, 0
+        self._position = base + offset
+        self._number = min(bisect_right(self._starts, self._position), len(self._pieces)) - 1
         return self._position
 
     def tell(self) -> int:
@@ -101,16 +104,25 @@ def _length(piece: Piece) -> int:
     return len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
 
 
-def find(source: Source, needle: bytes, start: int, end: int | None = None) -> int | None:
-    """Where the bytes next are, from `start` on; None if they are not before `end`."""
-    end = source.size if end is None else min(end, source.size)
+def find(
+    source: Source, needles: bytes | tuple[bytes, ...], start: int, end: int | None = None
+) -> int | None:
+    """Where one of the needles next is, from `start` on; None if none is before `end`.
+
+    Chunks grow: what is near costs little, however often it is looked for.
+    """
+    wanted = (needles,) if isinstance(needles, bytes) else needles
+    longest = max(map(len, wanted))
+    end, size = source.size if end is None else min(end, source.size), _FIRST_CHUNK_BYTES
     while start < end:
-        chunk = source.between(start, min(start + _CHUNK_BYTES, end))
-        if (place := chunk.find(needle)) >= 0:
-            return start + place
-        if len(chunk) < len(needle):
+        chunk = source.between(start, min(start + size, end))
+        places = [place for needle in wanted if (place := chunk.find(needle)) >= 0]
+        if places:
+            return start + min(places)
+        if len(chunk) < longest:
             return None
-        start += len(chunk) - len(needle) + 1
+        start += len(chunk) - longest + 1
+        size = min(2 * size, _CHUNK_BYTES)
     return None
 
 
@@ -130,6 +142,7 @@ class Part:
     info_frame: bytes = (
         b""  # to be put in front where libsndfile guesses too few samples, and would stop there
     )
+    damaged_bytes: int = 0  # that the pieces leave out
     lost_seconds: float = 0.0  # about, of damaged spots that the pieces leave out
     unread_codec: str | None = None  # its name, if neither decoder reads it
     warnings: Sequence[str] = ()
