@@ -1,11 +1,10 @@
-"""What a worker did and heard, as counters: for a server to export, so that faults and drift are seen.
+"""Metrics of a worker: timings, errors, classes, confidences and input levels, as counters.
 
-    monitor = WorkerMetrics(emit, class_names)       emit(name, label, amount) adds to a counter of the server
-    monitor.count(clips, results, timings)     after every batch: cheap, and nothing is handed over yet
+    metrics = WorkerMetrics(emit, class_names)     # emit(name, label, amount) adds to a counter of TorchServe
+    metrics.count(clips, results, timings)         # after each batch
 
-A counter that is handed over costs more than one that is added to. So what was added up goes out every few
-seconds while there is work, and a moment after the last batch: nothing waits for traffic that does not come.
-Histograms are counters too, one for each bucket (`..._bucket` with `le`), as Prometheus keeps them.
+Emitting costs more than counting, so counts are aggregated and emitted every 5 s under load, and 0.2 s after
+the last batch. Histograms are counters, one for each bucket (`..._bucket` with `le`), as in Prometheus.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from audiocnn.errors import AudioError
 from audiocnn.probe import probe_wav
 from audiocnn.results import Result
 
-Emit = Callable[[str, str | None, float], None]  # name, value of its own label if it has one, amount >= 0
+Emit = Callable[[str, str | None, float], None]  # name, value of its label (None: no label), amount >= 0
 
-# Upper bounds of the buckets; one more, +Inf, follows.
+# Upper bounds of the buckets; the bucket +Inf is added.
 HISTOGRAMS: dict[str, tuple[float, ...]] = {
     "decode_ms": (0.5, 1, 2, 5, 10, 20, 50, 100, 1000),
     "log_mel_ms": (0.5, 1, 2, 5, 10, 20, 50, 100, 1000),
@@ -32,8 +31,8 @@ HISTOGRAMS: dict[str, tuple[float, ...]] = {
     "confidence": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     "input_level_dbfs": (-90, -70, -60, -50, -40, -30, -20, -10, -3),
 }
-WITHOUT_SUM = ("input_level_dbfs",)  # the sum of negative values would be no counter
-COUNTERS: dict[str, str | None] = {  # name: its own label
+WITHOUT_SUM = ("input_level_dbfs",)  # a counter cannot take negative values
+COUNTERS: dict[str, str | None] = {  # name: label
     "audio_seconds_total": None,
     "predictions_total": "class",
     "unknown_total": None,
@@ -42,42 +41,42 @@ COUNTERS: dict[str, str | None] = {  # name: its own label
     "probes_total": None,
     "worker_starts_total": None,
 }
-NAMES: dict[str, str | None] = COUNTERS | {  # all that is handed over
+NAMES: dict[str, str | None] = COUNTERS | {  # all emitted names
     f"{name}_{part}": "le" if part == "bucket" else None
     for name in HISTOGRAMS
     for part in ("bucket", "count", "sum")
     if (name, part) not in ((each, "sum") for each in WITHOUT_SUM)
 }
-INTERNAL_ERROR = "internal_error"  # the code of every clip of a batch that failed as a whole
+INTERNAL_ERROR = "internal_error"  # error code of all clips of a batch whose handler raised an exception
 
 _CODES = frozenset(cls.code for cls in AudioError.__subclasses__())
-_PERIOD_SECONDS = 5.0  # Prometheus asks every 15 s
-_QUIET_SECONDS = 0.2  # without a batch: then nothing is held back
+_PERIOD_SECONDS = 5.0  # shorter than Prometheus' scrape interval, 15 s
+_QUIET_SECONDS = 0.2  # without a batch, after which counts are emitted
 
 
 class WorkerMetrics:
-    """Adds up in the worker's thread, hands over in one of its own."""
+    """Counts in the caller's thread, emits in a thread of its own."""
 
     def __init__(
         self, emit: Emit, class_names: Iterable[str], *, period_seconds: float = _PERIOD_SECONDS
     ) -> None:
-        """Hands over a zero of every counter at once, so that the first clip is seen as an increase."""
+        """Emit zeros of all counters, so that the first clip is visible as an increase."""
         self._emit, self._period_seconds = emit, period_seconds
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self._observed = {name: [0] * (len(bounds) + 1) for name, bounds in HISTOGRAMS.items()}
         self._sums = dict.fromkeys(HISTOGRAMS, 0.0)
         self._last_batch_at = 0.0
-        self._has_news = threading.Event()
+        self._has_counts = threading.Event()
         labels = {"class": class_names, "code": (*sorted(_CODES), INTERNAL_ERROR)}
         for name, label in COUNTERS.items():
             for value in (None,) if label is None else labels[label]:
                 emit(name, value, float(name == "worker_starts_total"))
         self._emit_histograms(HISTOGRAMS, self._observed, self._sums, is_first=True)
-        threading.Thread(target=self._run, name="monitor", daemon=True).start()
+        threading.Thread(target=self._run, name="metrics", daemon=True).start()
 
     def count(self, clips: Sequence[bytes], results: Sequence[Result | AudioError], timings: Timings) -> None:
-        """One batch. A probe is work, but no sound that anybody asked about."""
+        """Count one batch. Readiness probes count in the timings, but not as answers."""
         probe = probe_wav()
         with self._lock:
             for name in ("decode_ms", "log_mel_ms", "inference_ms"):
@@ -91,16 +90,16 @@ class WorkerMetrics:
                     self._counts["probes_total", None] += 1
                 else:
                     self._count_answer(result)
-        self._announce()
+        self._notify()
 
     def count_failure(self, num_clips: int) -> None:
-        """A batch that failed as a whole: our fault, not the clips'."""
+        """Count a batch whose handler raised an exception."""
         with self._lock:
             self._counts["errors_total", INTERNAL_ERROR] += num_clips
-        self._announce()
+        self._notify()
 
     def _count_answer(self, result: Result) -> None:
-        """The surest class counts, whatever the options let through."""
+        """Count the class with the highest confidence, before options filter the answer."""
         best = int(result.probs.argmax())
         self._counts["predictions_total", result.config.class_names[best]] += 1
         self._counts["audio_seconds_total", None] += result.clip.seconds  # type: ignore[assignment]
@@ -113,21 +112,21 @@ class WorkerMetrics:
         self._observed[name][bisect_left(HISTOGRAMS[name], value)] += 1
         self._sums[name] += value
 
-    def _announce(self) -> None:
+    def _notify(self) -> None:
         self._last_batch_at = time.monotonic()
-        self._has_news.set()
+        self._has_counts.set()
 
     def _run(self) -> None:
         while True:
-            self._has_news.wait()
+            self._has_counts.wait()
             due = time.monotonic() + self._period_seconds
             while (now := time.monotonic()) < (until := min(due, self._last_batch_at + _QUIET_SECONDS)):
                 time.sleep(until - now)
-            self._has_news.clear()
-            self.hand_over()
+            self._has_counts.clear()
+            self.emit_counts()
 
-    def hand_over(self) -> None:
-        """Give the server what was added up since the last time."""
+    def emit_counts(self) -> None:
+        """Emit the counts since the last call."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
             observed, self._observed = self._observed, {n: [0] * len(c) for n, c in self._observed.items()}
@@ -145,7 +144,7 @@ class WorkerMetrics:
         *,
         is_first: bool = False,
     ) -> None:
-        """Buckets count what is at most their bound: each holds those below it."""
+        """Emit cumulative buckets: each counts the values up to its bound."""
         for name in names:
             total = 0
             for bound, count in zip((*map(str, HISTOGRAMS[name]), "+Inf"), observed[name], strict=True):

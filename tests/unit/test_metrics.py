@@ -76,7 +76,7 @@ def test_counts_are_exported_when_no_batch_follows(classifier: Classifier) -> No
 
 def test_buckets_are_cumulative(classifier: Classifier) -> None:
     recorder, monitor = monitored(classifier, [RAIN, SILENCE, NOISE])
-    monitor.hand_over()
+    monitor.emit_counts()
     for name, bounds in HISTOGRAMS.items():
         buckets = [recorder.counters[f"{name}_bucket", str(bound)] for bound in (*bounds, "+Inf")]
         assert buckets == sorted(buckets)
@@ -108,7 +108,7 @@ def test_a_busy_worker_exports_periodically(classifier: Classifier) -> None:
 def test_a_batch_that_fails_is_counted(classifier: Classifier) -> None:
     recorder, monitor = monitored(classifier, [RAIN])
     monitor.count_failure(8)
-    monitor.hand_over()
+    monitor.emit_counts()
     assert recorder.counters["errors_total", "internal_error"] == 8
 
 
