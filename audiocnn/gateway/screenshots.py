@@ -107,11 +107,11 @@ def hiss(output: Path) -> Path:
 
 
 def save(page: Page, path: Path, height: int | None = None) -> None:
-    """The whole page or its upper part, in 256 colours: a third of the bytes."""
+    """The whole page or its upper part."""
     size = page.viewport_size or {"width": 0}
     part = FloatRect(x=0, y=0, width=size["width"], height=height) if height else None
     shot = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=part)))
-    shot.convert("RGB").quantize(256).save(path, optimize=True)
+    shot.convert("RGB").save(path, optimize=True)
 
 
 def take_files(browser: Browser, args: argparse.Namespace, folder: Path) -> None:
@@ -121,9 +121,9 @@ def take_files(browser: Browser, args: argparse.Namespace, folder: Path) -> None
     bells = args.samples / "church_bells.wav"
     shots: list[tuple[str, str, Path, int | None]] = [
         ("desktop", "desktop", bells, None),
-        ("dark", "dark", args.samples / "siren.wav", None),
+        ("dark", "dark", args.samples / "siren.wav", 1060),
         ("phone", "phone", bells, 844),
-        ("long", "desktop", join(args.samples, LONG, folder / "long.wav"), None),
+        ("long", "desktop", join(args.samples, LONG, folder / "long.wav"), 1360),
         ("unknown", "desktop", hiss(folder / "hiss.wav"), 1130),
         ("error", "desktop", text, 480),
     ]
@@ -179,7 +179,8 @@ def _answer(page: Page, file: Path) -> dict[str, float]:
     page.evaluate("window.marks = {}")
     with page.expect_response(lambda reply: "/predict" in reply.url) as reply:
         page.set_input_files("#file", file)
-    page.wait_for_function("marks.drawn")
+    page.wait_for_selector(_DONE)
+    page.wait_for_timeout(200)  # the last paint
     marks = page.evaluate("marks")
     kilobytes = reply.value.request.sizes()["responseBodySize"] / 1000
     shown = {name: marks[state] - marks["given"] for name, state in _STATES.items()}
