@@ -365,7 +365,7 @@ def test_a_taken_port_is_explained_and_nothing_is_started(server: Server) -> Non
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 1
     (java,) = [p for p in psutil.Process(server.process.pid).children(recursive=True) if p.name() == "java"]
-    assert f"is taken by process {java.pid} (java)" in run.stderr
+    assert f"is in use by process {java.pid} (java)" in run.stderr
     assert "Traceback" not in run.stderr
 
 
