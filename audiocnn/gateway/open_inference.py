@@ -6,9 +6,9 @@ docs/clients.md has the models, their tensors and examples of clients.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Path, Request
 from starlette.responses import JSONResponse, Response
 
 from audiocnn import __version__
@@ -17,6 +17,7 @@ from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.tensor_models import TensorModels
 from audiocnn.gateway.tensors import EXTENSIONS, InferReply, ModelMetadata, ServerMetadata
 
+ModelName = Annotated[str, Path(examples=["audiocnn", "audiocnn-waveform"])]
 TAGS: list[str | Enum] = ["open inference protocol"]
 _EXAMPLE = {
     "inputs": [{"name": "audio", "shape": [1, 1], "datatype": "BYTES", "data": ["UklGRg..."]}],
@@ -73,22 +74,22 @@ def _add_model_routes(app: FastAPI, gateway: PredictionService, models: TensorMo
     reading = responses(401, 403, 404, 429, 502, 503)
     asking = responses(400, 401, 403, 404, 408, 413, 415, 429, 502, 503)
 
-    async def metadata(name: str, request: Request) -> Response:
+    async def metadata(name: ModelName, request: Request) -> Response:
         """Versions, inputs and outputs of a model."""
         return JSONResponse(await models.metadata(name, request.path_params.get("version")))
 
-    async def model_ready(name: str, request: Request) -> Response:
+    async def model_ready(name: ModelName, request: Request) -> Response:
         """A real prediction of this model works."""
         models.find(name)
         await models.version(request.path_params.get("version"))
         await gateway.check_ready()
         return JSONResponse({"name": name, "ready": True})
 
-    async def config(name: str, request: Request) -> Response:
+    async def config(name: ModelName, request: Request) -> Response:
         """Triton's model configuration: largest batch, tensors, class names and sample rate."""
         return JSONResponse(await models.config(name, request.path_params.get("version")))
 
-    async def infer(name: str, request: Request) -> Response:
+    async def infer(name: ModelName, request: Request) -> Response:
         """Classify a batch: sound files (BYTES), or waveforms at the model's sample rate (FP32)."""
         return await models.infer(request, name, request.path_params.get("version"))
 

@@ -32,9 +32,12 @@ WAVEFORM = "-waveform"  # ends the name of the model that takes waveforms
 _CONCURRENCY = 8  # rows of one request that wait for TorchServe at the same time
 _MAX_TOP_K = OPTIONS["top_k"]["maximum"]
 # Name, data type and whether it is sent if no output is named; all are `(batch, -1)`.
-_OUTPUTS = {"label": ("BYTES", True), "score": ("FP32", True), "probs": ("FP32", False)}
-if "embedding" in OPTIONS:
-    _OUTPUTS["embedding"] = ("FP32", False)
+_OUTPUTS = {
+    "label": ("BYTES", True),
+    "score": ("FP32", True),
+    "probs": ("FP32", False),
+    "embedding": ("FP32", False),
+}
 
 
 class Parameters(BaseModel):

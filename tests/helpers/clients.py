@@ -50,6 +50,6 @@ def _environment() -> dict[str, str]:
 def examples() -> dict[str, tuple[str, str]]:
     """Program and output of each example of docs/clients.md, by the first module that it imports."""
     blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    names = [re.split(r"[ .]", program.split(maxsplit=1)[1])[0] for program, _ in blocks]
+    names = [re.split(r"\W+", program, maxsplit=2)[1] for program, _ in blocks]
     assert len(set(names)) == len(names)
     return dict(zip(names, blocks, strict=True))

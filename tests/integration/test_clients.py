@@ -216,13 +216,19 @@ print(json.dumps(found))
 
 
 def test_outputs_that_are_asked_for_as_bytes(gateway: RunningGateway, classifier: Classifier) -> None:
-    outputs = [{"name": "probs", "parameters": {"binary_data": True}}, {"name": "label"}]
+    outputs = [
+        {"name": "probs", "parameters": {"binary_data": True}},
+        {"name": "label"},
+        {"name": "embedding"},
+    ]
     reply = gateway.post(AUDIO, json=audio_request(BELLS, BELLS, id="mine", outputs=outputs))
     length = int(reply.headers["Inference-Header-Content-Length"])
     head = json.loads(reply.content[:length])
     assert (head["id"], head["model_name"], head["model_version"]) == ("mine", "audiocnn", "1.0")
-    probs, label = head["outputs"]
-    assert (probs["shape"], label["shape"]) == ([2, 50], [2, 5])
+    probs, label, embedding = head["outputs"]
+    assert (probs["shape"], label["shape"], embedding["shape"]) == ([2, 50], [2, 5], [2, 256])
+    expected = classifier.predict(BELLS).embedding
+    np.testing.assert_allclose(embedding["data"][256:], expected, atol=0.05 * np.abs(expected).max())
     values = np.frombuffer(reply.content[length:], "<f4").reshape(2, 50)
     np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-3)
     assert classifier.config.class_names[values[1].argmax()] == label["data"][5] == "church_bells"
