@@ -138,7 +138,10 @@ def _cancelling(covariance: npt.NDArray[np.float64], power: npt.NDArray[np.float
 def _means(samples: FloatArray) -> FloatArray:
     """Over the frames, `(..., frames, channels)` -> `(..., channels)`; 40 times as fast as `mean`."""
     frames = samples.shape[-2]
-    return np.asarray(np.full(frames, 1 / frames, np.float32) @ samples)
+    shares = np.full(frames, 1 / frames, np.float32)
+    if samples.shape[-1] == 1:
+        return np.asarray((samples[..., 0] @ shares)[..., None])
+    return np.asarray(shares @ samples)
 
 
 def _offset_of(block: FloatArray, before: FloatArray | None) -> FloatArray:

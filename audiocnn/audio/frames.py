@@ -169,6 +169,8 @@ class _Reader:
             return False
         place = self._place(position)
         chunk, name = self._chunk, place + _info_offset(setup)
+        if chunk[place + 4 : place + 6] != b"\0\0":  # all between header and name is zero
+            return False
         return chunk[name : name + 4] in (b"Xing", b"Info") or chunk[place + 36 : place + 40] == b"VBRI"
 
     def find(self, start: int, end: int, *, setup: tuple[int, ...] | None, in_a_row: int) -> int | None:

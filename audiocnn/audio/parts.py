@@ -150,7 +150,13 @@ def _is_free_format(head: bytes) -> bool:
 
 def _flac_part(source: Source, start: int) -> Part:
     """Up to the next file of FLAC, WAV or Ogg: nothing else says where it ends."""
-    end = next_head(source, start + 4, (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22", _OGG_START))
+    head = source.between(start, start + 26)
+    blocks = (int.from_bytes(head[21:], "big") & ((1 << 36) - 1)) // max(
+        16, int.from_bytes(head[10:12], "big")
+    )
+    least = blocks * int.from_bytes(head[12:15], "big")  # bytes, by the smallest frame
+    least = least if start + least <= source.size else 4
+    end = next_head(source, start + max(4, least), (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22", _OGG_START))
     return Part(start, end, [(start, end)], if_short="cut")
 
 
