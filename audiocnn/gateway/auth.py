@@ -50,6 +50,7 @@ DOCS_ASSETS = "/docs-assets"
 OPEN_FOLDERS = (f"{DOCS_ASSETS}/", f"{PAGE_FOLDER}/")  # files only
 # Asked every few seconds: logged if they fail.
 QUIET_PATHS = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
+MAX_ORIGIN = 200  # characters of an origin that are repeated in errors and logs
 _MAX_CALLERS = 10_000
 
 
@@ -86,7 +87,7 @@ class TokenBucket:
     def _put(self, caller: str, left: float) -> None:
         self._buckets[caller] = (left, self._clock())
         self._buckets.move_to_end(caller)
-        if len(self._buckets) > _MAX_CALLERS:  # forget whoever was silent for longest
+        if len(self._buckets) > _MAX_CALLERS:  # forget the caller that was silent for longest
             self._buckets.popitem(last=False)
 
 
@@ -101,7 +102,7 @@ class AccessControl:
         """Browsers say which page asks; programs say nothing and pass."""
         allowed = self._settings.origins
         if origin is not None and origin not in allowed and "*" not in allowed:
-            raise ForbiddenOriginError(f"Pages of {origin[:200]} may not ask: add it to ALLOWED_ORIGINS.")
+            raise forbidden_origin(origin)
 
     def check_key(self, key: str | None) -> None:
         """Raises `UnauthorizedError` for a key that is none of ours, if there are any."""
@@ -116,6 +117,11 @@ class AccessControl:
         if key and self._settings.key_digests:
             return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
         return counted_address(host or "")
+
+
+def forbidden_origin(origin: str) -> ForbiddenOriginError:
+    """The error for pages of an origin that may not ask."""
+    return ForbiddenOriginError(f"Pages of {origin[:MAX_ORIGIN]} may not ask: add it to ALLOWED_ORIGINS.")
 
 
 def key_in(headers: Headers) -> str | None:
@@ -204,7 +210,7 @@ class AccessMiddleware:
                 "route": route,
                 "status": status,
                 "code": code,
-                "origin": Headers(scope=scope).get("origin", "")[:200] if status == 403 else None,
+                "origin": Headers(scope=scope).get("origin", "")[:MAX_ORIGIN] if status == 403 else None,
                 "ms": round(1000 * seconds, 1),
             },
         )
@@ -217,7 +223,7 @@ class AccessMiddleware:
             return
         key = key_in(headers)
         self._door.check_key(key)
-        if scope["path"] == "/metrics":  # a scrape is nobody's request
+        if scope["path"] == "/metrics":  # a scrape does not count for a caller's rate
             return
         caller = self._door.caller(key, scope["client"][0] if scope.get("client") else None)
         self._door.rate.charge(caller)

@@ -12,28 +12,27 @@ The newest sound is answered; frames that arrive meanwhile are in the next answe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.gateway.auth import key_in
 from audiocnn.gateway.compat_shapes import SPECTROGRAM, Parameters, to_reply
 from audiocnn.gateway.sound import RingBuffer
 from audiocnn.gateway.stream_protocol import (
-    IDLE,
     RefusedError,
     StreamState,
     read_json,
-    receive,
+    receive_before,
+    run_together,
+    say_goodbye,
+    send_before,
 )
 from audiocnn.gateway.streaming import AHEAD_SECONDS, Streams
 
 _TOP_K = 4
-_GOODBYE_SECONDS = 2.0
 
 
 async def serve_stream(streams: Streams, socket: WebSocket) -> None:
@@ -48,10 +47,7 @@ async def serve_stream(streams: Streams, socket: WebSocket) -> None:
 
 
 async def _end(socket: WebSocket, refusal: RefusedError) -> None:
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
-        async with asyncio.timeout(_GOODBYE_SECONDS):
-            await socket.send_text(json_text({"error": str(refusal)}))
-            await socket.close(refusal.close_code)
+    await say_goodbye(socket, refusal, {"error": str(refusal)})
 
 
 class _Stream:
@@ -78,26 +74,13 @@ class _Stream:
 
     async def run(self) -> None:
         """Until the caller leaves."""
-        tasks = [asyncio.create_task(work()) for work in (self._receive, self._answer_frames)]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in tasks:
-                if task.done():
-                    task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await run_together(self._receive(), self._answer_frames())
 
     async def _receive(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while True:
-            try:
-                async with asyncio.timeout(self._streams.settings.stream_idle_seconds):
-                    frame = await receive(self._socket)
-            except TimeoutError:
-                raise RefusedError(IDLE, "idle", "Nothing came for too long.") from None
+            frame = await receive_before(self._socket, self._streams.settings.stream_idle_seconds)
             try:
                 self._text(frame) if isinstance(frame, str) else self._push(frame)
             except ValueError as error:
@@ -150,13 +133,4 @@ class _Stream:
         return to_reply(answer, self._frontend, image=False)
 
     async def _send(self, content: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self._streams.settings.stream_idle_seconds):
-                await self._socket.send_text(json_text(content))
-        except TimeoutError:
-            raise RefusedError(IDLE, "idle", "The answers are not read.") from None
-
-
-def json_text(content: dict[str, Any]) -> str:
-    """JSON as a text frame."""
-    return orjson.dumps(content).decode()
+        await send_before(self._socket, content, self._streams.settings.stream_idle_seconds)

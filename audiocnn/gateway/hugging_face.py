@@ -12,13 +12,12 @@ from starlette.responses import Response
 
 from audiocnn.errors import BadOptionError
 from audiocnn.gateway import plain_errors
-from audiocnn.gateway.multipart import json_limit, receiving, too_large
+from audiocnn.gateway.multipart import JSON_COPIES, json_limit, read_all, receiving, too_large
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
 from audiocnn.options import OPTIONS
 from audiocnn.request_body import read_base64, read_json_object
 
-_JSON_COPIES = 4  # the body, its text, the base64 and the audio
 _TOP_K: dict[str, Any] = OPTIONS["top_k"]
 
 
@@ -79,9 +78,9 @@ def add_hugging_face_routes(app: FastAPI, gateway: PredictionService) -> None:
         `InferenceClient(base_url=".../hf/audio-classification").audio_classification("clip.wav")`.
         """
         is_json = request.headers.get("content-type", "").lower().startswith("application/json")
-        limit, copies = (json_limit(settings), _JSON_COPIES) if is_json else (settings.max_upload_bytes, 1)
+        limit, copies = (json_limit(settings), JSON_COPIES) if is_json else (settings.max_upload_bytes, 1)
         async with receiving(request, settings, gateway.budget, max_bytes=limit, copies=copies) as chunks:
-            audio, top_k = b"".join([chunk async for chunk in chunks]), _TOP_K["default"]
+            audio, top_k = await read_all(chunks), _TOP_K["default"]
             if is_json:
                 audio, top_k = await asyncio.to_thread(read_request, audio, settings)
             state = request.state

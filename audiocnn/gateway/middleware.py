@@ -14,7 +14,8 @@ from starlette.websockets import WebSocket
 
 from audiocnn.gateway.auth import error_response, request_id_in
 from audiocnn.gateway.errors import MisdirectedRequestError, UploadTimeoutError
-from audiocnn.gateway.metrics import OTHER, Metrics
+from audiocnn.gateway.metrics import Metrics
+from audiocnn.gateway.origins import note_refusal
 from audiocnn.gateway.page.static_files import FOLDER as PAGE_FOLDER
 from audiocnn.gateway.settings import Settings
 
@@ -59,7 +60,8 @@ class HostMiddleware:
         error = MisdirectedRequestError("This name is not one of this server: add it to ALLOWED_HOSTS.")
         reply = error_response(error, request_id := request_id_in(headers))
         reply.headers["X-Request-Id"] = request_id
-        self._note(scope, request_id)
+        method = scope.get("method", "GET")
+        note_refusal(self._metrics, error, method, request_id, what="a foreign host")
         if scope["type"] == "websocket":
             await WebSocket(scope, receive, send).send_denial_response(reply)
         else:
@@ -69,13 +71,6 @@ class HostMiddleware:
         match = _HOST.fullmatch(host)
         name = (match[1] or match[2]).lower() if match else ""
         return name in self._hosts or "*" in self._hosts or _is_address(name)
-
-    def _note(self, scope: Scope, request_id: str) -> None:
-        code, status = MisdirectedRequestError.code, MisdirectedRequestError.status
-        self._metrics.error(code)
-        self._metrics.request(OTHER, scope.get("method", "GET"), status, 0.0)
-        extra = {"request_id": request_id, "route": OTHER, "status": status, "code": code}
-        log.info("a foreign host %d", status, extra=extra)
 
 
 def _is_address(name: str) -> bool:

@@ -117,6 +117,9 @@ def json_limit(settings: Settings) -> int:
     return settings.max_upload_bytes * 4 // 3 + _FORM_BYTES
 
 
+JSON_COPIES = 4  # of a JSON body in memory: the body, its text, the base64 and the audio
+
+
 async def read_all(chunks: AsyncIterator[bytes]) -> bytes:
     """The whole body."""
     return b"".join([chunk async for chunk in chunks])

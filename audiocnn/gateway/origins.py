@@ -9,8 +9,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from audiocnn.gateway.auth import error_response, request_id_in
-from audiocnn.gateway.errors import BadRequestError, ForbiddenOriginError, GatewayError
+from audiocnn.gateway.auth import MAX_ORIGIN, error_response, forbidden_origin, request_id_in
+from audiocnn.gateway.errors import BadRequestError, GatewayError
 from audiocnn.gateway.metrics import OTHER, Metrics
 from audiocnn.gateway.settings import Settings
 from audiocnn.options import HEADERS
@@ -18,7 +18,6 @@ from audiocnn.options import HEADERS
 log = logging.getLogger("gateway")
 
 METHODS = ("GET", "HEAD", "POST", "PUT")
-_MAX_ORIGIN = 200  # characters in a log line
 
 
 class OriginMiddleware(CORSMiddleware):
@@ -40,9 +39,7 @@ class OriginMiddleware(CORSMiddleware):
         if reply.status_code < 400:
             return reply
         origin, request_id = request_headers["origin"], request_id_in(request_headers)
-        error: GatewayError = ForbiddenOriginError(
-            f"Pages of {origin[:_MAX_ORIGIN]} may not ask: add it to ALLOWED_ORIGINS."
-        )
+        error: GatewayError = forbidden_origin(origin)
         if self.is_allowed_origin(origin):
             names = ", ".join(sorted(self.allow_headers))
             error = BadRequestError(f"A page may use {', '.join(METHODS)}, and the headers {names}.")
@@ -51,14 +48,20 @@ class OriginMiddleware(CORSMiddleware):
         for name, value in reply.headers.items():
             if name.startswith("access-control-") or name == "vary":
                 refused.headers[name] = value
-        note_refusal(self._metrics, error, "OPTIONS", origin, request_id)
+        note_refusal(self._metrics, error, "OPTIONS", request_id, origin=origin)
         return refused
 
 
 def note_refusal(
-    metrics: Metrics, error: GatewayError, method: str, origin: str | None, request_id: str
+    metrics: Metrics,
+    error: GatewayError,
+    method: str,
+    request_id: str,
+    *,
+    what: str | None = None,
+    origin: str | None = None,
 ) -> None:
-    """Count and log a request that no route sees."""
+    """Count and log a request that no route sees; `what` is the log's text, the refused method by default."""
     metrics.error(error.code)
     metrics.request(OTHER, method, error.status, 0.0)
     extra = {
@@ -66,6 +69,6 @@ def note_refusal(
         "route": OTHER,
         "status": error.status,
         "code": error.code,
-        "origin": (origin or "")[:_MAX_ORIGIN],
+        "origin": origin[:MAX_ORIGIN] if origin else None,
     }
-    log.info("%s refused %d", method, error.status, extra=extra)
+    log.info("%s %d", what or f"{method} refused", error.status, extra=extra)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import pictures, schemas
 from audiocnn.gateway.errors import BadRequestError, BusyError, WrongMediaTypeError, body_of
-from audiocnn.gateway.multipart import Form, json_limit, read_all, receiving, too_large
+from audiocnn.gateway.multipart import JSON_COPIES, Form, json_limit, read_all, receiving, too_large
 from audiocnn.gateway.page.static_files import EXAMPLES, examples_in
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
@@ -25,8 +25,6 @@ from audiocnn.request_body import read_base64, read_json_object
 
 AUDIO_KEYS = ("audio_data", "data")
 SEED_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
-_BATCH_CONCURRENCY = 8
-_JSON_COPIES = 4  # the body, its text, the base64 and the audio
 
 
 def json_reply(content: dict[str, Any]) -> Response:
@@ -171,7 +169,7 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             )
         limit = json_limit(gateway.settings)
         async with receiving(
-            request, gateway.settings, gateway.budget, max_bytes=limit, copies=_JSON_COPIES
+            request, gateway.settings, gateway.budget, max_bytes=limit, copies=JSON_COPIES
         ) as chunks:
             body = await read_all(chunks)
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
@@ -210,21 +208,17 @@ async def answer_files(gateway: PredictionService, form: Form, request: Request)
         raise BadRequestError(
             "Send sound files in fields named files: curl -F files=@a.wav -F files=@b.wav ..."
         )
-    gateway.door.rate.owe(request.state.caller, len(form.files) - 1)  # one was paid for at the door
-    slots = asyncio.Semaphore(_BATCH_CONCURRENCY)
 
-    async def answer(number: int, file_name: str, audio: bytes) -> dict[str, Any]:
+    async def answer(number: int, file: tuple[str, str, bytes]) -> dict[str, Any]:
+        _, file_name, audio = file
         request_id = f"{request.state.request_id}-{number}"
-        async with slots:
-            try:
-                result = await gateway.predict_counted(audio, request_id, form.fields, request.state.trace)
-            except (AudioError, ServerError, BusyError) as error:
-                result = body_of(error) | {"request_id": request_id}
+        try:
+            result = await gateway.predict_counted(audio, request_id, form.fields, request.state.trace)
+        except (AudioError, ServerError, BusyError) as error:
+            result = body_of(error) | {"request_id": request_id}
         return {"file": file_name, **result}
 
-    results = await asyncio.gather(
-        *(answer(number, file_name, audio) for number, (_, file_name, audio) in enumerate(form.files))
-    )
+    results = await gateway.ask_each(form.files, answer, request.state.caller)
     problems = [row["error"] for row in results if row.get("error", {}).get("code") == BadOptionError.code]
     if len(problems) == len(results):  # it is the same option for all: not one file's fault
         raise BadOptionError(problems[0]["message"])

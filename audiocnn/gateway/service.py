@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -21,6 +21,10 @@ from audiocnn.gateway.settings import MIB, Settings
 from audiocnn.gateway.streaming import Streams
 from audiocnn.options import HEADERS, OPTION_NAMES
 
+T = TypeVar("T")
+Answer = TypeVar("Answer")
+
+_CONCURRENCY = 8  # items of one request that wait for TorchServe at the same time
 _READY_SECONDS = 1.0  # so long one probe answers for all
 _RAW_TYPES = ("", "application/octet-stream")  # of a body that is the file itself, beside audio/*
 
@@ -94,12 +98,28 @@ class PredictionService:
     async def predict_counted(
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """The same for what is no request of its own, so that nobody else counts its error."""
+        """The same for what is no request of its own, so that its error is counted once."""
         try:
             return await self.predict(audio, request_id, options, trace)
         except (AudioError, ServerError, GatewayError) as error:
             self.metrics.failure(error)
             raise
+
+    async def ask_each(
+        self, items: Sequence[T], ask: Callable[[int, T], Awaitable[Answer]], caller: str
+    ) -> list[Answer]:
+        """`ask(number, item)` for every item of one request, a few at a time; the answers in their order.
+
+        The first one was charged when the request was admitted; the others are charged here.
+        """
+        self.door.rate.owe(caller, len(items) - 1)
+        slots = asyncio.Semaphore(_CONCURRENCY)
+
+        async def in_turn(number: int, item: T) -> Answer:
+            async with slots:
+                return await ask(number, item)
+
+        return await asyncio.gather(*(in_turn(number, item) for number, item in enumerate(items)))
 
     async def check_ready(self) -> None:
         """Raises `NotReadyError` unless a real prediction works, or did a second ago."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -69,11 +70,45 @@ def read_json(text: str) -> object:
         return None
 
 
-async def say_goodbye(socket: WebSocket, refusal: RefusedError) -> None:
-    """Say why, and close."""
+async def receive_before(
+    socket: WebSocket, seconds: float, *, otherwise: str = "Nothing came for too long."
+) -> str | bytes:
+    """The next frame; raises `RefusedError` if none comes in time, `WebSocketDisconnect`."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await receive(socket)
+    except TimeoutError:
+        raise RefusedError(IDLE, "idle", otherwise) from None
+
+
+async def send_before(socket: WebSocket, content: dict[str, Any], seconds: float) -> None:
+    """Send JSON text; raises `RefusedError` if the caller does not read in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await socket.send_text(orjson.dumps(content).decode())
+    except TimeoutError:
+        raise RefusedError(IDLE, "idle", "The answers are not read.") from None
+
+
+async def run_together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run until all are done or one fails, whose exception is raised; the others are cancelled."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def say_goodbye(socket: WebSocket, refusal: RefusedError, body: dict[str, Any] | None = None) -> None:
+    """Send the body, the refusal's own by default, and close."""
     # They may be gone already, or not read.
     with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
         async with asyncio.timeout(_GOODBYE_SECONDS):
             if socket.application_state == WebSocketState.CONNECTED:
-                await socket.send_text(orjson.dumps(refusal.body).decode())
+                await socket.send_text(orjson.dumps(body or refusal.body).decode())
                 await socket.close(refusal.close_code)

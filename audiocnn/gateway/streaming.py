@@ -20,7 +20,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal
 
-import orjson
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -38,7 +37,6 @@ from audiocnn.gateway.stream_protocol import (
     BAD_START,
     FAILED,
     GOING_AWAY,
-    IDLE,
     MAX_HOP_SECONDS,
     MAX_SAMPLE_RATE,
     MIN_HOP_SECONDS,
@@ -51,8 +49,10 @@ from audiocnn.gateway.stream_protocol import (
     Start,
     StreamState,
     read_json,
-    receive,
+    receive_before,
+    run_together,
     say_goodbye,
+    send_before,
 )
 from audiocnn.labels import describe
 from audiocnn.tracing import TRACEPARENT, trace_headers, trace_id
@@ -105,7 +105,7 @@ class Streams:
             self.door.check_origin(socket.headers.get("origin"))
         except GatewayError as error:
             request_id, origin = request_id_in(socket.headers), socket.headers.get("origin")
-            note_refusal(self.metrics, error, "WEBSOCKET", origin, request_id)
+            note_refusal(self.metrics, error, "WEBSOCKET", request_id, origin=origin)
             await socket.send_denial_response(error_response(error, request_id))
             return
         await socket.accept()
@@ -171,11 +171,8 @@ class Streams:
             raise RefusedError(UNAUTHORIZED, error.code, str(error)) from None
 
     async def _first_frame(self, socket: WebSocket) -> str | bytes:
-        try:
-            async with asyncio.timeout(self.settings.stream_start_seconds):
-                return await receive(socket)
-        except TimeoutError:
-            raise RefusedError(IDLE, "idle", "The first frame did not come in time.") from None
+        seconds = self.settings.stream_start_seconds
+        return await receive_before(socket, seconds, otherwise="The first frame did not come in time.")
 
     async def _start(self, socket: WebSocket) -> Start:
         """The first frame, its key checked: before the frame if a header has a key."""
@@ -238,27 +235,13 @@ class Stream:
                 "window_seconds": self._window_seconds,
             }
         )
-        answering = asyncio.create_task(self._answer_hops())
-        receiving = asyncio.create_task(self._receive_sound())
-        try:
-            await asyncio.wait({answering, receiving}, return_when=asyncio.FIRST_EXCEPTION)
-            for task in (receiving, answering):
-                if task.done():
-                    task.result()
-        finally:
-            for task in (receiving, answering):
-                task.cancel()
-            await asyncio.gather(receiving, answering, return_exceptions=True)
+        await run_together(self._receive_sound(), self._answer_hops())
 
     async def _receive_sound(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while True:
-            try:
-                async with asyncio.timeout(self._streams.settings.stream_idle_seconds):
-                    frame = await receive(self._socket)
-            except TimeoutError:
-                raise RefusedError(IDLE, "idle", "Nothing came for too long.") from None
+            frame = await receive_before(self._socket, self._streams.settings.stream_idle_seconds)
             if isinstance(frame, str):
                 self._end(frame)
                 return
@@ -277,7 +260,7 @@ class Stream:
             await asyncio.sleep(max(0.0, ahead - AHEAD_SECONDS))
 
     def _end(self, text: str) -> None:
-        """Answer what is left, if it is more than the last answer heard."""
+        """Answer what is left, if it is more than the last answer covered."""
         if read_json(text) != {"end": True}:
             raise RefusedError(BAD_START, "bad_frame", 'After the first frame comes sound, or {"end": true}.')
         self._is_ending = True
@@ -293,7 +276,7 @@ class Stream:
                 continue
             async with self._streams.turns:
                 answer = await self._answer()
-            await self._send(answer)  # the turn is over: a caller who does not read holds up nobody
+            await self._send(answer)  # the turn is over: a caller that does not read delays no other
 
     async def _answer(self) -> dict[str, Any]:
         """The answer to the newest window, or why there is none; the stream goes on."""
@@ -339,8 +322,4 @@ class Stream:
         }
 
     async def _send(self, content: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self._streams.settings.stream_idle_seconds):
-                await self._socket.send_text(orjson.dumps(content).decode())
-        except TimeoutError:
-            raise RefusedError(IDLE, "idle", "The answers are not read.") from None
+        await send_before(self._socket, content, self._streams.settings.stream_idle_seconds)

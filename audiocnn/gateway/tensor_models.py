@@ -21,15 +21,14 @@ from starlette.responses import Response
 from audiocnn.arrays import FloatArray
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import tensors
-from audiocnn.gateway.errors import BadRequestError, GatewayError, NotFoundError, WrongMediaTypeError
+from audiocnn.gateway.errors import BadRequestError, GatewayError, Known, NotFoundError, WrongMediaTypeError
 from audiocnn.gateway.model_info import ALL_CLASSES
-from audiocnn.gateway.multipart import json_limit, receiving, too_large
+from audiocnn.gateway.multipart import JSON_COPIES, json_limit, read_all, receiving, too_large
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.tensors import HEADER_LENGTH, InferRequest, Tensor
 from audiocnn.options import OPTIONS
 
 WAVEFORM = "-waveform"  # ends the name of the model that takes waveforms
-_CONCURRENCY = 8  # rows of one request that wait for TorchServe at the same time
 _MAX_TOP_K = OPTIONS["top_k"]["maximum"]
 # Name, data type and whether it is sent if no output is named; all are `(batch, -1)`.
 _OUTPUTS = {
@@ -152,10 +151,10 @@ class TensorModels:
             raise WrongMediaTypeError("Send the body without compression.")
         header_length = request.headers.get(HEADER_LENGTH)
         settings, budget = self._gateway.settings, self._gateway.budget
-        copies = 4 if header_length is None else 2  # base64 is in memory as body, text, string and bytes
+        copies = JSON_COPIES if header_length is None else 2
         limit = json_limit(settings)
         async with receiving(request, settings, budget, max_bytes=limit, copies=copies) as chunks:
-            body = b"".join([chunk async for chunk in chunks])
+            body = await read_all(chunks)
             values = tensors.count_json_values(body, header_length)
             with budget.holding(tensors.BYTES_PER_VALUE * values):
                 asked, given = await asyncio.to_thread(tensors.read_request, body, header_length)
@@ -186,22 +185,21 @@ class TensorModels:
         self, files: Sequence[bytes], wanted: Outputs, request: Request
     ) -> list[dict[str, Any]]:
         """The answer to every row; raises the first row's error if one has one."""
-        self._gateway.door.rate.owe(request.state.caller, len(files) - 1)  # one was paid for at the door
-        slots = asyncio.Semaphore(_CONCURRENCY)
         state, options = request.state, wanted.options()
 
-        async def ask(number: int, audio: bytes) -> dict[str, Any]:
+        async def ask(number: int, audio: bytes) -> dict[str, Any] | Known:
             own_id = state.request_id if len(files) == 1 else f"{state.request_id}-{number}"
-            async with slots:
+            try:
                 return await self._gateway.predict(audio, own_id, options, state.trace)
+            except (GatewayError, AudioError, ServerError) as error:
+                return error if len(files) == 1 else _of_row(error, number)
 
-        answers = await asyncio.gather(
-            *(ask(number, audio) for number, audio in enumerate(files)), return_exceptions=True
-        )
-        for number, answer in enumerate(answers):
-            if isinstance(answer, BaseException):
-                raise _of_row(answer, number) if len(files) > 1 else answer
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+        answers: list[dict[str, Any]] = []
+        for answer in await self._gateway.ask_each(files, ask, state.caller):
+            if isinstance(answer, Known):
+                raise answer
+            answers.append(answer)
+        return answers
 
     async def _reply(
         self, name: str, asked: InferRequest, wanted: Outputs, answers: Sequence[dict[str, Any]]
@@ -270,10 +268,9 @@ def _in_order(predictions: Sequence[dict[str, Any]], order: Sequence[str]) -> li
     return [confidences[name] for name in order]
 
 
-def _of_row(error: BaseException, number: int) -> BaseException:
+def _of_row(error: Known, number: int) -> Known:
     """The same error; its message names the row."""
-    if isinstance(error, GatewayError | AudioError | ServerError):
-        error.args = (f"Row {number}: {error}",)
+    error.args = (f"Row {number}: {error}",)
     return error
 
 

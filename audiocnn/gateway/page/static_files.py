@@ -52,7 +52,8 @@ class StaticFile:
 
 def examples_in(folder: Path, class_names: list[str]) -> list[str]:
     """Names of the classes that the folder has a sound of, `NAME.wav`."""
-    return [name for name in sorted(class_names) if _example(folder, name)]
+    stems = {path.stem for path in folder.glob("*.wav")}
+    return [name for name in sorted(class_names) if name in stems]
 
 
 def _example(folder: Path, name: str) -> Path | None:
