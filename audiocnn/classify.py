@@ -20,7 +20,6 @@ from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError, BadOptionError, ModelFileError
 from audiocnn.inputs import InputError, Notes
 from audiocnn.labels import describe
-from audiocnn.model.loading import find_model
 from audiocnn.options import Options
 
 _STANDARD_INPUT = "-"
@@ -87,7 +86,7 @@ def classify(
 ) -> None:
     """Label sound files. Exit code 0: all answered; 1: some files had errors; 2: wrong model or option."""
     try:
-        classifier = Classifier.load(model or find_model(), threads=threads)
+        classifier = Classifier.load(model, threads=threads)
         options = Options.parse({"top_k": top_k, "min_confidence": min_confidence}, classifier.config)
         found = list(_find(paths))
     except (ModelFileError, BadOptionError, InputError) as error:

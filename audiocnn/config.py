@@ -7,6 +7,7 @@ that runs the model; nothing re-declares a value of it. Imports neither torch no
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -62,6 +63,10 @@ class AudioLimits:
     def max_samples(self) -> float:
         """Frames times channels: what `max_seconds` of 48 kHz stereo have, whatever the rate and layout."""
         return self.max_seconds * 48_000 * 2
+
+
+# Of a file that is read in the memory of a few windows.
+UNLIMITED = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +22,14 @@ from audiocnn import inputs
 from audiocnn.audio.audio_input import opened
 from audiocnn.audio.decoder import stream
 from audiocnn.classifier import Classifier
-from audiocnn.config import AudioLimits
+from audiocnn.config import UNLIMITED
 from audiocnn.detection_writers import DetectionWriter, Recording
 from audiocnn.detections import (
     HOP_SECONDS,
     MERGE_GAP_SECONDS,
     DetectionRules,
     Detector,
+    ended,
     hop_of,
     rules_of,
     window_seconds,
@@ -38,12 +38,9 @@ from audiocnn.errors import AudioError, BadOptionError, ModelFileError
 from audiocnn.files import replacing
 from audiocnn.inputs import InputError, Notes
 from audiocnn.labels import describe
-from audiocnn.model.loading import find_model
 from audiocnn.options import Options
 from audiocnn.recording_time import parse_start, recording_start, time_at
 from audiocnn.results import Detection, WindowProbs
-
-_UNLIMITED = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -80,7 +77,7 @@ class CutWriter:
         """See `DetectionWriter`."""
         if detections:
             with opened(recording.path) as file:
-                blocks = stream(file, sample_rate=self._rate, limits=_UNLIMITED, warnings=[])
+                blocks = stream(file, sample_rate=self._rate, limits=UNLIMITED, warnings=[])
                 self._clips.cut(recording, detections, blocks)
 
 
@@ -103,9 +100,7 @@ class Finder:
             if isinstance(item, WindowProbs):
                 found += detector.update(item.start, item.end, item.probs)
                 continue
-            found += detector.finish()
-            over = [one for one in found if one.end is not None]
-            yield paths[number], sorted(over, key=lambda one: (one.start, one.label)), item.error
+            yield paths[number], ended(found + detector.finish()), item.error
             detector, found = self._detector(), []
 
     def _detector(self) -> Detector:
@@ -235,7 +230,7 @@ def detect(
     given |= {name: text for name, text in (("classes", classes), ("exclude", exclude)) if text is not None}
     outputs = Outputs(ndjson, csv, parquet, raven, audacity, clips, padding)
     try:
-        classifier = Classifier.load(model or find_model(), threads=threads)
+        classifier = Classifier.load(model, threads=threads)
         finder = _finder(classifier, Options.parse(given, classifier.config), merge_gap, cooldown)
         paths = _find_paths(files)
         all_read = _run(finder, paths, _start_of(start_time, _zone(timezone), paths), outputs)

@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 import soundfile
 
 from audiocnn.arrays import FloatArray
-from audiocnn.files import replacing
+from audiocnn.files import replacing, write_text
 from audiocnn.recording_time import time_at
 from audiocnn.results import Detection
 
@@ -146,8 +146,7 @@ class AudacityWriter:
         lines = (
             f"{one.start:.6f}\t{one.end:.6f}\t{one.label} {one.peak_confidence:.2f}\n" for one in detections
         )
-        with replacing(self._names.path(recording.path, ".txt")) as part:
-            part.write_text("".join(lines), encoding="utf-8")
+        write_text(self._names.path(recording.path, ".txt"), "".join(lines))
 
 
 class _Names:

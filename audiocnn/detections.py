@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from audiocnn.arrays import FloatArray
 from audiocnn.config import Config, Threshold
-from audiocnn.options import Options
+from audiocnn.options import ClassFilter, Options
 from audiocnn.results import Detection
 
 WINDOW_SECONDS = 2.0  # at most; that of the model if it is shorter
@@ -31,19 +31,13 @@ _EPSILON = 1e-6  # seconds: sums of hops are not exact
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionRules:
+class DetectionRules(ClassFilter):
     """What makes events of confidences over time, besides the thresholds. Seconds."""
 
     min_duration: float = 0.0  # shorter events are left out
     merge_gap: float = MERGE_GAP_SECONDS  # events of a class no further apart are one
     cooldown: float = 0.0  # after an event of a class no new one begins so long
     min_confidence: float = 0.0  # the least peak confidence, if it is above the class's threshold
-    classes: tuple[str, ...] = ()  # an allow-list; empty: all
-    exclude: tuple[str, ...] = ()  # a deny-list
-
-    def allows(self, name: str) -> bool:
-        """Whether events of a class are looked for."""
-        return name not in self.exclude and (not self.classes or name in self.classes)
 
 
 def thresholds_of(config: Config) -> dict[str, Threshold]:
@@ -241,5 +235,9 @@ def detect(
 ) -> list[Detection]:
     """All events of a file, by start, from start, end and probabilities of its windows."""
     detector = Detector(config, rules, hop_seconds=hop_seconds)
-    found = [one for window in windows for one in detector.update(*window)] + detector.finish()
+    return ended([one for window in windows for one in detector.update(*window)] + detector.finish())
+
+
+def ended(found: Iterable[Detection]) -> list[Detection]:
+    """Of what an `EventTracker` or `Detector` returned, the events that are over, by start."""
     return sorted((one for one in found if one.end is not None), key=lambda one: (one.start, one.label))

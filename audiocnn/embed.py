@@ -18,7 +18,6 @@ from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError, ModelFileError
 from audiocnn.files import replacing
 from audiocnn.inputs import InputError, Notes
-from audiocnn.model.loading import find_model
 
 SUFFIXES = (".parquet", ".npz")
 
@@ -93,7 +92,7 @@ def embed_file(classifier: Classifier, path: str) -> Iterator[tuple[float, float
 
 def open_embedder(model: Path | None, threads: int | None) -> Classifier:
     """The model. Raises `ModelFileError` if it has no embedding."""
-    classifier = Classifier.load(model or find_model(), threads=threads)
+    classifier = Classifier.load(model, threads=threads)
     if classifier.config.num_features is None:
         raise ModelFileError(f"{classifier.engine.path} has no output embedding")
     return classifier

@@ -34,6 +34,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file with `replacing`."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def publish(temporary: Path, target: Path) -> None:
     """Sync a complete file, then move it to `target`: after a power cut `target` is whole or the old one."""
     with temporary.open("rb") as file:

@@ -56,13 +56,23 @@ HEADERS = {"x-" + name.replace("_", "-"): name for name in OPTION_NAMES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ClassFilter:
+    """Which classes are reported."""
+
+    classes: tuple[str, ...] = ()  # an allow-list; empty: all
+    exclude: tuple[str, ...] = ()  # a deny-list
+
+    def allows(self, name: str) -> bool:
+        """Whether a class is to be reported."""
+        return name not in self.exclude and (not self.classes or name in self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ClassFilter):
     """How one clip is to be answered. The defaults are those of a request that says nothing."""
 
     top_k: int = 5
     min_confidence: float = 0.0
-    classes: tuple[str, ...] = ()  # an allow-list; empty: all
-    exclude: tuple[str, ...] = ()  # a deny-list
     feature_maps: str = "none"  # none, json or png
     layers: tuple[str, ...] = ()  # feature maps to send; empty: all
     evidence: bool = False
@@ -81,10 +91,6 @@ class Options:
     end: float | None = None  # None: to its end
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
-
-    def allows(self, name: str) -> bool:
-        """Whether a class is to be reported."""
-        return name not in self.exclude and (not self.classes or name in self.classes)
 
     def layer_names(self, config: Config) -> tuple[str, ...]:
         """Names of the feature maps to send."""

@@ -14,6 +14,7 @@ from PIL import Image
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import Clip
 from audiocnn.config import Config
+from audiocnn.greyscale import to_grey
 from audiocnn.levels import level_dbfs
 from audiocnn.model.frontend import map_axes
 from audiocnn.model.spectrogram import ClipSpectrogram
@@ -264,8 +265,7 @@ def _json_map(values: FloatArray) -> dict[str, Any]:
 
 def _png_map(values: FloatArray) -> dict[str, Any]:
     """8-bit grey PNG, base64: grey 0 is `range[0]`, 255 is `range[1]`, row 0 on top."""
-    low, high = float(values.min()), float(values.max())
-    grey = np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    grey, low, high = to_grey(values)
     file = io.BytesIO()
     Image.fromarray(grey).save(file, format="PNG")
     return {

@@ -1,7 +1,8 @@
 """How well events are found and placed, by several ways: `python -m benchmarks.detections --pair MODEL=FOLD`.
 
 Scenes of one minute are made from clips of a fold that the weights were not trained on (`training.scenes`):
-1 to 6 events at known times over synthetic background at 0, 10 and 20 dB. Metrics are those of sed_eval, in
+1 to 6 events at known times over synthetic background at 0, 10 and 20 dB. MODEL is an exported network with
+its maps beside it. Metrics are those of sed_eval, in
 an environment of its own (`benchmarks.event_metrics`). Every way has thresholds that were chosen on the
 other folds: one for all classes with the best segment F1 at 10 dB, or one for each class as
 `training.thresholds` fits them. Prints a table, then one line of JSON.
@@ -28,14 +29,14 @@ from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier, softmax
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager
+from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager, ended
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.results import Detection
 from benchmarks import event_metrics
 from benchmarks.command import new_parser
 from benchmarks.event_metrics import Rows
 from training import thresholds
-from training.calibrate import parse_fold_model
+from training.calibrate import add_pair_option
 from training.scene_scores import ScoredScene, Windowing, score
 from training.scenes import empty_scenes
 from training.thresholds import LEVELS, SNRS_DB
@@ -131,8 +132,7 @@ def events_of(frames: Frames, config: Config, chosen: dict[str, Threshold], way:
     """The events of a scene."""
     rules = DetectionRules(merge_gap=0.0) if way.kind == "merged" else DetectionRules()
     tracker = EventTracker(config.class_names, chosen, rules)
-    found = [one for frame in frames for one in tracker.update(*frame)] + tracker.finish()
-    return [one for one in found if one.end is not None]
+    return ended([one for frame in frames for one in tracker.update(*frame)] + tracker.finish())
 
 
 def one_threshold(config: Config, level: float) -> dict[str, Threshold]:
@@ -264,13 +264,15 @@ def load_fold(path: Path, fold: int, dataset: Dataset, temperature: float, args:
             classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
         )
 
-    scenes = {(_SHORT, snr_db): scored(_SHORT, snr_db) for snr_db in SNRS_DB}
-    scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (_LONG, _EVIDENCE)}
-    empty = {
-        windowing: thresholds.empty_scores(classifier, windowing, thresholds.EMPTY_SCENES, args.cache)
-        for windowing in (_SHORT, _LONG, _EVIDENCE)
-    }
     (own,) = thresholds.fold_scores((path, [fold]), dataset, temperature, args)
+    short = thresholds.windowing_of(classifier.config)
+    assert short == _SHORT, "the windows of detections are scored already"
+    scenes = {(_SHORT, snr_db): own.sets[f"{snr_db:g} dB"] for snr_db in SNRS_DB}
+    scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (_LONG, _EVIDENCE)}
+    empty = {_SHORT: own.background} | {
+        windowing: thresholds.empty_scores(classifier, windowing, thresholds.EMPTY_SCENES, args.cache)
+        for windowing in (_LONG, _EVIDENCE)
+    }
     return Fold(fold, classifier, scenes, empty, thresholds.count(own, classifier.config))
 
 
@@ -299,10 +301,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser = new_parser("detections", __doc__, example)
     add = parser.add_argument
-    help_text = (
-        "exported network with its maps beside it, and a fold that it was not trained on; once per fold"
-    )
-    add("--pair", type=parse_fold_model, action="append", required=True, metavar="MODEL=FOLD", help=help_text)
+    add_pair_option(parser)
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="ESC-50 (%(default)s)")
     help_text = "temperature of the confidences (that of checkpoints/esc50)"
     add("--temperature", type=float, metavar="T", help=help_text)

@@ -31,7 +31,7 @@ from audiocnn.classifier import softmax
 from audiocnn.config import Config, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.files import replacing, sha256
+from audiocnn.files import sha256, write_text
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import INT8 as INT8_SUFFIX
 from audiocnn.model.engine import EagerGraph, Graph, open_graph
@@ -295,8 +295,7 @@ def run(args: argparse.Namespace) -> None:
         quantize.record_accuracy(args.checkpoint, int8_cost(args.fold_model, args.data))
     model = Model(args.checkpoint, args.store)
     report = build_report(model, _labelled(model, args.data, args.folds))
-    with replacing(args.store / PARITY_REPORT) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(args.store / PARITY_REPORT, json.dumps(report, indent=1) + "\n")
     print_report(report)
     print(json.dumps(report))
     check_gates(report)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from audiocnn import command
-from audiocnn.files import replacing, sha256
+from audiocnn.files import replacing, sha256, write_text
 from audiocnn.model.engine import CONFIG_KEY, INT8, Engine
 from audiocnn.model.loading import PARITY_REPORT, REFERENCE, served_model_path, synthetic_logits
 from export import common
@@ -66,8 +66,7 @@ def _compare(engine: Engine, source: Path) -> dict[str, Any]:
 def run(source: Path, store: Path) -> None:
     """Put it there, write and print the report. Raises `ModelFileError` if the comparison fails."""
     report = put(source, store)
-    with replacing(store / PARITY_REPORT) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(store / PARITY_REPORT, json.dumps(report, indent=1) + "\n")
     print_report(report)
     print(json.dumps(report))
     check_gates(report)

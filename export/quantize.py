@@ -34,7 +34,7 @@ from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.files import replacing, sha256
+from audiocnn.files import replacing, sha256, write_text
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
 from export import common
@@ -91,8 +91,7 @@ def calibrate(folder: Path, source: Path, clips: list[LabelledClip], method: str
 
 
 def _write(folder: Path, document: dict[str, object]) -> None:
-    with replacing(folder / CALIBRATION) as part:
-        part.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    write_text(folder / CALIBRATION, json.dumps(document) + "\n")
 
 
 def read_calibration(folder: Path) -> dict[str, object]:

@@ -57,12 +57,8 @@ def out_of_fold_predictions(models: Sequence[FoldModel], dataset: Dataset) -> li
     predictions = []
     class_names: tuple[str, ...] = ()
     for path, folds in models:
-        classifier = Classifier.load(path)
+        classifier = load_fold_model(path, dataset, folds)
         config = classifier.config
-        if seen := trained_on(config, dataset, folds):
-            raise DatasetError(
-                f"{path} was trained on fold {seen}: its predictions there are not out-of-fold"
-            )
         class_names = class_names or config.class_names
         if config.class_names != class_names:
             raise DatasetError(f"{path} has other classes than {models[0][0]}")
@@ -71,6 +67,16 @@ def out_of_fold_predictions(models: Sequence[FoldModel], dataset: Dataset) -> li
             logits = calibration.as_logits(probs, config.temperature)
             predictions.append(FoldPredictions(path.name, fold, probs, logits, target))
     return predictions
+
+
+def load_fold_model(
+    path: Path, dataset: Dataset, folds: Sequence[int], *, threads: int | None = None
+) -> Classifier:
+    """A model to measure on these folds. Raises `DatasetError` if it was trained on one of them."""
+    classifier = Classifier.load(path, threads=threads)
+    if seen := trained_on(classifier.config, dataset, folds):
+        raise DatasetError(f"{path} was trained on fold {seen}: its predictions there are not out-of-fold")
+    return classifier
 
 
 def fit(parts: Sequence[FoldPredictions]) -> float:
@@ -160,18 +166,23 @@ def parse_fold_model(text: str) -> FoldModel:
     return Path(path), parse_folds(folds)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    example = "--pair runs/fold1=1 --pair runs/fold2=2 --data data/ESC-50 --json calibration.json"
-    parser = command.new_parser("training.calibrate", __doc__, example)
+def add_pair_option(parser: argparse.ArgumentParser) -> None:
+    """`--pair`, which becomes a list of `FoldModel`."""
     parser.add_argument(
         "--pair",
         type=parse_fold_model,
         action="append",
         required=True,
-        metavar="CHECKPOINT=FOLDS",
-        help="a run and folds that it was not trained on; once per run",
+        metavar="MODEL=FOLDS",
+        help="checkpoint folder or exported file, and folds that it was not trained on; once per model",
     )
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    example = "--pair runs/fold1=1 --pair runs/fold2=2 --data data/ESC-50 --json calibration.json"
+    parser = command.new_parser("training.calibrate", __doc__, example)
+    add_pair_option(parser)
     add_data_option(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)"

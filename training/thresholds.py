@@ -30,14 +30,13 @@ from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager
 from audiocnn.errors import DatasetError
-from audiocnn.files import replacing
+from audiocnn.files import write_text
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model import checkpoint
 from audiocnn.results import Detection
 from training import scenes
-from training.calibrate import FoldModel, parse_fold_model
+from training.calibrate import FoldModel, add_pair_option, load_fold_model
 from training.data import add_data_option
-from training.evaluate import trained_on
 from training.scene_scores import ScoredScene, Windowing, cached, score
 from training.scenes import Scene, SceneEvent
 
@@ -85,9 +84,7 @@ def load(
     path: Path, dataset: Dataset, folds: Sequence[int], temperature: float, threads: int | None = None
 ) -> Classifier:
     """A fold model with another temperature; raises `DatasetError` if it was trained on one of the folds."""
-    classifier = Classifier.load(path, threads=threads)
-    if seen := trained_on(classifier.config, dataset, folds):
-        raise DatasetError(f"{path} was trained on fold {seen}: its predictions there are not out-of-fold")
+    classifier = load_fold_model(path, dataset, folds, threads=threads)
     classifier.config = replace(classifier.config, temperature=temperature)
     return classifier
 
@@ -249,7 +246,7 @@ def _detections_by_level(scene: ScoredScene, config: Config) -> list[list[Detect
             config.class_names, dict.fromkeys(config.class_names, threshold), DetectionRules()
         )
         changes = [one for frame in frames for one in tracker.update(*frame)] + tracker.finish()
-        found.append([one for one in changes if one.end is not None])
+        found.append(detections.ended(changes))
     return found
 
 
@@ -355,8 +352,7 @@ def write(folder: Path, thresholds: dict[str, Threshold]) -> None:
     """Put the thresholds into the config.json of a checkpoint."""
     path = folder / checkpoint.CONFIG
     config = Config.from_json(path.read_text(encoding="utf-8"))
-    with replacing(path) as part:
-        part.write_text(replace(config, thresholds=thresholds).to_json(), encoding="utf-8")
+    write_text(path, replace(config, thresholds=thresholds).to_json())
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -367,14 +363,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser = command.new_parser("training.thresholds", __doc__, example)
     add = parser.add_argument
-    add(
-        "--pair",
-        type=parse_fold_model,
-        action="append",
-        required=True,
-        metavar="MODEL=FOLDS",
-        help="checkpoint folder or exported file, and folds that it was not trained on; once per model",
-    )
+    add_pair_option(parser)
     add_data_option(parser)
     help_text = "write the thresholds into this checkpoint, and use its temperature (none: only print)"
     add("--checkpoint", type=Path, metavar="DIR", help=help_text)

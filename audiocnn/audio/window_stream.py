@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,9 +10,7 @@ from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.audio.audio_input import AudioInput, opened
 from audiocnn.audio.decoder import stream
-from audiocnn.config import AudioLimits, FrontendConfig
-
-_UNLIMITED = AudioLimits(max_seconds=math.inf, decode_seconds=math.inf)
+from audiocnn.config import UNLIMITED, FrontendConfig
 
 
 class WindowStream:
@@ -41,7 +38,7 @@ class WindowStream:
     def _blocks(self) -> Iterator[FloatArray]:
         rate, num_samples = self._config.sample_rate, 0
         with opened(self._audio) as file:
-            for block in stream(file, sample_rate=rate, limits=_UNLIMITED, warnings=self.warnings):
+            for block in stream(file, sample_rate=rate, limits=UNLIMITED, warnings=self.warnings):
                 num_samples += len(block)
                 self.seconds = num_samples / rate
                 self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))

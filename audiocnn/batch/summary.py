@@ -10,7 +10,7 @@ from typing import Any
 from audiocnn.batch.progress import clock
 from audiocnn.batch.state import Outcome, Settings, place
 from audiocnn.batch.writers import csv_columns
-from audiocnn.files import replacing
+from audiocnn.files import replacing, write_text
 
 
 def summary_of(total: Outcome, run: Outcome, seconds: float, scoring: float) -> dict[str, Any]:
@@ -37,8 +37,7 @@ def write_summary(out: Path, settings: Settings, summary: dict[str, Any]) -> Non
     if "csv" in settings.formats:
         for table in ("files", "windows"):
             join_csv(out, table, settings.top_k)
-    with replacing(out / "summary.json") as part:
-        part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def join_csv(out: Path, table: str, top_k: int) -> None:

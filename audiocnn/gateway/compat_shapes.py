@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from audiocnn.config import FrontendConfig
+from audiocnn.greyscale import to_grey
 
 SPECTROGRAM = {"clip_spectrogram": True}
 _NUM_TICKS = 5
@@ -102,8 +103,7 @@ def spectrogram_object(
 
 def _picture(values: DecibelArray) -> str:
     """PNG of 8-bit greys as RGB, base64: low frequencies at the bottom, loud is bright."""
-    low, high = float(values.min()), float(values.max())
-    grey = np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    grey, _, _ = to_grey(values)
     file = io.BytesIO()
     Image.fromarray(grey[::-1]).convert("RGB").save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from audiocnn.greyscale import to_grey
+
 
 def scaled_maps(visualization: dict[str, Any]) -> dict[str, Any]:
     """Every map divided by its largest magnitude: values in [-1, 1], zero stays zero.
@@ -31,8 +33,7 @@ def spectrogram_png(spectrogram: dict[str, Any]) -> bytes:
     Its text fields say what the axes and the greys mean: `hz` and `seconds` (first to last), `range`.
     """
     values: npt.NDArray[np.float64] = np.asarray(spectrogram["values"], np.float64)
-    low, high = float(values.min()), float(values.max())
-    grey = np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    grey, low, high = to_grey(values)
     info = PngInfo()
     for axis in ("hz", "seconds"):
         info.add_text(axis, f"{spectrogram[axis][0]:g} to {spectrogram[axis][-1]:g}")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
-from audiocnn.files import replacing
+from audiocnn.files import replacing, write_text
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
 
@@ -36,8 +36,7 @@ def save(folder: Path, config: Config, log_mel: LogMel, model: AudioCNN, *, half
     with replacing(folder / WEIGHTS) as part:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
         part.chmod(0o644)  # safetensors writes for its owner only; a server may run as another user
-    with replacing(folder / CONFIG) as part:
-        part.write_text(config.to_json(), encoding="utf-8")
+    write_text(folder / CONFIG, config.to_json())
     return config
 
 

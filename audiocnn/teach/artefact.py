@@ -17,7 +17,7 @@ from onnx.utils import Extractor
 from audiocnn.arrays import FloatArray
 from audiocnn.config import Config
 from audiocnn.errors import ModelFileError
-from audiocnn.files import replacing
+from audiocnn.files import replacing, write_text
 from audiocnn.model.engine import CONFIG_KEY, FRONTEND_KEY, INT8, Engine
 from audiocnn.model.loading import PARITY_REPORT, REFERENCE, synthetic_logits
 from audiocnn.teach.fit import TaughtHead
@@ -102,14 +102,7 @@ def check_parity(path: Path, windows: FloatArray, expected: FloatArray) -> float
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(document) + "\n", encoding="utf-8")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(document) + "\n")
 
 
 def read_config(folder: Path) -> Config:

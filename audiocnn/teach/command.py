@@ -20,6 +20,7 @@ from audiocnn.backbone.backbone import NAMES, Backbone
 from audiocnn.config import Config
 from audiocnn.datasets import LabelledClip
 from audiocnn.errors import AudioCNNError, DatasetError
+from audiocnn.files import write_text
 from audiocnn.teach import artefact, report
 from audiocnn.teach.background import COUNT
 from audiocnn.teach.examples import (
@@ -172,9 +173,9 @@ def _write(
     expected = head.logits(view_features(windows, "clean", network))
     summary["parity"] = artefact.check_parity(out / name, windows, expected)
     table.save(out / artefact.FEATURES)
-    artefact.write_text(out / artefact.CONFIG, config.to_json())
-    artefact.write_text(out / artefact.CARD, report.model_card(config, summary))
-    artefact.write_text(out / artefact.NOTICE, report.notice(config))
+    write_text(out / artefact.CONFIG, config.to_json())
+    write_text(out / artefact.CARD, report.model_card(config, summary))
+    write_text(out / artefact.NOTICE, report.notice(config))
     artefact.write_reports(out, name, {"taught": summary})
 
 

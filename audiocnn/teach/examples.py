@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
 from audiocnn.datasets import Dataset, LabelledClip, check_labels, read_dataset
 from audiocnn.errors import AudioError, DatasetError
-from audiocnn.files import sha256
 from audiocnn.inputs import SUFFIXES
 
 BACKGROUND = "background"  # a class of this name is background: it is never reported
@@ -59,13 +59,14 @@ def load_clips(rows: Sequence[LabelledClip], config: FrontendConfig) -> Iterator
     """Each clip decoded and cut into windows, or a sentence that says why it cannot be used."""
     for row in rows:
         try:
-            decoded = audio.decode(row.path.read_bytes(), sample_rate=config.sample_rate)
+            data = row.path.read_bytes()
+            decoded = audio.decode(data, sample_rate=config.sample_rate)
         except (OSError, AudioError) as error:
             yield f"{row.path}: {error}"
             continue
         cut = windows.cut(decoded.waveform, config)
         chosen = np.unique(np.linspace(0, len(cut) - 1, MAX_WINDOWS).round().astype(int))
-        yield Clip(row.path, row.label, row.source, sha256(row.path), cut[chosen])
+        yield Clip(row.path, row.label, row.source, hashlib.sha256(data).hexdigest(), cut[chosen])
 
 
 def check_contents(rows: Iterable[tuple[str, str, str]]) -> None:
@@ -111,11 +112,6 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise `DatasetError` that lists files that cannot be used, if there are any."""
     if problems:
         raise DatasetError(_listing("files that cannot be used", problems))
-
-
-def class_counts(labels: Iterable[str]) -> dict[str, int]:
-    """Clips of each class, in alphabetical order."""
-    return dict(sorted(Counter(labels).items()))
 
 
 def _listing(what: str, found: Sequence[str]) -> str:

@@ -146,7 +146,7 @@ def notice(config: Config) -> str:
         f"The ONNX files in this folder contain, unchanged but for their format, the weights of\n"
         f"{own['attribution']}\nLicence: {own['licence']}"
         f"{' (https://creativecommons.org/licenses/by/4.0/)' if own['licence'] == 'CC BY 4.0' else ''}.\n"
-        "The last linear layer was fitted on the recordings of whoever made this folder.\n"
+        "The last linear layer was fitted on the recordings of the person who made this folder.\n"
     )
 
 
