@@ -230,7 +230,7 @@ class _Source:
         self._resumed = time.monotonic()
 
     def pause(self) -> None:
-        """The time does not count until `resume`: somebody else works."""
+        """The time does not count until `resume`: other work is done."""
         self._seconds_left -= time.monotonic() - self._resumed
 
     @property

@@ -101,7 +101,7 @@ class Metrics:
 
 
 def route_label(path: str, matched: str, declared: frozenset[str], folders: tuple[str, ...]) -> str:
-    """The declared route, the folder it is in, or `other`: whoever guesses addresses adds no series.
+    """The declared route, the folder it is in, or `other`: guessed addresses add no series.
 
     `matched` is the path of the route that answered, such as `/v2/models/{name}`.
     """

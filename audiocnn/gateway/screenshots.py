@@ -136,11 +136,11 @@ def take_files(browser: Browser, args: argparse.Namespace, folder: Path) -> None
 
 
 def take_live(playwright: Playwright, args: argparse.Namespace) -> None:
-    """The live tab, with a microphone that hears an example."""
+    """The live tab, with an example as its microphone."""
     sound = args.samples.resolve() / "siren.wav"
-    heard = f"--use-file-for-fake-audio-capture={sound}"
+    capture = f"--use-file-for-fake-audio-capture={sound}"
     with (
-        chromium(playwright, args.chromium, *MICROPHONE, heard) as browser,
+        chromium(playwright, args.chromium, *MICROPHONE, capture) as browser,
         opened(browser, args.url, "desktop") as page,
     ):
         page.click("#tab-live")

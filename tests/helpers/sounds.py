@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -22,6 +23,17 @@ def tone(seconds: float, *, hz: float = 1000.0, sample_rate: int = SAMPLE_RATE) 
     """A sine at half of full scale: float32 `(num_samples,)`."""
     t = np.arange(round(seconds * sample_rate)) / sample_rate
     return (0.5 * np.sin(2 * np.pi * hz * t)).astype(np.float32)
+
+
+def damaged(data: bytes, rounds: int) -> Iterator[bytes]:
+    """The file with 20 random bytes, and as much of it as a random length: twice as many as `rounds`."""
+    random = np.random.default_rng(1)
+    for _ in range(rounds):
+        changed = bytearray(data)
+        for place in random.integers(0, len(data), 20):
+            changed[place] = random.integers(0, 256)
+        yield bytes(changed)
+        yield bytes(changed[: random.integers(1, len(data))])
 
 
 def ogg_page(content: bytes, *, flags: int, number: int) -> bytes:

@@ -515,7 +515,7 @@ def test_preflight_of_an_allowed_page(strict: RunningGateway) -> None:
 
 
 def test_a_refused_page_is_told_counted_and_logged(strict: RunningGateway) -> None:
-    """Preflights and streams never reach a route; without a line nobody could find the setting."""
+    """Preflights and streams never reach a route; without a line the setting cannot be found."""
     origin = {"Origin": "http://127.0.0.1:3999"}
     ask = origin | {"Access-Control-Request-Method": "POST"}
     preflight = httpx.options(strict.url + "/predict", headers=ask, trust_env=False)

@@ -145,7 +145,7 @@ def test_nothing_is_uploaded_to_the_page(gateway: RunningGateway, folder: Path, 
 
 
 def test_whatever_is_sent_back_is_not_run(gateway: RunningGateway) -> None:
-    """A link to any address of ours shows no script of a stranger as a page of our origin."""
+    """A link to any address of ours runs no foreign script as a page of our origin."""
     script = "<script>alert(1)</script>"
     for path in (f"/{script}", f"/page/{script}", f"/predict?{script}=1", f"/examples/{script}.wav"):
         for reply in (gateway.get(path), gateway.post(path, content=RAIN)):

@@ -1,4 +1,4 @@
-"""Channels that cancel each other, and constant offsets: what is heard of them."""
+"""Channels that cancel each other, and constant offsets: what remains of them."""
 
 from __future__ import annotations
 

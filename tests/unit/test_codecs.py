@@ -1,4 +1,4 @@
-"""Codecs that are not read, and files with several tracks: named, and the readable track heard."""
+"""Codecs that are not read, and files with several tracks: named, and the readable track decoded."""
 
 from __future__ import annotations
 

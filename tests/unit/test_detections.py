@@ -151,7 +151,7 @@ def test_frames_cover_the_audio_and_say_what_their_windows_say(length: int, hop:
 
 
 def test_an_event_is_placed_by_overlapping_windows() -> None:
-    """Every window that an event lies in hears it: together they say when it was."""
+    """Every window that overlaps an event detects it; together they place it."""
     config = Config(class_names=("dog",))
     windows = [(0.5 * n, 0.5 * n + 2) for n in range(40)]
     found = detect(

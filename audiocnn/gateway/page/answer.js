@@ -46,7 +46,7 @@ export function fillBar(row, { class: name, confidence }) {
 }
 
 /** Classes that at least one window of a long clip is sure of, in the order of the clip. */
-function surelyHeard(answer) {
+function confidentClasses(answer) {
   const names = (answer.windows ?? []).filter((row) => row.confidence >= SURE).map((row) => row.class);
   return [...new Set(names)].slice(0, 8);
 }
@@ -61,9 +61,9 @@ function headline(answer) {
       percent(best.confidence));
     return ["known", emojiOf(best.class), spoken(best.class), [sure, ` sure, in ${seconds}`]];
   }
-  const heard = surelyHeard(answer);
-  if (heard.length > 1) {
-    const names = heard.map((name) => `${emojiOf(name)} ${spoken(name)}`.replaceAll(" ", "\u00a0")).join(", ");
+  const found = confidentClasses(answer);
+  if (found.length > 1) {
+    const names = found.map((name) => `${emojiOf(name)} ${spoken(name)}`.replaceAll(" ", "\u00a0")).join(", ");
     return ["unknown", "🎧", "Several sounds", `No class fits all of ${seconds}: ${names}.`];
   }
   return ["unknown", "🤷", "I don't know this sound",

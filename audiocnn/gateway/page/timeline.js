@@ -1,4 +1,4 @@
-// What was heard when in a long sound: a lane for each class, and the same as CSV and Audacity labels.
+// The timeline of a long sound: a lane for each class, and the same as CSV and Audacity labels.
 
 import { emojiOf } from "./api.js";
 import { byId, element, percent, spoken } from "./dom.js";
