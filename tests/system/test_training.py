@@ -169,6 +169,7 @@ def test_a_users_own_csv_trains_exports_and_serves(tones: Path, tmp_path: Path) 
     for command in (
         ["export.onnx", *source, "--out", str(store)],
         ["export.torchscript", *source, "--out", str(store)],
+        ["export.program", *source, "--out", str(store)],
         ["export.waveform", *source, "--out", str(store)],
         ["export.parity", *source, "--store", str(store)],
         ["export.archive", "--store", str(store)],
