@@ -38,7 +38,7 @@ from training import thresholds
 from training.calibrate import parse_fold_model
 from training.scene_scores import ScoredScene, Windowing, score
 from training.scenes import empty_scenes
-from training.thresholds import LEVELS, SNRS_DB
+from training.thresholds import EMPTY_SCENES, LEVELS, SNRS_DB
 
 CHOSEN_AT_DB = 10.0  # where the threshold of a way is chosen, and all ways are compared
 _SHORT, _LONG, _EVIDENCE = Windowing(2.0, 0.5), Windowing(5.0, 0.5), Windowing(5.0, 2.5, evidence=True)
@@ -266,9 +266,10 @@ def load_fold(path: Path, fold: int, dataset: Dataset, temperature: float, args:
 
     scenes = {(_SHORT, snr_db): scored(_SHORT, snr_db) for snr_db in SNRS_DB}
     scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (_LONG, _EVIDENCE)}
+    minutes = {_SHORT: EMPTY_SCENES, _LONG: EMPTY_SCENES // 2, _EVIDENCE: EMPTY_SCENES // 2}
     empty = {
-        windowing: thresholds.empty_scores(classifier, windowing, thresholds.EMPTY_SCENES, args.cache)
-        for windowing in (_SHORT, _LONG, _EVIDENCE)
+        windowing: thresholds.empty_scores(classifier, windowing, count, args.cache)
+        for windowing, count in minutes.items()
     }
     (own,) = thresholds.fold_scores((path, [fold]), dataset, temperature, args)
     return Fold(fold, classifier, scenes, empty, thresholds.count(own, classifier.config))
