@@ -16,7 +16,7 @@ from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
 from audiocnn.options import Options
-from export import onnx, parity, torchscript, waveform
+from export import onnx, parity, program, torchscript, waveform
 from tests.helpers.sounds import sound_file, tone
 from training import calibrate, evaluate, multilabel, train
 from training.augment import no_class
@@ -129,9 +129,8 @@ def test_exports_have_a_sigmoid(tmp_path: Path) -> None:
     model = AudioCNN(config.model, num_classes=3).eval()
     checkpoint.save(tmp_path / "run", config, LogMel(SHORT), model)
     arguments = ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "store")]
-    assert onnx.main(arguments) == 0
-    assert torchscript.main(arguments) == 0
-    assert waveform.main(arguments) == 0
+    for exporter in (onnx, torchscript, program, waveform):
+        assert exporter.main(arguments) == 0
     report = parity.compare(parity.Model(tmp_path / "run", tmp_path / "store"))
     assert all(row["largest_difference"] < 1e-4 for row in report.values()), report
     exported = Classifier.load(tmp_path / "store" / "audiocnn.onnx")
