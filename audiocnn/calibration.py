@@ -84,10 +84,10 @@ def fit_temperature(logits: AnyFloatArray, target: AnyIntArray, *, smoothing: fl
         true = log_probs[np.arange(len(target)), target].mean()
         return float(-(1 - smoothing) * true - smoothing * log_probs.mean())
 
-    return float(np.exp(_minimise(loss, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))))
+    return float(np.exp(minimise(loss, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))))
 
 
-def _minimise(loss: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:
+def minimise(loss: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:
     """The position of the only minimum between `low` and `high`; on a plateau its lower end.
 
     Golden-section search (Kiefer, "Sequential minimax search for a maximum", 1953).

@@ -26,9 +26,14 @@ class LabelledClip:
     """One row of a dataset."""
 
     path: Path
-    label: str
+    label: str  # one class, or several with semicolons between them: dog;rain
     fold: int
     source: str  # the recording that the clip was cut from
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the clip."""
+        return tuple(dict.fromkeys(part.strip() for part in self.label.split(";") if part.strip()))
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Dataset:
     name: str
     clips: tuple[LabelledClip, ...]
     class_names: tuple[str, ...]
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether a clip has more than one class: its model has a sigmoid for each."""
+        return any(len(clip.labels) > 1 for clip in self.clips)
 
     def folds(self, wanted: Iterable[int]) -> list[LabelledClip]:
         """The clips of the wanted folds; `DatasetError` if one of the folds has none."""
@@ -64,12 +74,20 @@ def read_dataset(root: Path) -> Dataset:
     if len(found) == 1 and found[0].is_file():
         return _read_csv(found[0])
     if not found and (clips := _folder_per_class(root)):
-        return Dataset(root.resolve().name, tuple(clips), tuple(sorted({clip.label for clip in clips})))
+        return Dataset(
+            root.resolve().name,
+            tuple(clips),
+            tuple(sorted({label for clip in clips for label in clip.labels})),
+        )
     raise DatasetError(
         f"{root} is no dataset: expected meta/esc50.csv (ESC-50), metadata/UrbanSound8K.csv, one CSV file "
-        "with the columns filename (or file_path) and label, and perhaps fold and source, or a folder of "
-        "sound files for each class"
+        "with the columns filename (or file_path) and label (several: dog;rain), and perhaps fold and "
+        "source, or a folder of sound files for each class"
     )
+
+
+def _class_names(clips: Iterable[LabelledClip]) -> tuple[str, ...]:
+    return tuple(sorted({label for clip in clips for label in clip.labels}))
 
 
 def check_labels(class_names: Iterable[str]) -> None:
@@ -185,6 +203,6 @@ def _read_csv(table: Path) -> Dataset:
         )
         for row in rows
     )
-    names = sorted({clip.label for clip in clips})
+    names = _class_names(clips)
     check_labels(names)
-    return Dataset(table.stem, clips if has_folds else folds_by_recording(clips), tuple(names))
+    return Dataset(table.stem, clips if has_folds else folds_by_recording(clips), names)

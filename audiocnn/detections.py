@@ -41,10 +41,12 @@ class DetectionRules(ClassFilter):
 
 
 def thresholds_of(config: Config) -> dict[str, Threshold]:
-    """The threshold of every class: the fitted one, else one from the threshold for unknown sounds, else
-    `DEFAULT_THRESHOLD`."""
+    """The threshold of every class: the fitted one, else that for unknown sounds, else `DEFAULT_THRESHOLD`.
+
+    The threshold for unknown sounds is of the top class: it says nothing about a sigmoid for each class.
+    """
     other = DEFAULT_THRESHOLD
-    if config.unknown_threshold:
+    if config.unknown_threshold and config.activation == "softmax":
         other = Threshold(on=config.unknown_threshold, off=OFF_SHARE * config.unknown_threshold)
     return {name: config.thresholds.get(name, other) for name in config.class_names}
 

@@ -39,7 +39,7 @@ from training import thresholds
 from training.calibrate import add_pair_option
 from training.scene_scores import ScoredScene, Windowing, score
 from training.scenes import empty_scenes
-from training.thresholds import LEVELS, SNRS_DB
+from training.thresholds import EMPTY_SCENES, LEVELS, SNRS_DB
 
 CHOSEN_AT_DB = 10.0  # where the threshold of a way is chosen, and all ways are compared
 _SHORT, _LONG, _EVIDENCE = Windowing(2.0, 0.5), Windowing(5.0, 0.5), Windowing(5.0, 2.5, evidence=True)
@@ -270,7 +270,7 @@ def load_fold(path: Path, fold: int, dataset: Dataset, temperature: float, args:
     scenes = {(_SHORT, snr_db): own.sets[f"{snr_db:g} dB"] for snr_db in SNRS_DB}
     scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (_LONG, _EVIDENCE)}
     empty = {_SHORT: own.background} | {
-        windowing: thresholds.empty_scores(classifier, windowing, thresholds.EMPTY_SCENES, args.cache)
+        windowing: thresholds.empty_scores(classifier, windowing, EMPTY_SCENES // 2, args.cache)
         for windowing in (_LONG, _EVIDENCE)
     }
     return Fold(fold, classifier, scenes, empty, thresholds.count(own, classifier.config))

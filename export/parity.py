@@ -27,7 +27,7 @@ from tqdm import tqdm
 from audiocnn import audio, command
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
-from audiocnn.classifier import softmax
+from audiocnn.classifier import probabilities
 from audiocnn.config import Config, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
@@ -83,7 +83,7 @@ def _log_mel_predictor(graph: Graph, log_mel: LogMel, config: Config) -> Predict
     @torch.inference_mode()
     def predict(samples: FloatArray) -> FloatArray:
         log_mels = log_mel(torch.from_numpy(windows.cut(samples, config.frontend))).numpy()
-        return windows.pool(softmax(graph.run(log_mels, ["logits"])[0] / config.temperature))
+        return windows.pool(probabilities(graph.run(log_mels, ["logits"])[0], config))
 
     return predict
 

@@ -55,13 +55,16 @@ class WaveformModel(nn.Module):
         super().__init__()
         self.log_mel, self.model = ConvLogMel(log_mel), WithEmbedding(model)
         self.window, self.temperature = config.frontend.window_samples, config.temperature
+        self.has_sigmoid = config.activation == "sigmoid"
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """See the class; the module says what happens to other lengths than a window."""
         length = torch.full((1,), waveform.shape[1])  # a tensor: the exporter has no remainder by an int
         first = waveform[:, torch.arange(self.window) % length]
         logits, embedding = self.model(self.log_mel(first))
-        return torch.softmax(logits / self.temperature, dim=1), embedding
+        scaled = logits / self.temperature
+        probs = torch.sigmoid(scaled) if self.has_sigmoid else torch.softmax(scaled, dim=1)
+        return probs, embedding
 
 
 def export(folder: Path, out: Path) -> Path:

@@ -92,15 +92,22 @@ def add_noise(waveform: Tensor, probability: float, low_db: float = 5.0, high_db
     return torch.where(_chosen(waveform, probability), noisy, waveform)
 
 
-def background_noise(waveform: Tensor, target: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """Replace some clips by noise at -70 to 0 dB full scale (RMS), with equal targets for all classes."""
+def no_class(target: Tensor, *, has_sigmoid: bool) -> Tensor:
+    """Targets `(b, 1)` of a sound of no class: equal for all classes of a softmax, 0 for a sigmoid."""
+    return target.mean(dim=1, keepdim=True) * (not has_sigmoid)
+
+
+def background_noise(
+    waveform: Tensor, target: Tensor, probability: float, *, has_sigmoid: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Replace some clips by noise at -70 to 0 dB full scale (RMS), with the targets of `no_class`."""
     chosen = _chosen(waveform, probability)[:, 0].nonzero()[:, 0]
     if not len(chosen):
         return waveform, target
     noise = unit_noise(waveform[chosen]) * torch.pow(10.0, uniform(chosen, -70.0, 0.0) / 20)
     waveform, target = waveform.clone(), target.clone()
     waveform[chosen] = noise.clamp(-1.0, 1.0)
-    target[chosen] = target[chosen].mean(dim=1, keepdim=True)
+    target[chosen] = no_class(target[chosen], has_sigmoid=has_sigmoid).expand_as(target[chosen])
     return waveform, target
 
 

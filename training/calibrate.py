@@ -24,6 +24,7 @@ from audiocnn.arrays import AnyFloatArray, FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
+from training import multilabel
 from training.data import add_data_option, parse_folds
 from training.evaluate import predict, trained_on
 
@@ -40,12 +41,24 @@ class FoldPredictions:
     fold: int
     probs: FloatArray  # (num_clips, num_classes), at the run's own temperature
     logits: AnyFloatArray  # (num_clips, num_classes), see calibration.as_logits
-    target: IntArray  # (num_clips,)
+    target: IntArray  # (num_clips,), or (num_clips, num_classes)
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether `target` is `(num_clips, num_classes)` of 0 and 1."""
+        return self.target.ndim == 2
 
     @property
     def accuracy(self) -> float:
-        """Accuracy, 0 to 1."""
+        """Accuracy; the mean average precision where a clip has several labels. 0 to 1."""
+        if self.has_several_labels:
+            return float(multilabel.metrics(self.probs, self.target)["map"])
         return float((self.probs.argmax(axis=1) == self.target).mean())
+
+    def scaled(self, temperature: float) -> AnyFloatArray:
+        """Probabilities at another temperature."""
+        activation = multilabel.sigmoid if self.has_several_labels else calibration.softmax
+        return activation(self.logits, temperature)
 
 
 def out_of_fold_predictions(models: Sequence[FoldModel], dataset: Dataset) -> list[FoldPredictions]:
@@ -64,7 +77,8 @@ def out_of_fold_predictions(models: Sequence[FoldModel], dataset: Dataset) -> li
             raise DatasetError(f"{path} has other classes than {models[0][0]}")
         for fold in folds:
             probs, target = predict(classifier, dataset, [fold], desc=f"{path.name}, fold {fold}")
-            logits = calibration.as_logits(probs, config.temperature)
+            measures = multilabel if target.ndim == 2 else calibration
+            logits = measures.as_logits(probs, config.temperature)
             predictions.append(FoldPredictions(path.name, fold, probs, logits, target))
     return predictions
 
@@ -82,7 +96,9 @@ def load_fold_model(
 def fit(parts: Sequence[FoldPredictions]) -> float:
     """One temperature for all these predictions."""
     logits = np.concatenate([part.logits for part in parts])
-    return calibration.fit_temperature(logits, np.concatenate([part.target for part in parts]))
+    measures = multilabel if parts[0].has_several_labels else calibration
+    temperature: float = measures.fit_temperature(logits, np.concatenate([part.target for part in parts]))
+    return temperature
 
 
 def held_out_temperatures(parts: Sequence[FoldPredictions]) -> list[float]:
@@ -97,45 +113,47 @@ def held_out_temperatures(parts: Sequence[FoldPredictions]) -> list[float]:
 
 
 def summarise(parts: Sequence[FoldPredictions]) -> dict[str, Any]:
-    """Accuracy per fold with mean and sample standard deviation, calibration before and after scaling, and
-    the final `temperature` and `unknown_threshold`.
+    """Accuracy (see `FoldPredictions.accuracy`) per fold with mean and sample standard deviation, calibration
+    before and after scaling, and the final `temperature` and `unknown_threshold`.
 
     "Before" is at the current temperatures of the runs. `temperature` and `unknown_threshold` are fitted on
     all predictions, and are the values for the configuration.
     """
     temperatures = held_out_temperatures(parts)
-    scaled = [calibration.softmax(part.logits, t) for part, t in zip(parts, temperatures, strict=True)]
+    measures = multilabel if parts[0].has_several_labels else calibration
+    scaled = [part.scaled(t) for part, t in zip(parts, temperatures, strict=True)]
     target = np.concatenate([part.target for part in parts])
     before, after = np.concatenate([part.probs for part in parts]), np.concatenate(scaled)
     accuracies = [part.accuracy for part in parts]
     temperature = fit(parts)
-    confidence = calibration.softmax(np.concatenate([part.logits for part in parts]), temperature).max(axis=1)
+    confidence = np.concatenate([part.scaled(temperature).max(axis=1) for part in parts])
     return {
-        "accuracy": float((before.argmax(axis=1) == target).mean()),
+        "accuracy": float(np.average(accuracies, weights=[len(part.target) for part in parts])),
         "accuracy_mean": float(np.mean(accuracies)),
         "accuracy_std": float(np.std(accuracies, ddof=1)),
         "num_clips": len(target),
         "folds": [_row(part, t, probs) for part, t, probs in zip(parts, temperatures, scaled, strict=True)],
-        "ece": calibration.ece(before, target),
-        "ece_scaled": calibration.ece(after, target),
-        "nll": calibration.nll(before, target),
-        "nll_scaled": calibration.nll(after, target),
-        "reliability": calibration.reliability(before, target),
-        "reliability_scaled": calibration.reliability(after, target),
+        "ece": measures.ece(before, target),
+        "ece_scaled": measures.ece(after, target),
+        "nll": measures.nll(before, target),
+        "nll_scaled": measures.nll(after, target),
+        "reliability": measures.reliability(before, target),
+        "reliability_scaled": measures.reliability(after, target),
         "temperature": temperature,
         "unknown_threshold": calibration.threshold_for(confidence, REJECTED_SHARE),
     }
 
 
 def _row(part: FoldPredictions, temperature: float, scaled: AnyFloatArray) -> dict[str, Any]:
+    measures = multilabel if part.has_several_labels else calibration
     return {
         "run": part.run,
         "fold": part.fold,
         "num_clips": len(part.target),
         "accuracy": part.accuracy,
         "temperature": temperature,
-        "ece": calibration.ece(part.probs, part.target),
-        "ece_scaled": calibration.ece(scaled, part.target),
+        "ece": measures.ece(part.probs, part.target),
+        "ece_scaled": measures.ece(scaled, part.target),
     }
 
 

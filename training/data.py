@@ -84,7 +84,7 @@ def without_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     if missing := sorted(set(names) - set(dataset.class_names)):
         raise DatasetError(f"{dataset.name} has no class {', '.join(missing)}")
     kept = tuple(name for name in dataset.class_names if name not in names)
-    clips = tuple(clip for clip in dataset.clips if clip.label not in names)
+    clips = tuple(clip for clip in dataset.clips if not set(clip.labels) & set(names))
     return replace(dataset, clips=clips, class_names=kept)
 
 
@@ -98,8 +98,8 @@ def validation_split(
     """
     generator = torch.Generator().manual_seed(seed)
     held_out: set[str] = set()
-    for label in sorted({clip.label for clip in clips}):
-        sources = sorted({clip.source for clip in clips if clip.label == label})
+    for label in sorted({label for clip in clips for label in clip.labels}):
+        sources = sorted({clip.source for clip in clips if label in clip.labels})
         count = round(len(sources) * share) or (len(sources) > 1)
         held_out |= {sources[i] for i in torch.randperm(len(sources), generator=generator)[:count]}
     return [c for c in clips if c.source not in held_out], [c for c in clips if c.source in held_out]
@@ -110,10 +110,15 @@ def parse_folds(text: str) -> list[int]:
     return [int(fold) for fold in text.split(",")]
 
 
-def targets(clips: Sequence[LabelledClip], class_names: Sequence[str]) -> Tensor:
-    """Class indices: int64 `(num_clips,)`."""
+def targets(clips: Sequence[LabelledClip], class_names: Sequence[str], *, several: bool = False) -> Tensor:
+    """Class indices int64 `(num_clips,)`; with `several` labels a clip 0 and 1, float32 `(num_clips, k)`."""
     index = {name: number for number, name in enumerate(class_names)}
-    return torch.tensor([index[clip.label] for clip in clips])
+    if not several:
+        return torch.tensor([index[clip.label] for clip in clips])
+    rows = torch.zeros(len(clips), len(class_names))
+    for row, clip in zip(rows, clips, strict=True):
+        row[[index[label] for label in clip.labels]] = 1.0
+    return rows
 
 
 @torch.no_grad()

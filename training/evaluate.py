@@ -23,8 +23,8 @@ from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import AudioError, DatasetError
-from training import robustness
-from training.data import add_data_option, parse_folds
+from training import multilabel, robustness
+from training.data import add_data_option, parse_folds, targets
 from training.robustness import Condition
 
 _BATCH = 8
@@ -41,12 +41,13 @@ def predict(
 ) -> tuple[FloatArray, IntArray]:
     """Probabilities float32 `(num_clips, num_classes)` and true class indices int64 `(num_clips,)`.
 
-    A `condition` changes every clip first, see `training.robustness`. Raises `DatasetError` for a clip that
-    cannot be read, or whose class the model does not have.
+    Of a model or a table with several labels a clip the second are 0 and 1, int64
+    `(num_clips, num_classes)`. A `condition` changes every clip first, see `training.robustness`. Raises
+    `DatasetError` for a clip that cannot be read, or whose class the model does not have.
     """
     names = {name: number for number, name in enumerate(classifier.config.class_names)}
     clips = dataset.folds(folds)
-    if unknown := sorted({clip.label for clip in clips} - set(names)):
+    if unknown := sorted({label for clip in clips for label in clip.labels} - set(names)):
         raise DatasetError(f"the model has no class {', '.join(unknown)}")
     probs = []
     for first in tqdm(range(0, len(clips), _BATCH), desc=desc, unit="batch"):
@@ -56,7 +57,9 @@ def predict(
             if isinstance(result, AudioError):
                 raise DatasetError(f"{clip.path}: {result}")
             probs.append(result.probs)
-    return np.stack(probs), np.array([names[clip.label] for clip in clips])
+    several = classifier.config.activation == "sigmoid" or dataset.has_several_labels
+    target = targets(clips, classifier.config.class_names, several=several)
+    return np.stack(probs), target.numpy().astype(np.int64)
 
 
 def _read(clip: LabelledClip, classifier: Classifier, condition: Condition | None) -> bytes:
@@ -148,11 +151,14 @@ def evaluate(
     """
     classifier = Classifier.load(model)
     dataset = read_dataset(data)
+    several = classifier.config.activation == "sigmoid" or dataset.has_several_labels
+    if several and (tta or robust):
+        raise DatasetError("--tta and --robustness are for tables with one label a clip")
     began = time.monotonic()
     probs, target = predict(classifier, dataset, folds)
     seconds = round(time.monotonic() - began, 1)
-    report = metrics(probs, target) | {"seconds": seconds}
-    report |= _description(report["confusion"], classifier, dataset, folds)
+    report = (multilabel.metrics if several else metrics)(probs, target) | {"seconds": seconds}
+    report |= _description(report.get("confusion"), classifier, dataset, folds)
     if tta:
         report["accuracy_tta"] = accuracy_tta(classifier, dataset, folds, probs)
     if robust:
@@ -166,13 +172,15 @@ def evaluate(
 
 
 def _description(
-    confusion: list[list[int]], classifier: Classifier, dataset: Dataset, folds: Sequence[int]
+    confusion: list[list[int]] | None, classifier: Classifier, dataset: Dataset, folds: Sequence[int]
 ) -> dict[str, Any]:
-    """The tables by class, and what was measured."""
+    """The tables by class, where a clip has one label, and what was measured."""
     names = list(classifier.config.class_names)
-    return {
-        "per_class": per_class(confusion, names),
-        "worst_confusions": worst_confusions(confusion, names),
+    tables: dict[str, Any] = {}
+    if confusion is not None:
+        tables["per_class"] = per_class(confusion, names)
+        tables["worst_confusions"] = worst_confusions(confusion, names)
+    return tables | {
         "dataset": dataset.name,
         "folds": list(folds),
         "trained_on": trained_on(classifier.config, dataset, folds),
@@ -195,6 +203,12 @@ def print_report(report: dict[str, Any]) -> None:
     print(
         f"{report['num_clips']} clips of {report['dataset']}, folds {report['folds']}, {report['seconds']} s"
     )
+    if "map" in report:
+        print(
+            f"mAP {report['map']:.3f}   micro F1 {report['micro_f1']:.3f}   ECE {report['ece']:.2%}   "
+            f"NLL {report['nll']:.3f}"
+        )
+        return
     print(
         f"accuracy {report['accuracy']:.2%}   top-3 {report['top3_accuracy']:.2%}   "
         f"macro F1 {report['macro_f1']:.3f}   ECE {report['ece']:.2%}   NLL {report['nll']:.3f}"
@@ -224,6 +238,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print and write. Raises as `evaluate` does."""
+    if args.report and read_dataset(args.data).has_several_labels:
+        raise DatasetError("--report is for tables with one label a clip")
     report = evaluate(args.checkpoint, args.data, args.folds, tta=args.tta, robust=args.robustness)
     print_report(report)
     if args.json:

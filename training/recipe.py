@@ -29,8 +29,9 @@ class Recipe:
     Each field is an option of `training.train`; its metadata hold the help text. Probabilities and fractions
     are from 0 to 1.
 
-    `loss="bce"` trains one sigmoid per class with binary cross-entropy. It is a loss for one label a clip:
-    the checkpoint is served with a softmax over the logits, as one trained with `"ce"`.
+    `loss="bce"` trains one sigmoid per class with binary cross-entropy. With one label a clip the checkpoint
+    is served with a softmax over the logits, as one trained with `"ce"`. Tables with several labels a clip
+    are always trained so, and served with the sigmoids (`Config.activation`).
     """
 
     epochs: int = _option(150, "passes over the training clips")
@@ -234,9 +235,14 @@ class Augmenter:
     `may_mix` is False in the last epochs (`Recipe.mix_off`).
     """
 
-    def __init__(self, recipe: Recipe, log_mel: Frontend, rendered: Tensor | None = None) -> None:
-        """`rendered` are speech and music of no class, int16 `(m, n)`, see `training.background`."""
-        self.recipe, self.log_mel = recipe, log_mel
+    def __init__(
+        self, recipe: Recipe, log_mel: Frontend, rendered: Tensor | None = None, *, has_sigmoid: bool = False
+    ) -> None:
+        """`rendered` are speech and music of no class, int16 `(m, n)`, see `training.background`.
+
+        `has_sigmoid`: a clip may have several labels, or none.
+        """
+        self.recipe, self.log_mel, self.has_sigmoid = recipe, log_mel, has_sigmoid
         self.background = Background(log_mel.config.sample_rate, rendered)
         self.full_length = log_mel.config.window_samples
 
@@ -258,7 +264,8 @@ class Augmenter:
         is_background = torch.zeros(len(waveform), dtype=torch.bool, device=waveform.device)
         if self.recipe.background:
             waveform, is_background = self.background.replace(waveform, self.recipe.background)
-            target = torch.where(is_background[:, None], target.mean(dim=1, keepdim=True), target)
+            nothing = augment.no_class(target, has_sigmoid=self.has_sigmoid)
+            target = torch.where(is_background[:, None], nothing, target)
         return MixedBatch(waveform, target, is_background, name)
 
     @torch.no_grad()
@@ -302,7 +309,9 @@ class Augmenter:
         if recipe.noise:
             waveform = augment.add_noise(waveform, recipe.noise)
         if recipe.background_noise:
-            return augment.background_noise(waveform, target, recipe.background_noise)
+            return augment.background_noise(
+                waveform, target, recipe.background_noise, has_sigmoid=self.has_sigmoid
+            )
         return waveform, target
 
     def _degrade(self, waveform: Tensor, *, is_last: bool) -> Tensor:

@@ -68,8 +68,9 @@ def clip_scenes(clips: Iterable[LabelledClip], *, sample_rate: int) -> Iterator[
     for clip in clips:
         waveform = _decode(clip, sample_rate)
         first, last = _active_part(waveform, round(_FRAME_SECONDS * sample_rate))
-        event = SceneEvent(clip.label, first / sample_rate, last / sample_rate)
-        yield Scene(clip.path.name, (waveform, sample_rate), (event,))
+        start, end = first / sample_rate, last / sample_rate
+        events = tuple(SceneEvent(label, start, end) for label in clip.labels)
+        yield Scene(clip.path.name, (waveform, sample_rate), events)
 
 
 def scene(
@@ -89,7 +90,8 @@ def scene(
         rms = float(np.sqrt(np.square(sound).mean()))
         mix[first : first + len(sound)] += sound * (level / max(rms, 1e-9))
         start = first / sample_rate
-        events.append(SceneEvent(clip.label, start, start + len(sound) / sample_rate))
+        end = start + len(sound) / sample_rate
+        events += [SceneEvent(label, start, end) for label in clip.labels]
     mix /= max(1.0, float(np.abs(mix).max()))
     ordered = tuple(sorted(events, key=lambda event: event.start))
     return Scene(f"scene-{number:03d}", (mix, sample_rate), ordered)

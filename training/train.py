@@ -27,10 +27,11 @@ from tqdm import tqdm
 from audiocnn import calibration, command
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
+from audiocnn.errors import DatasetError
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
-from training import synthesisers
+from training import multilabel, synthesisers
 from training.data import (
     add_data_option,
     fit_normalisation,
@@ -116,6 +117,10 @@ def train(
         initial, _, _ = checkpoint.load(options.init)
         config = replace(config, frontend=initial.frontend, model=initial.model)
     check(dataset, folds)
+    if dataset.has_several_labels:
+        if options.soft_labels or options.online_teacher:
+            raise DatasetError("a teacher is for tables with one label a clip: train without it")
+        config = replace(config, activation="sigmoid")
     if options.context.rank == 0:
         print_class_counts(dataset.folds(folds))
     clips, held_out = split(dataset, dataset.folds(folds), seed=recipe.seed, patience=options.patience)
@@ -150,7 +155,7 @@ def split(
 
 def _load(clips: list[LabelledClip], dataset: Dataset, frontend: FrontendConfig, options: RunOptions) -> Data:
     waveforms = load_waveforms(clips, frontend, cache=options.cache, quiet=options.context.rank > 0)
-    return waveforms, targets(clips, dataset.class_names)
+    return waveforms, targets(clips, dataset.class_names, several=dataset.has_several_labels)
 
 
 def _extras(
@@ -291,10 +296,12 @@ def _calibrated(config: Config, trainer: Trainer, held_out: Data) -> Config:
     Few clips do not make the confidences higher.
     """
     logits, target = trainer.logits(held_out[0]).numpy(), held_out[1].numpy()
-    temperature = calibration.fit_temperature(logits, target)
+    several = config.activation == "sigmoid"
+    temperature = (multilabel if several else calibration).fit_temperature(logits, target)
     if len(target) < _FEW_CLIPS:
         temperature = max(1.0, temperature)
-    highest = calibration.softmax(logits, temperature).max(axis=1)
+    activation = multilabel.sigmoid if several else calibration.softmax
+    highest = activation(logits, temperature).max(axis=1)
     threshold = calibration.threshold_for(highest)
     print(f"temperature {temperature:.2f} and threshold {threshold:.2f} from {len(target)} held-out clips")
     return replace(config, temperature=temperature, unknown_threshold=threshold)

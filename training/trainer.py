@@ -87,7 +87,8 @@ class Trainer:
         heads: Heads | None = None,
         teacher_weights: dict[str, Tensor] | None = None,
     ) -> None:
-        """Waveforms float32 `(num_clips, window_samples)` and class indices int64 `(num_clips,)` are `data`.
+        """Waveforms float32 `(num_clips, window_samples)` and class indices int64 `(num_clips,)` are `data`;
+        with `activation` sigmoid the labels are 0 and 1, float32 `(num_clips, num_classes)`.
 
         `soft_labels` are log-probabilities float32 `(num_clips, num_classes)` of a teacher;
         `rendered_background` int16 `(m, window_samples)` sounds of no class; `heads` and `teacher_weights`
@@ -95,7 +96,8 @@ class Trainer:
         """
         self.recipe, self.config, self.context, self.log_mel = recipe, config, context, log_mel
         self.extras = _digest(soft_labels, rendered_background, heads.weight if heads else None)
-        self.augmenter = Augmenter(recipe, log_mel, rendered_background)
+        self.has_sigmoid = config.activation == "sigmoid"
+        self.augmenter = Augmenter(recipe, log_mel, rendered_background, has_sigmoid=self.has_sigmoid)
         self.waveforms, self.target = (tensor.to(context.device) for tensor in data)
         self.soft_labels = None if soft_labels is None else soft_labels.to(context.device)
         self.use_bf16 = context.device_type == "cuda" or "avx512_bf16" in cpu_description()
@@ -189,7 +191,9 @@ class Trainer:
         """Log-mels, target probabilities (see `loss`), and the features of an online teacher."""
         recipe, waveforms = self.recipe, self.waveforms[rows]
         may_mix = self.epoch < recipe.epochs * (1 - recipe.mix_off)
-        hard = nn.functional.one_hot(self.target[rows], len(self.config.class_names)).float()
+        hard = self.target[rows]
+        if not self.has_sigmoid:
+            hard = nn.functional.one_hot(hard, len(self.config.class_names)).float()
         if self.online_teacher is not None and self.head_shares is not None:
             shares = self.head_shares[rows]
             return self._online_batch(self.online_teacher, waveforms, hard, shares, may_mix=may_mix)
@@ -236,9 +240,10 @@ class Trainer:
         return (1 - weight) * loss + weight * distilled
 
     def _classification_loss(self, probs: Tensor, logits: Tensor, smoothing: float) -> Tensor:
-        if self.recipe.loss == "ce":
+        if self.recipe.loss == "ce" and not self.has_sigmoid:
             return nn.functional.cross_entropy(logits, probs, label_smoothing=smoothing)
-        smooth = probs * (1 - smoothing) + smoothing / probs.shape[1]
+        level = 0.5 if self.has_sigmoid else 1 / probs.shape[1]  # what smoothing pulls a target towards
+        smooth = probs * (1 - smoothing) + smoothing * level
         losses = nn.functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return losses.sum(dim=1).mean()
 
@@ -246,10 +251,12 @@ class Trainer:
     def accuracy(self, waveforms: Tensor, target: Tensor, batch_size: int = 50) -> float:
         """Accuracy (0 to 1) of the current weights, at the resolution of the last epoch.
 
-        `waveforms` are float32 `(n, window_samples)`, `target` class indices int64 `(n,)`.
+        `waveforms` are float32 `(n, window_samples)`, `target` class indices int64 `(n,)`, or the labels of
+        each clip `(n, k)`: then the top class counts if it is one of them.
         """
-        logits = self.logits(waveforms, batch_size)
-        return int((logits.argmax(dim=1) == target.cpu()).sum()) / len(target)
+        top, label = self.logits(waveforms, batch_size).argmax(dim=1), target.cpu()
+        is_right = label.gather(1, top[:, None])[:, 0] > 0 if label.ndim == 2 else label == top
+        return int(is_right.sum()) / len(target)
 
     @torch.inference_mode()
     def logits(self, waveforms: Tensor, batch_size: int = 50) -> Tensor:

@@ -43,7 +43,7 @@ def check(dataset: Dataset, folds: Sequence[int]) -> None:
         ),
         _listing(
             f"classes without a clip in {where}: train on more folds, or remove the class",
-            sorted(set(dataset.class_names) - {clip.label for clip in clips}),
+            sorted(set(dataset.class_names) - {label for clip in clips for label in clip.labels}),
         ),
     ]
     if found := [problem for problem in problems if problem]:
@@ -56,7 +56,7 @@ def check(dataset: Dataset, folds: Sequence[int]) -> None:
 
 def class_counts(clips: Iterable[LabelledClip]) -> dict[str, int]:
     """Number of clips of each class that has one, in alphabetical order."""
-    return dict(sorted(Counter(clip.label for clip in clips).items()))
+    return dict(sorted(Counter(label for clip in clips for label in clip.labels).items()))
 
 
 def print_class_counts(clips: Iterable[LabelledClip]) -> None:
