@@ -276,7 +276,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--folds", help="folds of --data to measure on: 4 (all that were not trained on)")
     parser.add_argument(
         "--fold-model",
-        "--twin",  # its name before version 0.2
         type=parse_run,
         action="append",
         metavar="RUN=FOLDS",

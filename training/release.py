@@ -101,12 +101,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_data_option(parser)
     measured = parser.add_mutually_exclusive_group(required=True)
     measured.add_argument("--folds", type=parse_folds, help="folds that the run was not trained on")
-    # `--twin` and `--pool` are the names before version 0.2.
     fold_model: dict[str, Any] = {"type": parse_fold_model, "metavar": "RUN=FOLDS"}
-    measured.add_argument(
-        "--fold-model", "--twin", help="a run to measure instead, and its folds", **fold_model
-    )
-    add("--calibration", "--pool", type=Path, metavar="FILE", help="JSON of training.calibrate (none)")
+    measured.add_argument("--fold-model", help="a run to measure instead, and its folds", **fold_model)
+    add("--calibration", type=Path, metavar="FILE", help="JSON of training.calibrate (none)")
     add("--scratch", help="a run without a teacher to compare with, and its folds (none)", **fold_model)
     add("--out", type=Path, default=Path("checkpoints/esc50"), metavar="DIR", help="(%(default)s)")
     return parser.parse_args(arguments)

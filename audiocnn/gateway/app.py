@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     describe_app(app, settings)
     app.state.metrics = gateway.metrics
-    app.add_middleware(AccessMiddleware, door=gateway.door, metrics=gateway.metrics)
+    app.add_middleware(AccessMiddleware, access=gateway.access, metrics=gateway.metrics)
     # Each is around those before it: refusals of the guard carry these headers too.
     app.add_middleware(OriginMiddleware, settings=settings, metrics=gateway.metrics)
     app.add_middleware(SecurityHeadersMiddleware)

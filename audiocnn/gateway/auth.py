@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from audiocnn.errors import AudioError, ServerError
+from audiocnn.gateway.connection_limit import counted_address
 from audiocnn.gateway.errors import (
     ForbiddenOriginError,
     GatewayError,
@@ -26,7 +27,6 @@ from audiocnn.gateway.errors import (
     body_of,
     status_of,
 )
-from audiocnn.gateway.http_protocol import counted_address
 from audiocnn.gateway.metrics import GONE, Metrics, route_label
 from audiocnn.gateway.page.static_files import FOLDER as PAGE_FOLDER
 from audiocnn.gateway.settings import Settings
@@ -63,7 +63,7 @@ class TokenBucket:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller: tokens left, when
 
-    def charge(self, caller: str) -> None:
+    def acquire(self, caller: str) -> None:
         """Take a request off the caller's bucket; raises `RateLimitedError` if it is empty."""
         if not self._per_second:
             return
@@ -74,7 +74,7 @@ class TokenBucket:
             wait = (1 - left) / self._per_second
             raise RateLimitedError(f"Too many requests: ask again in {wait:.0f} s or more.", wait)
 
-    def owe(self, caller: str, count: int) -> None:
+    def debit(self, caller: str, count: int) -> None:
         """Take so many more off, below zero too: a batch passes, and the caller waits afterwards."""
         if self._per_second:
             self._put(caller, self._left(caller) - count)
@@ -145,9 +145,9 @@ def error_response(error: Known, request_id: str) -> Response:
 class AccessMiddleware:
     """ASGI middleware around all routes of HTTP; a stream asks the `AccessControl` itself."""
 
-    def __init__(self, app: ASGIApp, door: AccessControl, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, access: AccessControl, metrics: Metrics) -> None:
         self._app = app
-        self._door = door
+        self._access = access
         self._metrics = metrics
         self._routes: frozenset[str] = frozenset()
 
@@ -218,13 +218,13 @@ class AccessMiddleware:
     def _admit(self, scope: Scope, headers: Headers) -> None:
         if scope["path"] == "/health":
             return
-        self._door.check_origin(headers.get("origin"))
+        self._access.check_origin(headers.get("origin"))
         if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDERS):
             return
         key = key_in(headers)
-        self._door.check_key(key)
+        self._access.check_key(key)
         if scope["path"] == "/metrics":  # a scrape does not count for a caller's rate
             return
-        caller = self._door.caller(key, scope["client"][0] if scope.get("client") else None)
-        self._door.rate.charge(caller)
+        caller = self._access.caller(key, scope["client"][0] if scope.get("client") else None)
+        self._access.rate.acquire(caller)
         scope["state"]["caller"] = caller

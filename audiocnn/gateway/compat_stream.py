@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.gateway.auth import key_in
 from audiocnn.gateway.compat_shapes import SPECTROGRAM, Parameters, to_reply
-from audiocnn.gateway.sound import RingBuffer
+from audiocnn.gateway.stream_audio import RingBuffer
 from audiocnn.gateway.stream_protocol import (
     RefusedError,
     StreamState,

@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from audiocnn.errors import AudioError, BadOptionError, ServerError
-from audiocnn.gateway import pictures, schemas
+from audiocnn.gateway import schemas, visualization
 from audiocnn.gateway.errors import BadRequestError, BusyError, WrongMediaTypeError, body_of
 from audiocnn.gateway.multipart import JSON_COPIES, Form, json_limit, read_all, receiving, too_large
 from audiocnn.gateway.page.static_files import EXAMPLES, examples_in
@@ -24,7 +24,7 @@ from audiocnn.gateway.settings import Settings
 from audiocnn.request_body import read_base64, read_json_object
 
 AUDIO_KEYS = ("audio_data", "data")
-SEED_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
+DEMO_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
 
 
 def json_reply(content: dict[str, Any]) -> Response:
@@ -147,7 +147,7 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             state = request.state
             answer = await gateway.predict(form.only_file(), state.request_id, options, state.trace)
         if output == "png":
-            png = await asyncio.to_thread(pictures.spectrogram_png, answer["input_spectrogram"])
+            png = await asyncio.to_thread(visualization.spectrogram_png, answer["input_spectrogram"])
             return Response(png, media_type="image/png")
         names = ("input_spectrogram", "duration", "warnings", "request_id")
         return json_reply({name: answer[name] for name in names})
@@ -174,7 +174,7 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             body = await read_all(chunks)
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             state = request.state
-            wanted = SEED_OPTIONS | options
+            wanted = DEMO_OPTIONS | options
             wanted.setdefault("clip_spectrogram", wanted["spectrogram"] != "png" and wanted["spectrogram"])
             answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
         return await asyncio.to_thread(_with_scaled_maps, answer)
@@ -198,7 +198,7 @@ def _with_scaled_maps(answer: dict[str, Any]) -> Response:
     if whole and len(answer.get("windows", ())) > 1:
         answer["input_spectrogram"] = whole
     if "visualization" in answer:
-        answer["visualization"] = pictures.scaled_maps(answer["visualization"])
+        answer["visualization"] = visualization.scaled_maps(answer["visualization"])
     return json_reply(answer)
 
 

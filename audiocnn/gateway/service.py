@@ -34,7 +34,7 @@ class PredictionService:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.door = AccessControl(settings)
+        self.access = AccessControl(settings)
         self.metrics = Metrics()
         self.budget = Budget(int(settings.max_buffered_mb * MIB))
         self._in_flight = 0
@@ -59,7 +59,7 @@ class PredictionService:
             self.model = ModelInfo(self.client, self.settings.model_config_file)
             # Late answers to a stream are worth nothing: ask once or twice, then take newer sound.
             async with self._client(5.0) as stream_client:
-                self.streams = Streams(self.settings, self.door, stream_client, self.model, self.metrics)
+                self.streams = Streams(self.settings, self.access, stream_client, self.model, self.metrics)
                 yield
 
     def _client(self, deadline_seconds: float) -> AsyncClient:
@@ -112,7 +112,7 @@ class PredictionService:
 
         The first one was charged when the request was admitted; the others are charged here.
         """
-        self.door.rate.owe(caller, len(items) - 1)
+        self.access.rate.debit(caller, len(items) - 1)
         slots = asyncio.Semaphore(_CONCURRENCY)
 
         async def in_turn(number: int, item: T) -> Answer:

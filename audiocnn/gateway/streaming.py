@@ -31,7 +31,7 @@ from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ALL_CLASSES, ModelInfo
 from audiocnn.gateway.origins import note_refusal
 from audiocnn.gateway.settings import Settings
-from audiocnn.gateway.sound import BadSoundError, ExponentialAverage, RingBuffer
+from audiocnn.gateway.stream_audio import BadSoundError, ExponentialAverage, RingBuffer
 from audiocnn.gateway.stream_protocol import (
     BAD_DATA,
     BAD_START,
@@ -70,10 +70,15 @@ class Streams:
     """All streams of a gateway: how many there are, and whose turn it is to ask TorchServe."""
 
     def __init__(
-        self, settings: Settings, door: AccessControl, client: AsyncClient, model: ModelInfo, metrics: Metrics
+        self,
+        settings: Settings,
+        access: AccessControl,
+        client: AsyncClient,
+        model: ModelInfo,
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
-        self.door = door
+        self.access = access
         self.client = client
         self.model = model
         self.metrics = metrics
@@ -102,7 +107,7 @@ class Streams:
         `converse` is what happens in between, `end` how an error is told; None: the protocol of this module.
         """
         try:
-            self.door.check_origin(socket.headers.get("origin"))
+            self.access.check_origin(socket.headers.get("origin"))
         except GatewayError as error:
             request_id, origin = request_id_in(socket.headers), socket.headers.get("origin")
             note_refusal(self.metrics, error, "WEBSOCKET", request_id, origin=origin)
@@ -166,7 +171,7 @@ class Streams:
 
     def _check_key(self, key: str | None) -> None:
         try:
-            self.door.check_key(key)
+            self.access.check_key(key)
         except GatewayError as error:
             raise RefusedError(UNAUTHORIZED, error.code, str(error)) from None
 
@@ -198,7 +203,7 @@ class Streams:
         """Check the key and charge the caller's rate; raises `RefusedError`."""
         self._check_key(key)
         try:
-            self.door.rate.charge(self.door.caller(key, socket.client.host if socket.client else None))
+            self.access.rate.acquire(self.access.caller(key, socket.client.host if socket.client else None))
         except GatewayError as error:
             raise RefusedError(TOO_MANY, error.code, str(error)) from None
 

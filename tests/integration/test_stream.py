@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from audiocnn.audio.decoder import decode
-from audiocnn.gateway.sound import SILENCE_DBFS
+from audiocnn.gateway.stream_audio import SILENCE_DBFS
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
 from tests.helpers.scripted_server import script

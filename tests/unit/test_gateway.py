@@ -12,14 +12,14 @@ def test_the_rate_comes_back_with_time() -> None:
     now = 0.0
     rate = TokenBucket(60, clock=lambda: now)
     for _ in range(10):
-        rate.charge("a")
+        rate.acquire("a")
     with pytest.raises(RateLimitedError):
-        rate.charge("a")
-    rate.charge("b")
-    rate.owe("a", 3)
+        rate.acquire("a")
+    rate.acquire("b")
+    rate.debit("a", 3)
     now = 3.5
     with pytest.raises(RateLimitedError) as caught:
-        rate.charge("a")
+        rate.acquire("a")
     assert caught.value.retry_after_seconds == pytest.approx(0.5)
     now = 4.1
-    rate.charge("a")
+    rate.acquire("a")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from audiocnn.audio.decoder import decode
-from audiocnn.gateway.sound import SILENCE_DBFS, BadSoundError, ExponentialAverage, RingBuffer
+from audiocnn.gateway.stream_audio import SILENCE_DBFS, BadSoundError, ExponentialAverage, RingBuffer
 from tests.helpers.sounds import tone
 
 RATE = 44_100
