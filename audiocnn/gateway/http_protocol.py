@@ -1,4 +1,4 @@
-"""uvicorn's protocols with bounds on connections per address, heads, and replies that nobody reads.
+"""uvicorn's protocols with bounds on connections per address, headers, and unread replies.
 
 Everything here holds before a request has a key, so nothing here depends on what the request says.
 """
@@ -91,7 +91,7 @@ class _BoundedHttp(HttpToolsProtocol):
         self._begin_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_timer:  # else it is a trailer, which nobody needs
+        if self._head_timer:  # else it is a trailer, which is ignored
             super().on_header(name, value)
 
     def on_headers_complete(self) -> Any:

@@ -145,7 +145,7 @@ class Body:
 class BodyMiddleware:
     """A request whose body was not read to its end loses its connection, whatever its method.
 
-    Who sends slowly, or endlessly, would else go on doing so, and nobody would look at the time.
+    Without it a slow or endless upload has no deadline.
     """
 
     def __init__(self, app: ASGIApp, upload_seconds: float) -> None:

@@ -32,7 +32,7 @@ _MAX_PRINTED = 100  # errors
 
 
 class Server(uvicorn.Server):
-    """Logs when it listens: whoever started it may wait for the line."""
+    """Logs when it listens, so that the parent process can wait for that line."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
 
 
 def server(settings: Settings) -> uvicorn.Server:
-    """The gateway's server, to be run by whoever starts it."""
+    """The gateway's server, not yet running."""
     http, websocket = protocols(settings)
     config = uvicorn.Config(
         create_app(settings),
@@ -68,7 +68,7 @@ def server(settings: Settings) -> uvicorn.Server:
 
 def start_logs(settings: Settings) -> None:
     """Everything that is logged, Python's warnings too, a line a record: to the file if there is one, and
-    then only the first errors to standard error, which nobody rolls over."""
+    then only the first errors to standard error, which is not rotated."""
     handlers = [logs.handler_for(sys.stderr, settings.log_format)]
     if settings.log_file:
         printed = itertools.count()

@@ -1,6 +1,6 @@
 """A checkpoint folder: `model.safetensors` (weights and front-end arrays) and `config.json`.
 
-No pickle is read or written: loading a checkpoint from a stranger runs no code.
+No pickle is read or written: loading an untrusted checkpoint runs no code.
 """
 
 from __future__ import annotations

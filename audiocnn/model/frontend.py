@@ -9,7 +9,7 @@ Formula, per frame of a Hann window `w` of `win_length` samples, centred (zeros 
 Before that, a window may be made louder (`LogMel.peak_normalised`). Nothing depends on a neighbour in the
 batch, and nothing is cut off relative to the loudest part (no `top_db`). The mel scale is that of Slaney's
 Auditory Toolbox (1998), the default of librosa; the tests compare with `torchaudio`. The arrays are
-stored in the checkpoint, not rebuilt by whoever loads it.
+stored in the checkpoint, not rebuilt when it is loaded.
 """
 
 from __future__ import annotations

@@ -428,7 +428,7 @@ def test_a_bad_option_of_a_batch_is_one_error(gateway: RunningGateway) -> None:
     assert (reply.status_code, code(reply)) == (400, "bad_option")
 
 
-# --- who may ask ---
+# --- keys and rate limits ---
 
 
 @pytest.mark.parametrize("path", ["/predict", "/spectrogram", "/inference", "/predict_batch"])

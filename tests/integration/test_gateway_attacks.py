@@ -230,7 +230,7 @@ def test_one_of_two_names_is_foreign(gateway: RunningGateway) -> None:
     assert reply.startswith((b"HTTP/1.1 421", b"HTTP/1.1 400"))
 
 
-# --- who asks ---
+# --- client addresses ---
 
 
 def statuses(gateway: RunningGateway, count: int = 8, **headers: str) -> list[int]:
@@ -241,7 +241,7 @@ def statuses(gateway: RunningGateway, count: int = 8, **headers: str) -> list[in
     ]
 
 
-def test_nobody_chooses_the_address_that_is_counted(tmp_path: Path) -> None:
+def test_a_client_cannot_choose_the_address_that_is_counted(tmp_path: Path) -> None:
     with running_gateway(tmp_path, NOBODY, rate_limit_per_minute=6, deadline_seconds=0.1) as gateway:
         assert statuses(gateway)[1:] == [429] * 7
 
@@ -262,7 +262,7 @@ def test_a_proxy_that_was_named_tells_callers_apart(tmp_path: Path) -> None:
         assert forged[1:] == [429] * 3
 
 
-# --- connections that nobody closes ---
+# --- connections left open ---
 
 
 REQUESTS = [
@@ -282,7 +282,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
 @pytest.mark.parametrize("length", ["Content-Length: 10", "Transfer-Encoding: chunked"])
-def test_a_body_that_nobody_reads(locked: RunningGateway, method: str, path: str, length: str) -> None:
+def test_a_body_that_is_not_read(locked: RunningGateway, method: str, path: str, length: str) -> None:
     """One byte of it after the reply, then silence."""
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n{length}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", locked.port)) as connection:
@@ -325,7 +325,7 @@ def test_a_connection_that_does_nothing_more(locked: RunningGateway) -> None:
     )
 
 
-def test_a_whole_body_that_nobody_needs_keeps_the_connection(locked: RunningGateway) -> None:
+def test_a_whole_unread_body_keeps_the_connection(locked: RunningGateway) -> None:
     one = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc"
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     assert raw(locked, one, last).count(b"HTTP/1.1 200") == 2
@@ -338,7 +338,7 @@ def num_connections(gateway: RunningGateway) -> int:
     )
 
 
-def test_replies_that_nobody_reads(locked: RunningGateway) -> None:
+def test_unread_replies(locked: RunningGateway) -> None:
     """Megabytes asked for and left lying: neither they nor their connection are held."""
     asset = b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.socket() as connection:
@@ -447,7 +447,7 @@ def test_streams_without_a_key_take_no_place(tmp_path: Path) -> None:
             async with connect(gateway.stream, proxy=None, additional_headers=key) as mine:
                 await mine.send('{"sample_rate": 44100}')
                 assert json.loads(await asyncio.wait_for(mine.recv(), 20))["type"] == "ready"
-            # Of those who have shown no key yet, as many wait as there are places.
+            # Connections without a key yet wait up to the limit.
             assert await refusal(gateway) == 1013
         assert await refusal(gateway, **{"X-API-Key": "x" * 40}) == 4401  # not a frame is waited for
 
@@ -457,7 +457,7 @@ def test_streams_without_a_key_take_no_place(tmp_path: Path) -> None:
 
 
 def test_a_first_frame_is_small(locked: RunningGateway) -> None:
-    """A megabyte from everybody who has shown no key would be a gigabyte."""
+    """A megabyte from each connection without a key would be a gigabyte."""
     assert asyncio.run(refusal(locked, b"x" * 100_000)) == 1009
     assert asyncio.run(refusal(locked, "x" * 5000)) == 4400
 

@@ -165,7 +165,7 @@ def test_a_second_rollout_at_once_is_refused(open_server: Server, store: Path, t
         finally:
             process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGTERM)
-    assert versions(open_server) == ["1.0"]  # undone, though nobody reads what it prints any more
+    assert versions(open_server) == ["1.0"]  # undone, although its output pipe is closed
     assert {path.name for path in store.iterdir()} <= before | {"rollout.lock"}
 
 

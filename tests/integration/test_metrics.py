@@ -91,8 +91,8 @@ def test_guessed_addresses_and_methods_add_no_series(observed: Observed) -> None
 
 
 def test_a_refused_connection_is_counted_as_retry_and_error(tmp_path: Path) -> None:
-    (nobody,) = free_ports(1)
-    with running_gateway(tmp_path, f"http://127.0.0.1:{nobody}", deadline_seconds=1) as gateway:
+    (closed_port,) = free_ports(1)
+    with running_gateway(tmp_path, f"http://127.0.0.1:{closed_port}", deadline_seconds=1) as gateway:
         assert gateway.post("/predict", files={"file": RAIN}).status_code == 503
         found = scrape(f"{gateway.url}/metrics")
         lines = gateway.log.read_text().splitlines()
@@ -102,7 +102,7 @@ def test_a_refused_connection_is_counted_as_retry_and_error(tmp_path: Path) -> N
     assert (line["level"], line["code"], line["status"]) == ("WARNING", "server_unreachable", 503)
 
 
-# --- who may read them ---
+# --- access to the metrics ---
 
 
 def test_with_keys_metrics_need_one(observed: Observed, tmp_path: Path) -> None:

@@ -205,10 +205,10 @@ def test_our_commands_work_with_tokens_and_tls(production: Production) -> None:
 def test_an_untrusted_certificate_or_a_missing_key_is_explained(production: Production) -> None:
     url = production.server.inference
     with (
-        Client(url, deadline_seconds=5) as stranger,
+        Client(url, deadline_seconds=5) as without_key,
         pytest.raises(ServerUnreachableError, match="CERTIFICATE_VERIFY_FAILED"),
     ):
-        stranger.predict(RAIN)
+        without_key.predict(RAIN)
     with (
         Client(url, ca_file=production.certificate, deadline_seconds=5) as keyless,
         pytest.raises(TokenRefusedError),

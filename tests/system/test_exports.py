@@ -189,7 +189,7 @@ def test_digital_silence_is_finite_in_the_waveform_file(store: Path) -> None:
 
 def test_int8_is_served_only_if_its_cost_is_known_and_small(trained: Path, copy: Path) -> None:
     measured = {"num_clips": 400, "float32": 0.8, "int8": 0.8, "points_lost": 0.0}
-    assert write_report(trained, copy)["serves"] == "audiocnn.onnx"  # nobody has measured
+    assert write_report(trained, copy)["serves"] == "audiocnn.onnx"  # int8 was not measured
     for points, served in ((0.5, "audiocnn-int8.onnx"), (0.75, "audiocnn.onnx")):
         quantize.record_accuracy(trained, measured | {"points_lost": points})
         assert write_report(trained, copy)["serves"] == served

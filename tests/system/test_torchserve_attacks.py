@@ -152,7 +152,7 @@ def test_a_small_file_that_is_minutes_of_work_is_refused(target: Target) -> None
 
 
 def test_long_clips_hold_up_no_short_one(target: Target) -> None:
-    """What the batch's time does not reach is told to come again, alone; nobody gets a 500."""
+    """Clips that exceed the batch's time get 503 with Retry-After; no clip gets a 500."""
     silence = sound_file(np.zeros(8_000 * 590, np.float32), sample_rate=8_000, subtype="PCM_U8")
     worker = target.worker()
     *long, short = target.together([silence] * 6 + [RAIN], "application/octet-stream")

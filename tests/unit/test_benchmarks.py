@@ -132,7 +132,7 @@ def test_ratios_are_of_one_round_each_at_its_best_concurrency() -> None:
         results.add(NamedSystem("a"), "open 70%", LoadResult(1000.0, [sample()]))
         results.add(NamedSystem("b"), "closed 8", LoadResult(theirs, [sample()]))
     assert results.ratio("a", "b") == 0.5
-    assert results.ratio("a", "nobody") is None
+    assert results.ratio("a", "missing") is None
 
 
 def test_wrong_and_failed_answers_have_no_latency() -> None:

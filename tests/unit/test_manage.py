@@ -24,7 +24,7 @@ def test_a_checksum_is_found_beside_the_archive_but_not_in_the_store(tmp_path: P
     assert known_sha256(archive, tmp_path / "store", None) is None
     (tmp_path / "new.mar.sha256").write_text(f"{digest.upper()}  new.mar\n")
     assert known_sha256(archive, tmp_path / "store", None) == digest
-    assert known_sha256(archive, tmp_path, None) is None  # who changes the archive can change it too
+    assert known_sha256(archive, tmp_path, None) is None  # a user who changes the archive can change it too
     assert known_sha256(archive, tmp_path, str(tmp_path / "new.mar.sha256")) == digest
     assert known_sha256(archive, tmp_path, "CD" * 32) == "cd" * 32
     (tmp_path / "new.mar.sha256").write_text(f"{'cd' * 32}  other.mar\n")

@@ -114,7 +114,7 @@ def test_a_complete_dataset_is_left_alone(
     mirror: Mirror, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "ESC-50"
-    folder.mkdir()  # an empty folder is in nobody's way
+    folder.mkdir()  # an empty folder may be there already
     assert run(folder) == 0
     assert run(folder) == 0
     assert "complete already" in capsys.readouterr().out
