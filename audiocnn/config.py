@@ -43,6 +43,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "false_alarms_per_hour": (float, 0.0, 1e6),
 }
 _MAY_BE_NULL = ("unknown_threshold", "embedding_size", "precision", "recall", "false_alarms_per_hour")
+WEIGHTS = "model.safetensors"  # of a checkpoint folder, beside `config.json`
+SERVED_OUTPUTS: tuple[str, ...] = ("logits", "embedding")  # of the network; a graph may have more
 _MAX_CLASSES = 100_000
 _MAX_BLOCKS = 100  # in one stage
 

@@ -16,7 +16,7 @@ from audiocnn.audio import Clip
 from audiocnn.config import Config
 from audiocnn.greyscale import to_grey
 from audiocnn.levels import level_dbfs
-from audiocnn.model.frontend import map_axes
+from audiocnn.model.mel import map_axes
 from audiocnn.model.spectrogram import ClipSpectrogram
 from audiocnn.options import Options
 

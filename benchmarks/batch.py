@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 import soundfile
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -108,10 +107,8 @@ def stage_times(classifier: Classifier, paths: Sequence[Path]) -> dict[str, floa
         group = paths[first : first + MAX_BATCH]
         clips = [audio.decode(path.read_bytes(), sample_rate=config.sample_rate) for path in group]
         times.append(time.perf_counter())
-        with torch.inference_mode():
-            cut = [windows.cut(clip.waveform, config) for clip in clips]
-            stack = [classifier.engine.log_mel(torch.from_numpy(w[None])) for clip in cut for w in clip]
-        log_mels = torch.cat(stack).numpy()
+        cut = [windows.cut(clip.waveform, config) for clip in clips]
+        log_mels = np.stack([classifier.engine.prepare(window) for clip in cut for window in clip])
         times.append(time.perf_counter())
         classifier.engine.run(log_mels)
         times.append(time.perf_counter())

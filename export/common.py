@@ -15,8 +15,9 @@ from audiocnn.arrays import FloatArray
 from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
-from audiocnn.model.engine import EagerGraph, Graph, open_graph, pack_metadata
+from audiocnn.model.engine import Graph, open_graph
 from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
+from audiocnn.model.torch_graphs import EagerGraph, pack_metadata
 from export import test_signals
 
 NAME = "audiocnn"

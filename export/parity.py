@@ -28,16 +28,17 @@ from audiocnn import audio, command
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.classifier import probabilities
-from audiocnn.config import Config, feature_map_names
+from audiocnn.config import WEIGHTS, Config, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import sha256, write_text
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import INT8 as INT8_SUFFIX
-from audiocnn.model.engine import EagerGraph, Graph, open_graph
+from audiocnn.model.engine import Graph, open_graph
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.loading import PARITY_REPORT
 from audiocnn.model.network import WithEmbedding
+from audiocnn.model.torch_graphs import EagerGraph
 from export import common, onnx, program, quantize, test_signals, waveform
 from export.common import NAME, TOLERANCE
 
@@ -185,7 +186,7 @@ def _correct_by_precision(
     with tempfile.TemporaryDirectory() as temporary:
         store, copy = Path(temporary, "store"), Path(temporary, "run")
         copy.mkdir()
-        for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
+        for name in (checkpoint.CONFIG, WEIGHTS):
             (copy / name).symlink_to((run / name).resolve())
         source = store / f"{NAME}.onnx"
         common.export(copy, store, ".onnx", onnx.write, quiet=True)
@@ -201,7 +202,7 @@ def build_report(model: Model, labelled: Sequence[LabelledClip]) -> dict[str, An
     files = compare(model)
     for name in files:
         files[name]["sha256"] = sha256(model.store / name)
-    report: dict[str, Any] = {"checkpoint": sha256(model.folder / checkpoint.WEIGHTS), "files": files}
+    report: dict[str, Any] = {"checkpoint": sha256(model.folder / WEIGHTS), "files": files}
     if INT8 in files:
         cost = quantize.read_calibration(model.folder).get("accuracy")
         report["int8_accuracy"] = cost

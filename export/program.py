@@ -25,11 +25,13 @@ _NAMES = "output_names"
 class ExportedProgramGraph:
     """A `.pt2` file of ours; see `audiocnn.model.engine.Graph`."""
 
+    takes_waveform = False
+    uses_torch = True
+
     def __init__(self, path: Path) -> None:
         files: dict[str, Any] = {CONFIG_KEY: "", FRONTEND_KEY: "", _NAMES: ""}
         self._module = torch.export.load(path, extra_files=files).module()
         self.output_names: tuple[str, ...] = tuple(json.loads(files.pop(_NAMES)))
-        self.takes_waveform = False
         self.metadata: dict[str, str] = files
 
     @torch.inference_mode()

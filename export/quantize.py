@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
-import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from audiocnn import audio, command
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
+from audiocnn.config import WEIGHTS
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing, sha256, write_text
@@ -62,8 +62,7 @@ class LogMels(CalibrationDataReader):  # type: ignore[misc]
         for clip in tqdm(clips, desc="calibrating", unit="clip", leave=False, disable=None):
             decoded = audio.decode(clip.path.read_bytes(), sample_rate=config.sample_rate)
             window = windows.cut(decoded.waveform, config)[0]
-            with torch.inference_mode():
-                yield {"log_mel": engine.log_mel(torch.from_numpy(window[None])).numpy()}
+            yield {"log_mel": engine.prepare(window)[None]}
 
 
 def training_clips(folder: Path, data: Path, count: int = CLIPS) -> list[LabelledClip]:
@@ -86,7 +85,7 @@ def calibrate(folder: Path, source: Path, clips: list[LabelledClip], method: str
         cache = Path(temporary, "ranges.json")
         _quantise(source, Path(temporary, "int8.onnx"), cache, LogMels(Engine(source), clips), method)
         ranges = json.loads(cache.read_text())
-    weights = sha256(folder / checkpoint.WEIGHTS)
+    weights = sha256(folder / WEIGHTS)
     _write(folder, {"weights": weights, "method": method, "num_clips": len(clips), "ranges": ranges})
 
 
@@ -102,7 +101,7 @@ def read_calibration(folder: Path) -> dict[str, object]:
         raise ModelFileError(
             f"{folder} has no usable {CALIBRATION} ({error}): measure it with --calibrate DATASET"
         ) from error
-    if document.get("weights") != sha256(folder / checkpoint.WEIGHTS):
+    if document.get("weights") != sha256(folder / WEIGHTS):
         raise ModelFileError(f"{folder / CALIBRATION} is of other weights: measure it again with --calibrate")
     return document
 

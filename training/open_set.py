@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -77,10 +76,9 @@ def finished(model: FoldModel, dataset: Dataset) -> list[TrainingJob]:
 def network_outputs(engine: Engine, waveforms: FloatArray) -> NetworkOutputs:
     """Logits and embedding of windows `(n, window_samples)`."""
     parts = []
-    with torch.inference_mode():
-        for batch in torch.split(torch.from_numpy(waveforms), _BATCH):
-            log_mel = np.concatenate([engine.log_mel(window[None]).numpy() for window in batch])
-            parts.append(engine.run(log_mel, ("logits", "embedding")))
+    for first in range(0, len(waveforms), _BATCH):
+        inputs = np.stack([engine.prepare(window) for window in waveforms[first : first + _BATCH]])
+        parts.append(engine.run(inputs, ("logits", "embedding")))
     logits, embedding = (np.concatenate([part[name] for part in parts]) for name in ("logits", "embedding"))
     return NetworkOutputs(logits, embedding)
 

@@ -21,7 +21,7 @@ from audiocnn.batch.aggregate import Evidence, FileResult, WindowResult
 from audiocnn.batch.audacity import AudacityWriter
 from audiocnn.config import Config
 from audiocnn.files import publish
-from audiocnn.model.frontend import map_axes
+from audiocnn.model.mel import map_axes
 
 FORMATS = ("parquet", "csv", "audacity")
 Row = dict[str, Any]

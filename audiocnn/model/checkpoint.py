@@ -12,13 +12,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from audiocnn.config import Config
+from audiocnn.config import WEIGHTS, Config
 from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing, write_text
+from audiocnn.model import mel
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
 
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
@@ -55,17 +55,8 @@ def load(folder: Path) -> tuple[Config, LogMel, AudioCNN]:
     model = AudioCNN(config.architecture, num_classes=len(config.class_names))
     _load_part(log_mel, tensors, "frontend.", folder)
     _load_part(model, tensors, "model.", folder)
-    check_fingerprint(config, log_mel)
+    mel.check_fingerprint(log_mel.fingerprint(), config.fingerprint)
     return config, log_mel.eval(), model.eval()
-
-
-def check_fingerprint(config: Config, log_mel: LogMel) -> None:
-    """Refuse a front end that is not the one that the weights were trained with."""
-    if (found := log_mel.fingerprint()) != config.fingerprint:
-        raise ModelFileError(
-            f"the stored front end has fingerprint {found[:12]}, the weights were trained with "
-            f"{config.fingerprint[:12]}: the files do not belong together"
-        )
 
 
 def _load_part(module: torch.nn.Module, tensors: dict[str, torch.Tensor], prefix: str, folder: Path) -> None:

@@ -10,25 +10,22 @@ outputs keep the optimiser from fusing operations, and most requests never ask f
 from __future__ import annotations
 
 import base64
-import json
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import safetensors.torch
-import torch
+import safetensors.numpy
 from safetensors import SafetensorError
 
 from audiocnn.arrays import FloatArray
-from audiocnn.config import Config, feature_map_names
+from audiocnn.config import SERVED_OUTPUTS, WEIGHTS, Config, FrontendConfig, feature_map_names
 from audiocnn.errors import ModelFileError
 from audiocnn.files import sha256
-from audiocnn.model import checkpoint, waveform
-from audiocnn.model.frontend import LogMel
-from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
+from audiocnn.model import mel, waveform
+from audiocnn.model.numpy_frontend import NumpyLogMel
 
 CONFIG_KEY = "audiocnn.config"  # the JSON of `Config`
 FRONTEND_KEY = "audiocnn.model.frontend"  # base64 of the safetensors bytes of `LogMel`
@@ -43,9 +40,24 @@ class Graph(Protocol):
     metadata: dict[str, str]
     output_names: tuple[str, ...]  # of these `logits` is one
     takes_waveform: bool  # else it takes log-mels
+    uses_torch: bool  # and so does its front end
 
     def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
         """`inputs (b, 1, n_mels, num_frames)`, or `(b, num_samples)` -> the named outputs, batch first."""
+        ...
+
+
+class Frontend(Protocol):
+    """`NumpyLogMel`, or `TorchFrontend` beside a network in PyTorch or on a GPU."""
+
+    config: FrontendConfig
+
+    def __call__(self, window: FloatArray) -> FloatArray:
+        """`(window_samples,)` float32 in [-1, 1] -> `(1, n_mels, num_frames)` float32."""
+        ...
+
+    def power_mel(self, waveform: FloatArray) -> FloatArray:
+        """Mel power `(n_mels, 1 + num_samples // hop_length)` of `(num_samples,)`, 0 or more."""
         ...
 
 
@@ -58,19 +70,15 @@ class Engine:
         `threads` limits the CPU threads of this process's models; None takes all cores. Raises
         `ModelFileError` for a file that is missing, damaged, too new, or not ours.
         """
-        if threads:
-            torch.set_num_threads(threads)
         self.path, self.device, self.threads = path, device, threads
         self._graph = open_graph(path, device=device, threads=threads)
         self._maps: Graph | None = self._graph if path.is_dir() else None
         self.config = Config.from_json(self._graph.metadata[CONFIG_KEY])
         self.takes_waveform = self._graph.takes_waveform
-        frontend = self._graph.metadata.get(FRONTEND_KEY)  # of a waveform model: to look at, if there is one
-        log_mel = _unpack_frontend(frontend, self.config) if frontend else LogMel(self.config.frontend).eval()
-        self.log_mel = log_mel.to(device)
+        self.log_mel = _frontend(self._graph, self.config, device)
         if self.takes_waveform:
             self.config = replace(self.config, model=None, embedding_size=self.config.num_features)
-        self.sha256 = sha256(path / checkpoint.WEIGHTS if path.is_dir() else path)
+        self.sha256 = sha256(path / WEIGHTS if path.is_dir() else path)
 
     @property
     def map_names(self) -> list[str]:
@@ -85,29 +93,21 @@ class Engine:
     @property
     def served_outputs(self) -> tuple[str, ...]:
         """Names of the outputs of the served graph: `logits`, and `embedding` if it has one."""
-        return tuple(name for name in WithEmbedding.output_names if name in self._graph.output_names)
+        return tuple(name for name in SERVED_OUTPUTS if name in self._graph.output_names)
 
-    @torch.inference_mode()
     def prepare(self, window: FloatArray) -> FloatArray:
         """What the network takes for a window `(window_samples,)`.
 
         Its log-mel `(1, n_mels, num_frames)`, or the window itself for a network that takes waveforms.
         """
-        if self.takes_waveform:
-            return window
-        log_mel: FloatArray = self.log_mel(torch.from_numpy(window[None]).to(self.device))[0].cpu().numpy()
-        return log_mel
+        return window if self.takes_waveform else self.log_mel(window)
 
-    @torch.inference_mode()
     def shown_log_mel(self, network_input: FloatArray) -> FloatArray:
         """The log-mel `(n_mels, num_frames)` to show for what `prepare` returned.
 
         That is what the network saw, or for a network that takes waveforms one computed for the eye.
         """
-        if not self.takes_waveform:
-            shown: FloatArray = network_input[0]
-            return shown
-        shown = self.log_mel(torch.from_numpy(network_input[None]).to(self.device))[0, 0].cpu().numpy()
+        shown: FloatArray = (self.log_mel(network_input) if self.takes_waveform else network_input)[0]
         return shown
 
     def run(self, inputs: FloatArray, outputs: Sequence[str] = ("logits",)) -> dict[str, FloatArray]:
@@ -139,14 +139,15 @@ class Engine:
 def open_graph(path: Path, *, device: str = "cpu", threads: int | None = None) -> Graph:
     """The graph in a file or checkpoint folder; raises `ModelFileError` if there is none."""
     if path.is_dir():
-        return EagerGraph(path, device)
+        reference: Graph = _torch_graphs(path).EagerGraph(path, device, threads)
+        return reference
     if not path.is_file():
         hint = "build it with `make export`" if path.suffix else "train or teach it first, or name another"
         raise ModelFileError(f"there is no model at {path}: {hint}")
     if path.suffix == ".onnx":
         graph: Graph = _open_onnx(path, device, threads)
     elif path.suffix == ".pt":
-        graph = TorchScriptGraph(path, device)
+        graph = _torch_graphs(path).TorchScriptGraph(path, device, threads)
     else:
         raise ModelFileError(f"{path} is no model file: expected .onnx, .pt or a checkpoint folder")
     keys = (CONFIG_KEY,) if graph.takes_waveform else (CONFIG_KEY, FRONTEND_KEY)
@@ -174,20 +175,31 @@ def _open_onnx(path: Path, device: str, threads: int | None) -> Graph:
         raise ModelFileError(f"{path}: {error}\n`audiocnn check {path}` says more") from error
 
 
-def pack_metadata(config: Config, log_mel: LogMel) -> dict[str, str]:
-    """What an exported file carries besides its graph."""
-    arrays = safetensors.torch.save(dict(log_mel.state_dict()))
-    return {CONFIG_KEY: config.to_json(), FRONTEND_KEY: base64.b64encode(arrays).decode()}
-
-
-def _unpack_frontend(text: str, config: Config) -> LogMel:
-    log_mel = LogMel(config.frontend)
+def _frontend(graph: Graph, config: Config, device: str) -> Frontend:
+    """The stored front end; for a waveform model, which needs none, one to draw spectrograms with."""
+    text = graph.metadata.get(FRONTEND_KEY)
+    if not text:
+        return NumpyLogMel.new(config.frontend)
     try:
-        log_mel.load_state_dict(safetensors.torch.load(base64.b64decode(text)))
-    except (ValueError, RuntimeError, SafetensorError) as error:
+        arrays = safetensors.numpy.load(base64.b64decode(text))
+    except (ValueError, SafetensorError) as error:
         raise ModelFileError(f"the stored front end is damaged: {error}") from error
-    checkpoint.check_fingerprint(config, log_mel)
-    return log_mel.eval()
+    found = NumpyLogMel(config.frontend, arrays)
+    mel.check_fingerprint(found.fingerprint(), config.fingerprint)
+    if device == "cpu" and not graph.uses_torch:
+        return found
+    in_torch: Frontend = _torch_graphs(device).TorchFrontend(config.frontend, arrays, device)
+    return in_torch
+
+
+def _torch_graphs(wanted: object) -> Any:
+    """The module that needs PyTorch; raises `ModelFileError` where that is not installed."""
+    try:
+        return import_module("audiocnn.model.torch_graphs")
+    except ModuleNotFoundError as error:
+        raise ModelFileError(
+            f"{wanted} needs PyTorch: pip install torch; an ONNX export of the model does without it on a CPU"
+        ) from error
 
 
 def _chunks(count: int) -> Iterator[slice]:
@@ -200,6 +212,8 @@ def _chunks(count: int) -> Iterator[slice]:
 
 class OnnxGraph:
     """An `.onnx` file in ONNX Runtime."""
+
+    uses_torch = False
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         import onnxruntime  # here, so that TorchScript users need not have it
@@ -232,55 +246,3 @@ class OnnxGraph:
     def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
         """See `Graph`."""
         return list(self._session.run(list(outputs), {self._input_name: inputs}))
-
-
-class TorchScriptGraph:
-    """A traced and frozen `.pt` file."""
-
-    takes_waveform = False
-
-    def __init__(self, path: Path, device: str) -> None:
-        files: dict[str, Any] = {CONFIG_KEY: "", FRONTEND_KEY: "", "output_names": ""}
-        try:
-            with warnings.catch_warnings():
-                # torch.jit is deprecated since torch 2.10, and still what TorchScript users run.
-                warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
-                self._module = torch.jit.load(str(path), map_location=device, _extra_files=files)  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError) as error:
-            raise ModelFileError(f"{path} cannot be loaded as TorchScript: {error}") from error
-        texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in files.items()}
-        self.output_names = tuple(json.loads(texts.pop("output_names") or "[]"))
-        self.metadata = texts
-        self._device = device
-
-    @torch.inference_mode()
-    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
-        """See `Graph`."""
-        tensors = self._module(torch.from_numpy(inputs).to(self._device))
-        named = dict(
-            zip(self.output_names, tensors if isinstance(tensors, tuple) else (tensors,), strict=True)
-        )
-        return [named[name].cpu().numpy() for name in outputs]
-
-
-class EagerGraph:
-    """A checkpoint folder in plain PyTorch: the reference that the exports are measured against."""
-
-    takes_waveform = False
-
-    def __init__(self, folder: Path, device: str) -> None:
-        config, log_mel, model = checkpoint.load(folder)
-        self.metadata = pack_metadata(config, log_mel)
-        self._model: AudioCNN = model.to(device)
-        self._served, self._with_maps = WithEmbedding(self._model), FeatureMapModel(self._model)
-        self._device = device
-        self.output_names = self._served.output_names
-
-    @torch.inference_mode()
-    def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
-        """See `Graph`."""
-        x = torch.from_numpy(inputs).to(self._device)
-        is_served = set(outputs) <= set(self._served.output_names)
-        module = self._served if is_served else self._with_maps
-        named = dict(zip(module.output_names, module(x), strict=True))
-        return [named[name].cpu().numpy() for name in outputs]

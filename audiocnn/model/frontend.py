@@ -1,4 +1,6 @@
-"""Waveform -> log-mel spectrogram, as one module that training, export and serving share.
+"""Waveform -> log-mel spectrogram in PyTorch: for training, the exports, TorchScript and GPUs.
+
+ONNX files on a CPU get the same from the same stored arrays without PyTorch (`numpy_frontend`).
 
 Formula, per frame of a Hann window `w` of `win_length` samples, centred (zeros beyond the ends):
 
@@ -14,73 +16,13 @@ stored in the checkpoint, not rebuilt when it is loaded.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from dataclasses import asdict
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audiocnn.config import FrontendConfig
-from audiocnn.errors import ModelFileError
+from audiocnn.model import mel
 
 _BANDS_PER_GROUP = 16
-_LINEAR_HZ = 200.0 / 3  # Hz per mel below 1 kHz
-_LOG_STEP = math.log(6.4) / 27.0  # ln(frequency ratio) per mel above it
-
-
-def hz_to_mel(hz: float) -> float:
-    """Slaney mel of a frequency in Hz: linear below 1 kHz, logarithmic above."""
-    if hz < 1000.0:
-        return hz / _LINEAR_HZ
-    return 1000.0 / _LINEAR_HZ + math.log(hz / 1000.0) / _LOG_STEP
-
-
-def mel_to_hz(mel: float) -> float:
-    """Inverse of `hz_to_mel`."""
-    if mel < 1000.0 / _LINEAR_HZ:
-        return mel * _LINEAR_HZ
-    return 1000.0 * math.exp(_LOG_STEP * (mel - 1000.0 / _LINEAR_HZ))
-
-
-def mel_points(config: FrontendConfig) -> list[float]:
-    """The `n_mels + 2` corners in Hz: band `i` rises from corner `i` to `i + 1` and falls to `i + 2`."""
-    mels = np.linspace(hz_to_mel(config.f_min), hz_to_mel(config.f_max), config.n_mels + 2)
-    return [mel_to_hz(float(mel)) for mel in mels]
-
-
-def map_axes(shape: tuple[int, int], config: FrontendConfig) -> tuple[list[float], list[float]]:
-    """Where the cells of a map lie: Hz of every row, and seconds into the window of every column.
-
-    `(n_mels, num_frames)` is the log-mel itself. For what the network makes of it each halving keeps
-    every second position (its kernels are odd and padded symmetrically), so cell `i` after a stride of
-    `s` is centred on band and frame `i * s`, though it sees much around it.
-    """
-    stride = config.n_mels // shape[0]
-    centres = mel_points(config)[1:-1]
-    frame_seconds = config.hop_length / config.sample_rate
-    hz = [round(centres[row * stride], 2) for row in range(shape[0])]
-    return hz, [round(column * stride * frame_seconds, 4) for column in range(shape[1])]
-
-
-def filter_bank(config: FrontendConfig) -> Tensor:
-    """Triangular filters with peak 1: float32 `(n_mels, n_fft // 2 + 1)`.
-
-    Raises `ModelFileError` if a band is narrower than a bin and would always be empty.
-    """
-    corners = np.array(mel_points(config))[:, None]
-    bins = np.linspace(0.0, config.sample_rate / 2, config.n_fft // 2 + 1)
-    rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
-    falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
-    bank = np.maximum(0.0, np.minimum(rising, falling))
-    if empty := int((bank.sum(axis=1) == 0).sum()):
-        raise ModelFileError(
-            f"{empty} of {config.n_mels} mel bands are empty at n_fft={config.n_fft}: raise n_fft, or "
-            "lower n_mels or sample_rate"
-        )
-    return torch.from_numpy(bank.astype(np.float32))
 
 
 class LogMel(nn.Module):
@@ -95,7 +37,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("window", torch.hann_window(config.win_length, periodic=True))
-        self.register_buffer("bank", filter_bank(config))
+        self.register_buffer("bank", torch.from_numpy(mel.filter_bank(config)))
         self.register_buffer("mean", torch.zeros(config.n_mels, 1))
         self.register_buffer("std", torch.ones(config.n_mels, 1))
         self._group_bands()
@@ -149,9 +91,5 @@ class LogMel(nn.Module):
         return ((log_mel - self.mean) / self.std).unsqueeze(1)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the parameters and the stored arrays: equal front ends, equal fingerprints."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for name, array in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(array.cpu().contiguous().numpy().astype("<f4").tobytes())
-        return digest.hexdigest()
+        """See `mel.fingerprint`."""
+        return mel.fingerprint(self.config, {name: x.cpu().numpy() for name, x in self.state_dict().items()})

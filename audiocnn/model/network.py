@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from audiocnn.config import ModelConfig, feature_map_names
+from audiocnn.config import SERVED_OUTPUTS, ModelConfig, feature_map_names
 
 
 class ResidualBlock(nn.Module):
@@ -116,7 +116,7 @@ class WithEmbedding(nn.Module):
     >>> WithEmbedding(model)(log_mel)  # width 32: logits (b, k) and embedding (b, 256), 0 or more
     """
 
-    output_names: tuple[str, ...] = ("logits", "embedding")
+    output_names = SERVED_OUTPUTS
 
     def __init__(self, model: AudioCNN) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class FeatureMapModel(nn.Module):
     def __init__(self, model: AudioCNN) -> None:
         super().__init__()
         self.model = model
-        self.output_names = ["logits", "embedding", "evidence", *feature_map_names(model.config)]
+        self.output_names = [*SERVED_OUTPUTS, "evidence", *feature_map_names(model.config)]
 
     def forward(self, log_mel: Tensor) -> tuple[Tensor, ...]:
         """In the order of `output_names`: `(b, k)`, `(b, c)`, `(b, k, h, w)`, then `(b, h, w)` each."""

@@ -1,4 +1,4 @@
-"""The mel spectrogram of a whole clip in dB, to look at; the network gets windows of `LogMel` instead."""
+"""The mel spectrogram of a whole clip in dB, to look at; the network gets normalised windows instead."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from audiocnn.arrays import FloatArray
-from audiocnn.model.frontend import LogMel
+from audiocnn.model.engine import Frontend
 
 MAX_COLUMNS = 2000
 _BLOCK_FRAMES = 1000  # frames computed at a time: 20 s of the released model
@@ -24,7 +23,7 @@ class ClipSpectrogram:
     column_seconds: float  # from one column to the next
 
 
-def clip_spectrogram(waveform: FloatArray, log_mel: LogMel) -> ClipSpectrogram:
+def clip_spectrogram(waveform: FloatArray, log_mel: Frontend) -> ClipSpectrogram:
     """The spectrogram of `waveform (num_samples,)`, of at most `MAX_COLUMNS` columns.
 
     A column is the mean power of as many neighbouring frames as that takes. The level is not normalised.
@@ -46,14 +45,11 @@ def clip_spectrogram(waveform: FloatArray, log_mel: LogMel) -> ClipSpectrogram:
     )
 
 
-def _power(waveform: FloatArray, log_mel: LogMel, first: int, count: int) -> FloatArray:
+def _power(waveform: FloatArray, log_mel: Frontend, first: int, count: int) -> FloatArray:
     """Mel power `(n_mels, count)` of the frames from `first` on, each with the samples around it."""
     hop = log_mel.config.hop_length
     margin = math.ceil(log_mel.config.n_fft / 2 / hop)  # frames that see beyond the ends of a block
     start = max(0, first - margin)
     samples = waveform[start * hop : (first + count - 1 + margin) * hop]
-    with torch.inference_mode():
-        power = log_mel.power_mel(
-            torch.from_numpy(np.ascontiguousarray(samples))[None].to(log_mel.bank.device)
-        )
-    return np.asarray(power[0, :, first - start : first - start + count].cpu().numpy())
+    power = log_mel.power_mel(samples)
+    return power[:, first - start : first - start + count]

@@ -42,6 +42,7 @@ class WaveformGraph:
     """See `audiocnn.model.engine.Graph`: outputs `logits`, and `embedding` if the file has one."""
 
     takes_waveform = True
+    uses_torch = False
 
     def __init__(self, file: Runnable, config: Config, metadata: dict[str, str]) -> None:
         """Raises `ModelFileError` if the shapes of the file do not fit its description."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from audiocnn.audio import synthetic
@@ -225,7 +224,7 @@ def test_the_spectrogram_of_a_whole_clip_has_no_seams(classifier: Classifier) ->
     """Computed in blocks, it is what one computation gives."""
     noise = np.random.default_rng(0).normal(0, 0.1, 38 * SAMPLE_RATE).astype(np.float32)
     log_mel = classifier.engine.log_mel
-    whole = 10 * torch.log10(log_mel.power_mel(torch.from_numpy(noise)[None])[0]).numpy()
+    whole = 10 * np.log10(log_mel.power_mel(noise))
     np.testing.assert_allclose(clip_spectrogram(noise, log_mel).decibels, whole, atol=0.01)
 
 

@@ -9,8 +9,9 @@ import torchaudio
 
 from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
-from audiocnn.model import frontend
+from audiocnn.model import mel
 from audiocnn.model.frontend import LogMel
+from audiocnn.model.numpy_frontend import NumpyLogMel
 from tests.helpers.sounds import tone
 
 CONFIG = FrontendConfig()
@@ -41,7 +42,7 @@ def test_the_filter_bank_is_torchaudios(config: FrontendConfig) -> None:
         config.sample_rate,
         mel_scale="slaney",
     )
-    torch.testing.assert_close(frontend.filter_bank(config), reference.T, atol=2e-5, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(mel.filter_bank(config)), reference.T, atol=2e-5, rtol=0)
 
 
 def test_power_mel_is_torchaudios() -> None:
@@ -68,7 +69,7 @@ def test_the_shape_is_what_the_config_says() -> None:
 @pytest.mark.parametrize("hz", [100.0, 440.0, 1000.0, 4000.0, 12_000.0])
 def test_a_tone_is_loudest_in_its_own_band(hz: float) -> None:
     loudest = int(log_mel_of(tone(5.0, hz=hz))[:, 100].argmax())
-    corners = frontend.mel_points(CONFIG)
+    corners = mel.mel_points(CONFIG)
     assert corners[loudest] <= hz <= corners[loudest + 2]
 
 
@@ -120,3 +121,55 @@ def test_the_fingerprint_changes_with_any_stored_value() -> None:
     two.mean[3] += 1e-3
     assert one.fingerprint() != two.fingerprint()
     assert LogMel(FrontendConfig(f_max=16_000.0)).fingerprint() != one.fingerprint()
+
+
+# --- the same without PyTorch ---
+
+
+def clips() -> dict[str, np.ndarray]:
+    """Edge cases of one window at 16 kHz."""
+    rng, seconds = np.random.default_rng(0), np.arange(80_000) / 16_000
+    noise = rng.normal(0, 0.1, 80_000)
+    click = np.zeros(80_000)
+    click[40_000] = 1.0
+    found = {
+        "noise": noise,
+        "faint noise": 1e-5 * noise,
+        "silence": np.zeros(80_000),
+        "constant": np.full(80_000, 0.5),
+        "click": click,
+        "square": np.sign(np.sin(2 * np.pi * 100 * seconds)),
+        "tone in a bin": np.sin(2 * np.pi * 1000.0 * seconds),
+        "tone between bins": np.sin(2 * np.pi * 1007.8 * seconds),
+        "faint tone": 1e-4 * np.sin(2 * np.pi * 440 * seconds),
+        "half silent": np.where(seconds < 2.5, noise, 0),
+    }
+    return {name: np.asarray(clip, np.float32) for name, clip in found.items()}
+
+
+@pytest.mark.parametrize("win_length", [512, 400])
+@pytest.mark.parametrize("max_gain_db", [0.0, 40.0])
+def test_numpy_and_pytorch_agree(win_length: int, max_gain_db: float) -> None:
+    config = FrontendConfig(
+        sample_rate=16_000,
+        n_fft=512,
+        win_length=win_length,
+        hop_length=160,
+        n_mels=40,
+        f_max=8_000.0,
+        max_gain_db=max_gain_db,
+    )
+    log_mel = LogMel(config)
+    torch.nn.init.normal_(log_mel.mean, -5.0, 1.0)
+    torch.nn.init.uniform_(log_mel.std, 2.0, 4.0)
+    same = NumpyLogMel(config, {name: array.numpy() for name, array in log_mel.state_dict().items()})
+    assert same.fingerprint() == log_mel.fingerprint()
+    for name, clip in clips().items():
+        expected = log_mel(torch.from_numpy(clip[None]))[0].numpy()
+        np.testing.assert_allclose(same(clip), expected, atol=1e-3, err_msg=name)
+
+
+def test_arrays_of_another_front_end_are_refused() -> None:
+    arrays = {name: array.numpy() for name, array in LogMel(CONFIG).state_dict().items()}
+    with pytest.raises(ModelFileError, match="damaged"):
+        NumpyLogMel(CONFIG, arrays | {"bank": arrays["bank"][:-1]})

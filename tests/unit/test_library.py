@@ -18,6 +18,7 @@ from audiocnn.classifier import Classifier, softmax
 from audiocnn.errors import AudioCNNError, AudioError, ModelOutputError
 from audiocnn.options import Options
 from tests.helpers.command_line import run
+from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file
 
 
@@ -135,3 +136,23 @@ def test_a_wrong_model_or_command_ends_with_2(rain: Path) -> None:
     for name in ("classify", "listen", "batch", "gateway", "serve", "manage", "tune"):
         text = run(name, "--help").stdout
         assert "Usage: audiocnn " + name in text
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import audiocnn
+print(audiocnn.load().predict(sys.argv[1]).label)
+try:
+    audiocnn.load("checkpoints/esc50")
+except audiocnn.errors.ModelFileError as error:
+    print(error)
+"""
+
+
+def test_a_file_is_classified_without_pytorch(rain: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(rain)]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    label, message = printed.splitlines()
+    assert label == "rain"
+    assert "pip install torch" in message
