@@ -70,9 +70,11 @@ PORT_BASE ?=
 ports:
 	@$(PYTHON) -m audiocnn.torchserve.ports $(PORT_BASE)
 
+# Each process starts its own TorchServe (1 GB). A file's tests stay together and share its servers.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 .PHONY: test
 test: $(STAMP) archive clients ## unit and integration tests, with a real TorchServe (some need ESC-50: CONTRIBUTING.md)
-	$(PY) -m pytest tests/unit tests/integration
+	$(PY) -m pytest $(PARALLEL) tests/unit tests/integration
 
 .PHONY: test-slow
 test-slow: $(STAMP) archive clients ## tests that take minutes: browser, Ray, images, chaos
