@@ -31,6 +31,7 @@ from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
 
 CONFIG_KEY = "audiocnn.config"  # the JSON of `Config`
+SHA256_KEY = "audiocnn.sha256"  # of the served file, of a graph that is no file here
 FRONTEND_KEY = "audiocnn.model.frontend"  # base64 of the safetensors bytes of `LogMel`
 INT8 = "-int8"  # ends the stem of a quantised file: audiocnn-int8.onnx beside audiocnn.onnx
 MAX_BATCH = 8
@@ -52,17 +53,20 @@ class Graph(Protocol):
 class Engine:
     """A model ready to run, with its configuration and front end."""
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "cpu", threads: int | None = None, graph: Graph | None = None
+    ) -> None:
         """Load `path` (see the module) for `device` ("cpu" or "cuda:N").
 
-        `threads` limits the CPU threads of this process's models; None takes all cores. Raises
-        `ModelFileError` for a file that is missing, damaged, too new, or not ours.
+        `threads` limits the CPU threads of this process's models; None takes all cores. `graph` is used
+        instead of a file; `path` is then its name. Raises `ModelFileError` for a file that is missing,
+        damaged, too new, or not ours.
         """
         if threads:
             torch.set_num_threads(threads)
         self.path, self.device, self.threads = path, device, threads
-        self._graph = open_graph(path, device=device, threads=threads)
-        self._maps: Graph | None = self._graph if path.is_dir() else None
+        self._graph = graph or open_graph(path, device=device, threads=threads)
+        self._maps: Graph | None = self._graph if path.is_dir() and not graph else None
         self.config = Config.from_json(self._graph.metadata[CONFIG_KEY])
         self.takes_waveform = self._graph.takes_waveform
         frontend = self._graph.metadata.get(FRONTEND_KEY)  # of a waveform model: to look at, if there is one
@@ -70,7 +74,10 @@ class Engine:
         self.log_mel = log_mel.to(device)
         if self.takes_waveform:
             self.config = replace(self.config, model=None, embedding_size=self.config.num_features)
-        self.sha256 = sha256(path / checkpoint.WEIGHTS if path.is_dir() else path)
+        if graph:
+            self.sha256 = graph.metadata.get(SHA256_KEY, "")
+        else:
+            self.sha256 = sha256(path / checkpoint.WEIGHTS if path.is_dir() else path)
 
     @property
     def map_names(self) -> list[str]:
