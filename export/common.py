@@ -15,9 +15,9 @@ from audiocnn.arrays import FloatArray
 from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
-from audiocnn.model.engine import Graph, open_graph
+from audiocnn.model.engine import Graph, open_graph, pack_metadata
 from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
-from audiocnn.model.torch_graphs import EagerGraph, pack_metadata
+from audiocnn.model.torch_graphs import EagerGraph
 from export import test_signals
 
 NAME = "audiocnn"
@@ -42,7 +42,7 @@ def export(
     reference = EagerGraph(folder, "cpu")
     log_mels = test_signals.log_mels(log_mel, test_signals.waveforms(config.frontend))
     example = torch.zeros(2, 1, config.frontend.n_mels, config.frontend.num_frames)
-    metadata = pack_metadata(config, log_mel)
+    metadata = pack_metadata(config, log_mel.arrays())
     for name, module, outputs in _graphs(model):
         path = out / (name + suffix)
         with replacing(path) as part:

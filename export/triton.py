@@ -17,7 +17,7 @@ import onnxruntime
 
 from audiocnn import command
 from audiocnn.config import Config
-from audiocnn.files import replacing
+from audiocnn.files import replacing, sha256
 from audiocnn.model.engine import CONFIG_KEY, open_graph
 from export import common, parity, waveform
 
@@ -62,7 +62,7 @@ def config_pbtxt(path: Path) -> str:
         warmups=",".join(_WARMUP.format(batch=batch, window=window) for batch in (1, MAX_BATCH)),
         parameters="".join(
             _PARAMETER.format(key=json.dumps(key), value=json.dumps(value))
-            for key, value in _parameters(config).items()
+            for key, value in _parameters(config, path).items()
         ),
     )
 
@@ -72,12 +72,13 @@ def _output(name: str, size: int) -> str:
     return _OUTPUT.format(name=name, size=size, labels=labels)
 
 
-def _parameters(config: Config) -> dict[str, str]:
+def _parameters(config: Config, path: Path) -> dict[str, str]:
     return {
         "class_names": json.dumps(config.class_names, ensure_ascii=False),
         "sample_rate": str(config.frontend.sample_rate),
         "clip_seconds": f"{config.frontend.clip_seconds:g}",
         "version": config.version,
+        "sha256": sha256(path)[:12],
     }
 
 

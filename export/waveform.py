@@ -21,10 +21,10 @@ from audiocnn.config import Config
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.conv_stft import conv_power, dft_basis
+from audiocnn.model.engine import pack_metadata
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
 from audiocnn.model.onnx_file import save
-from audiocnn.model.torch_graphs import pack_metadata
 from export import common
 from export.common import NAME
 
@@ -77,7 +77,7 @@ def export(folder: Path, out: Path) -> Path:
             {"waveform": torch.zeros(2, config.frontend.window_samples - 1)},
             {"waveform": {0: batch, 1: num_samples}},
             ["probs", "embedding"],
-            pack_metadata(config, log_mel),
+            pack_metadata(config, log_mel.arrays()),
             part,
             optimize=False,
         )

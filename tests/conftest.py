@@ -24,7 +24,7 @@ from tests.helpers.sounds import sound_file, tone
 # Fixtures that several folders share stand beside what they start.
 pytest_plugins = [
     f"tests.helpers.{name}"
-    for name in ("gateways", "kubernetes", "rollouts", "teacher", "traffic", "training_runs")
+    for name in ("gateways", "kserve", "kubernetes", "rollouts", "teacher", "traffic", "training_runs")
 ]
 
 

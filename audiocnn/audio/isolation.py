@@ -45,7 +45,7 @@ def isolated(data: bytes, sample_rate: int, limits: AudioLimits, warnings: list[
     Raises `UndecodableAudioError` also if that takes too much memory, or crashes.
     """
     try:
-        process = _idle.pop() if _idle else DecoderProcess()
+        process = _idle_or_new()
     except OSError:  # no process can be made now
         raise BudgetExceededError from None
     try:
@@ -55,6 +55,12 @@ def isolated(data: bytes, sample_rate: int, limits: AudioLimits, warnings: list[
             _idle.append(process)
         else:
             process.kill()
+
+
+def _idle_or_new() -> DecoderProcess:
+    with contextlib.suppress(IndexError):  # another thread may have taken the last one
+        return _idle.pop()
+    return DecoderProcess()
 
 
 def end_idle_processes() -> None:

@@ -160,7 +160,7 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> dict[str
     if status == 413:
         raise AudioTooLongError("The body is larger than max_request_size: send FLAC, or split the clip.")
     message = ours.get("message") if isinstance(ours, dict) else reply.get("message")
-    raise _server_error(status, str(reply.get("type", "")), str(message or body[:200]), headers)
+    raise server_error(status, str(reply.get("type", "")), str(message or body[:200]), headers)
 
 
 def _clip_error(status: int, code: str, message: str) -> AudioError:
@@ -169,7 +169,8 @@ def _clip_error(status: int, code: str, message: str) -> AudioError:
     return error
 
 
-def _server_error(status: int, kind: str, message: str, headers: Mapping[str, str]) -> ServerError:
+def server_error(status: int, kind: str, message: str, headers: Mapping[str, str]) -> ServerError:
+    """The error for the status of a reply; `kind` is TorchServe's `type`, empty for other servers."""
     if status == 503 and kind != "InternalServerException":  # that one: the handler raised an exception
         cls: type[ServerError] = ServerBusyError
         if "has no worker" in message:  # TorchServe's text for a full queue as well

@@ -22,12 +22,12 @@ _TOP_K: dict[str, Any] = OPTIONS["top_k"]
 
 
 class ClassificationParameters(BaseModel):
-    """Scores are calibrated probabilities already: no other function can be applied to them."""
+    """Scores are calibrated probabilities already: only the model's own function can be asked for."""
 
     model_config = ConfigDict(extra="forbid")
 
     top_k: Annotated[int, Field(ge=1, le=_TOP_K["maximum"])] | None = None
-    function_to_apply: Literal["softmax"] | None = None
+    function_to_apply: Literal["softmax", "sigmoid"] | None = None
 
 
 class ClassificationRequest(BaseModel):
@@ -46,18 +46,26 @@ class LabelScore(BaseModel):
     score: float = Field(ge=0, le=1, examples=[0.93])
 
 
-def read_request(body: bytes, settings: Settings) -> tuple[bytes, int]:
-    """Audio and `top_k` of a JSON body; raises `AudioError` or `UploadTooLargeError`."""
+def read_request(body: bytes, settings: Settings, activation: str) -> tuple[bytes, int]:
+    """Audio and `top_k` of a JSON body; raises `AudioError` or `UploadTooLargeError`.
+
+    `activation` is the function that the model applies to its logits.
+    """
     try:
         asked = ClassificationRequest.model_validate(read_json_object(body))
     except ValidationError as error:
         problem = error.errors()[0]
         raise BadOptionError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from None
+    parameters = asked.parameters or ClassificationParameters()
+    if parameters.function_to_apply not in (None, activation):
+        raise BadOptionError(
+            f"function_to_apply={parameters.function_to_apply} is not possible: the scores of this model are "
+            f"calibrated probabilities by {activation}. Leave it out, or send {activation}."
+        )
     audio = read_base64({"data": asked.inputs})
     if len(audio) > settings.max_upload_bytes:
         raise too_large(settings)
-    top_k = asked.parameters.top_k if asked.parameters else None
-    return audio, top_k or _TOP_K["default"]
+    return audio, parameters.top_k or _TOP_K["default"]
 
 
 def add_hugging_face_routes(app: FastAPI, gateway: PredictionService) -> None:
@@ -82,7 +90,9 @@ def add_hugging_face_routes(app: FastAPI, gateway: PredictionService) -> None:
         async with receiving(request, settings, gateway.budget, max_bytes=limit, copies=copies) as chunks:
             audio, top_k = await read_all(chunks), _TOP_K["default"]
             if is_json:
-                audio, top_k = await asyncio.to_thread(read_request, audio, settings)
+                audio, top_k = await asyncio.to_thread(
+                    read_request, audio, settings, gateway.model.activation
+                )
             state = request.state
             answer = await gateway.predict(audio, state.request_id, {"top_k": top_k}, state.trace)
         rows = [{"label": row["class"], "score": row["confidence"]} for row in answer["predictions"]]

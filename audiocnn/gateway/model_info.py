@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from audiocnn.client.async_client import AsyncClient
 from audiocnn.config import Config, FrontendConfig
 from audiocnn.errors import ModelFileError
+from audiocnn.gateway.backend import Backend
+from audiocnn.gateway.settings import Settings
 from audiocnn.labels import ESC50, URBANSOUND8K, describe
 from audiocnn.probe import probe_wav
 
@@ -19,19 +19,21 @@ _FRESH_SECONDS = 5.0  # a rollout changes the model under us
 
 
 class ModelInfo:
-    """Asks TorchServe with a short tone: its answer names the model and, with a large `top_k`, all classes.
+    """Asks the backend with a short tone: its answer names the model and, with a large `top_k`, all classes.
 
     The front end is not in an answer; it is read from the checkpoint's config.json, and told only if
     that has the same version and classes.
     """
 
-    def __init__(self, client: AsyncClient, config_file: Path) -> None:
-        self._client = client
+    def __init__(self, client: Backend, settings: Settings) -> None:
+        self._client, self._is_v2 = client, settings.backend == "v2"
         self._answer: dict[str, Any] = {}
         self._asked_at = -_FRESH_SECONDS
         self._asking = asyncio.Lock()
         try:
-            self._config: Config | None = Config.from_json(config_file.read_text(encoding="utf-8"))
+            self._config: Config | None = Config.from_json(
+                settings.model_config_file.read_text(encoding="utf-8")
+            )
         except (OSError, ModelFileError):
             self._config = None
 
@@ -39,6 +41,16 @@ class ModelInfo:
     def frontend(self) -> FrontendConfig:
         """What sample rate and window to prepare for; the usual ones if there is no config.json."""
         return self._config.frontend if self._config else FrontendConfig()
+
+    @property
+    def activation(self) -> str:
+        """The function that makes confidences of logits: `softmax` or `sigmoid`."""
+        return self._config.activation if self._config else "softmax"
+
+    @property
+    def has_feature_maps(self) -> bool:
+        """Whether feature maps and evidence can be asked for."""
+        return not self._is_v2 and (self._config is None or self._config.model is not None)
 
     async def labels(self) -> list[dict[str, str]]:
         """All classes, in the order of the model where it is known."""
@@ -56,6 +68,7 @@ class ModelInfo:
         return {
             "model": answer["model"],
             "num_classes": len(names),
+            "has_feature_maps": self.has_feature_maps,
             "frontend": asdict(config.frontend) if config and is_same else None,
         }
 

@@ -193,6 +193,7 @@ class ConfigReply(BaseModel):
 
     model: ModelId
     num_classes: int
+    has_feature_maps: bool = Field(description="whether feature maps and evidence can be asked for")
     frontend: dict[str, Any] | None
     limits: Limits
     stream: StreamLimits

@@ -1,4 +1,4 @@
-"""What all routes share: the connections to TorchServe, places, budgets, and whether it is ready."""
+"""What all routes share: the connections to the model server, places, budgets, and whether it is ready."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway.auth import AccessControl
+from audiocnn.gateway.backend import Backend, open_backend
 from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError, WrongMediaTypeError
 from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ModelInfo
@@ -54,27 +54,16 @@ class PredictionService:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the connections to TorchServe, and close them."""
-        async with self._client(self.settings.deadline_seconds) as self.client:
-            self.model = ModelInfo(self.client, self.settings.model_config_file)
+        """Open the connections to the model server, and close them."""
+        async with self._backend(self.settings.deadline_seconds) as self.client:
+            self.model = ModelInfo(self.client, self.settings)
             # Late answers to a stream are worth nothing: ask once or twice, then take newer sound.
-            async with self._client(5.0) as stream_client:
+            async with self._backend(5.0) as stream_client:
                 self.streams = Streams(self.settings, self.access, stream_client, self.model, self.metrics)
                 yield
 
-    def _client(self, deadline_seconds: float) -> AsyncClient:
-        settings = self.settings
-        return AsyncClient(
-            settings.torchserve_url,
-            model=settings.torchserve_model,
-            deadline_seconds=deadline_seconds,
-            attempt_seconds=deadline_seconds,
-            max_server_failures=1,
-            key_file=settings.torchserve_key_file,
-            management=settings.torchserve_management,
-            ca_file=settings.torchserve_ca_file,
-            on_retry=self.metrics.retry,
-        )
+    def _backend(self, deadline_seconds: float) -> Backend:
+        return open_backend(self.settings, deadline_seconds, self.metrics.retry)
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
@@ -90,7 +79,7 @@ class PredictionService:
     async def predict(
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """TorchServe's answer; raises `BadOptionError` for an option that does not exist."""
+        """The model server's answer; raises `BadOptionError` for an option that does not exist."""
         with self.slot():
             self.metrics.upload_bytes.inc(len(audio))
             return await self.client.predict(audio, options, request_id=request_id, trace=trace)
@@ -127,7 +116,7 @@ class PredictionService:
             if time.monotonic() - self._ready_at < _READY_SECONDS:
                 return
             if not await self.client.ready(timeout_seconds=self.settings.deadline_seconds):
-                raise NotReadyError("A real prediction does not work now: is TorchServe running?")
+                raise NotReadyError("A real prediction does not work now: is the model server running?")
             self._ready_at = time.monotonic()
 
     async def form(self, request: Request, stack: contextlib.AsyncExitStack) -> Form:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AnyHttpUrl, Field, TypeAdapter, field_validator
+from pydantic import AnyHttpUrl, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from audiocnn.config import Config
+from audiocnn.errors import ModelFileError
 
 MIN_KEY_LENGTH = 32
 MIB = 1 << 20
@@ -26,12 +30,16 @@ class Settings(BaseSettings):
 
     gateway_host: str = "127.0.0.1"
     gateway_port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    model_config_file: Path = Path("checkpoints/esc50/config.json")
+    backend: Literal["torchserve", "v2"] = "torchserve"
+    v2_url: Annotated[str, Field(validate_default=True)] = ""
+    v2_model: str = "audiocnn-waveform"
+    v2_token: Annotated[str, Field(repr=False)] = ""  # sent as Authorization: Bearer
     torchserve_url: str = "http://127.0.0.1:8080"
     torchserve_model: str = "audiocnn"
     torchserve_management: str | None = None  # renews expired tokens
     torchserve_key_file: Path | None = None
     torchserve_ca_file: Path | None = None
-    model_config_file: Path = Path("checkpoints/esc50/config.json")
 
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=1, le=65_535)] | None = None  # None: /metrics is one of the routes
@@ -82,16 +90,33 @@ class Settings(BaseSettings):
     def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ip_network(each, strict=False)) for each in networks)
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "backend", mode="before")
     @classmethod
     def _lower(cls, word: object) -> object:
         return word.lower() if isinstance(word, str) else word
 
-    @field_validator("torchserve_url")
+    @field_validator("torchserve_url", "v2_url")
     @classmethod
-    def _is_address(cls, url: str) -> str:
-        TypeAdapter(AnyHttpUrl).validate_python(url)
+    def _is_address(cls, url: str, info: ValidationInfo) -> str:
+        if info.field_name == "torchserve_url" or info.data.get("backend") == "v2":
+            TypeAdapter(AnyHttpUrl).validate_python(url)
         return url.rstrip("/")
+
+    @field_validator("backend")
+    @classmethod
+    def _is_possible(cls, backend: str, info: ValidationInfo) -> str:
+        if backend == "v2":
+            try:
+                Config.from_json(info.data["model_config_file"].read_text(encoding="utf-8"))
+            except (OSError, ModelFileError) as error:
+                raise ValueError(
+                    f"v2 needs MODEL_CONFIG_FILE, the config.json of its model: {error}"
+                ) from None
+            if find_spec("torch") is None:
+                raise ValueError(
+                    "v2 decodes here and needs the whole package: pip install 'audiocnn-serve[gateway]'"
+                )
+        return backend
 
     @property
     def max_upload_bytes(self) -> int:

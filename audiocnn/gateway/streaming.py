@@ -23,9 +23,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.gateway.auth import AccessControl, error_response, key_in, request_id_in
+from audiocnn.gateway.backend import Backend
 from audiocnn.gateway.errors import GatewayError, body_of
 from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ALL_CLASSES, ModelInfo
@@ -73,7 +73,7 @@ class Streams:
         self,
         settings: Settings,
         access: AccessControl,
-        client: AsyncClient,
+        client: Backend,
         model: ModelInfo,
         metrics: Metrics,
     ) -> None:

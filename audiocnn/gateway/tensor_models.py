@@ -113,7 +113,7 @@ class TensorModels:
         return {
             "name": name,
             "versions": [served],
-            "platform": "torchserve",
+            "platform": self._gateway.settings.backend,
             "inputs": [{"name": model.name, "datatype": model.datatype, "shape": [-1, model.row]}],
             "outputs": outputs,
         }
@@ -128,6 +128,7 @@ class TensorModels:
             "sample_rate": str(frontend.sample_rate),
             "clip_seconds": f"{frontend.clip_seconds:g}",
             "version": served,
+            "sha256": (await self._gateway.model.describe())["model"]["sha256"],
         }
         outputs = [
             {"name": each, "data_type": _triton_type(kind), "dims": [-1]}
@@ -135,7 +136,7 @@ class TensorModels:
         ]
         return {
             "name": name,
-            "platform": "torchserve",
+            "platform": self._gateway.settings.backend,
             "max_batch_size": self._gateway.settings.max_files,
             "input": [{"name": model.name, "data_type": _triton_type(model.datatype), "dims": [model.row]}],
             "output": outputs,

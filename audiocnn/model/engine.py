@@ -10,7 +10,7 @@ outputs keep the optimiser from fusing operations, and most requests never ask f
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ from audiocnn.model import mel, waveform
 from audiocnn.model.numpy_frontend import NumpyLogMel
 
 CONFIG_KEY = "audiocnn.config"  # the JSON of `Config`
+SHA256_KEY = "audiocnn.sha256"  # of the served file, of a graph that is no file here
 FRONTEND_KEY = "audiocnn.model.frontend"  # base64 of the safetensors bytes of `LogMel`
 INT8 = "-int8"  # ends the stem of a quantised file: audiocnn-int8.onnx beside audiocnn.onnx
 MAX_BATCH = 8
@@ -64,21 +65,27 @@ class Frontend(Protocol):
 class Engine:
     """A model ready to run, with its configuration and front end."""
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "cpu", threads: int | None = None, graph: Graph | None = None
+    ) -> None:
         """Load `path` (see the module) for `device` ("cpu" or "cuda:N").
 
-        `threads` limits the CPU threads of this process's models; None takes all cores. Raises
-        `ModelFileError` for a file that is missing, damaged, too new, or not ours.
+        `threads` limits the CPU threads of this process's models; None takes all cores. `graph` is used
+        instead of a file; `path` is then its name. Raises `ModelFileError` for a file that is missing,
+        damaged, too new, or not ours.
         """
         self.path, self.device, self.threads = path, device, threads
-        self._graph = open_graph(path, device=device, threads=threads)
-        self._maps: Graph | None = self._graph if path.is_dir() else None
+        self._graph = graph or open_graph(path, device=device, threads=threads)
+        self._maps: Graph | None = self._graph if path.is_dir() and not graph else None
         self.config = Config.from_json(self._graph.metadata[CONFIG_KEY])
         self.takes_waveform = self._graph.takes_waveform
         self.log_mel = _frontend(self._graph, self.config, device)
         if self.takes_waveform:
             self.config = replace(self.config, model=None, embedding_size=self.config.num_features)
-        self.sha256 = sha256(path / WEIGHTS if path.is_dir() else path)
+        if graph:
+            self.sha256 = graph.metadata.get(SHA256_KEY, "")
+        else:
+            self.sha256 = sha256(path / WEIGHTS if path.is_dir() else path)
 
     @property
     def map_names(self) -> list[str]:
@@ -173,6 +180,12 @@ def _open_onnx(path: Path, device: str, threads: int | None) -> Graph:
         return waveform.WaveformGraph(graph, config, metadata)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}\n`audiocnn check {path}` says more") from error
+
+
+def pack_metadata(config: Config, frontend: Mapping[str, FloatArray]) -> dict[str, str]:
+    """What an exported file carries besides its graph; `frontend` are the arrays of `LogMel`."""
+    arrays = safetensors.numpy.save(dict(frontend))
+    return {CONFIG_KEY: config.to_json(), FRONTEND_KEY: base64.b64encode(arrays).decode()}
 
 
 def _frontend(graph: Graph, config: Config, device: str) -> Frontend:

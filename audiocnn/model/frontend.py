@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from audiocnn.arrays import FloatArray
 from audiocnn.config import FrontendConfig
 from audiocnn.model import mel
 
@@ -90,6 +91,10 @@ class LogMel(nn.Module):
         log_mel = torch.log(self.power_mel(waveform) + self.config.log_eps)
         return ((log_mel - self.mean) / self.std).unsqueeze(1)
 
+    def arrays(self) -> dict[str, FloatArray]:
+        """The stored arrays: `window`, `bank`, `mean` and `std`, float32."""
+        return {name: array.cpu().numpy() for name, array in self.state_dict().items()}
+
     def fingerprint(self) -> str:
         """See `mel.fingerprint`."""
-        return mel.fingerprint(self.config, {name: x.cpu().numpy() for name, x in self.state_dict().items()})
+        return mel.fingerprint(self.config, self.arrays())

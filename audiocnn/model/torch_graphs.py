@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,22 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from audiocnn.arrays import FloatArray
-from audiocnn.config import Config, FrontendConfig
+from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
 from audiocnn.model import checkpoint
-from audiocnn.model.engine import CONFIG_KEY, FRONTEND_KEY
+from audiocnn.model.engine import CONFIG_KEY, FRONTEND_KEY, pack_metadata
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
-
-
-def pack_metadata(config: Config, log_mel: LogMel) -> dict[str, str]:
-    """What an exported file carries besides its graph."""
-    arrays = safetensors.torch.save(dict(log_mel.state_dict()))
-    return {CONFIG_KEY: config.to_json(), FRONTEND_KEY: base64.b64encode(arrays).decode()}
 
 
 class TorchFrontend:
@@ -94,7 +86,7 @@ class EagerGraph:
     def __init__(self, folder: Path, device: str, threads: int | None = None) -> None:
         _limit_threads(threads)
         config, log_mel, model = checkpoint.load(folder)
-        self.metadata = pack_metadata(config, log_mel)
+        self.metadata = pack_metadata(config, log_mel.arrays())
         self._model: AudioCNN = model.to(device)
         self._served, self._with_maps = WithEmbedding(self._model), FeatureMapModel(self._model)
         self._device = device

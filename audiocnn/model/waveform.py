@@ -70,6 +70,8 @@ class WaveformGraph:
         logits = np.log(np.maximum(probs, _SMALLEST))
         if self._config.activation == "sigmoid":
             logits = logits - np.log(np.maximum(1 - probs, _SMALLEST))
+        elif self._config.has_background:  # whose logit is 0, and whose probability is the rest
+            logits = logits - np.log(np.maximum(1 - probs.sum(axis=-1, keepdims=True), _SMALLEST))
         return np.asarray(logits * self._config.temperature, np.float32)
 
 

@@ -19,14 +19,11 @@ from audiocnn.classifier import Classifier
 from audiocnn.client.client import Client
 from audiocnn.gateway import openapi
 from audiocnn.gateway.tensor_models import float_wav
-from export import triton
-from tests.helpers.clients import examples, run_client, start_client
+from tests.helpers.clients import examples, run_client
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT, STORE
-from tests.helpers.ports import free_ports
 from tests.helpers.servers import Server
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
-from tests.helpers.waiting import wait_until
 
 BELLS = (ROOT / "samples" / "church_bells.wav").read_bytes()
 AUDIO, WAVEFORM = "/v2/models/audiocnn/infer", "/v2/models/audiocnn-waveform/infer"
@@ -102,29 +99,6 @@ def test_the_same_clip_has_the_same_answer_by_all_ways(
         assert worst <= 0.01, (way, worst)
 
 
-@pytest.fixture(scope="module")
-def kserve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of KServe's server, which serves a model repository as `export.triton` writes it."""
-    folder, (port,) = tmp_path_factory.mktemp("kserve"), free_ports(1)
-    repository = triton.export(STORE, folder)
-    with (folder / "log").open("wb") as log:
-        program = [ROOT / "tests" / "helpers" / "kserve_server.py", repository / "1" / "model.onnx"]
-        process = start_client(["python", "-P", *program, repository.name, str(port)], log)
-
-    def is_up() -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", trust_env=False).is_success
-        except httpx.TransportError:
-            return process.poll() is not None
-
-    try:
-        assert wait_until(is_up, 120) and process.poll() is None, (folder / "log").read_text()  # noqa: PT018
-        yield port
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
 def test_a_public_server_of_the_waveform_file_answers_as_float32_does(kserve: int, tmp_path: Path) -> None:
     float32 = Classifier.load(STORE / "audiocnn.onnx").predict(BELLS)
     np.save(tmp_path / "waveform.npy", samples(BELLS)[None])
@@ -173,6 +147,24 @@ def check_printed(printed: str, expected: str) -> None:
     assert re.sub(number, "_", printed) == re.sub(number, "_", expected)
     ours, theirs = ([float(x) for x in re.findall(number, text)] for text in (printed, expected))
     np.testing.assert_allclose(ours, theirs, atol=0.01)
+
+
+def test_hugging_face_sends_the_function_to_apply(gateway: RunningGateway) -> None:
+    program = f"""
+from huggingface_hub import InferenceClient
+
+client = InferenceClient(base_url="{gateway.url}{HF}")
+for function in ("softmax", "sigmoid"):
+    try:
+        rows = client.audio_classification("samples/church_bells.wav", top_k=1, function_to_apply=function)
+        print(rows[0].label)
+    except Exception as error:
+        print(error.response.status_code, error.response.text)
+"""
+    softmax, sigmoid = run_client(["python", "-c", program]).splitlines()
+    assert softmax == "church_bells"
+    assert sigmoid.startswith("400 ")
+    assert "bad_option: function_to_apply=sigmoid" in sigmoid
 
 
 def test_a_public_client_reads_health_metadata_and_errors(strict: RunningGateway) -> None:
@@ -260,7 +252,8 @@ def test_waveforms_as_json_and_longer_than_a_window(gateway: RunningGateway) -> 
         (HF, {"inputs": "%"}, 400, "bad_base64: "),
         (HF, {"inputs": "AAAA"}, 415, "unsupported_format: "),
         (HF, {"data": "AAAA"}, 400, "bad_option: inputs"),
-        (HF, {"inputs": "AAAA", "parameters": {"function_to_apply": "sigmoid"}}, 400, "function_to_apply"),
+        (HF, {"inputs": "AAAA", "parameters": {"function_to_apply": "sigmoid"}}, 400, "or send softmax"),
+        (HF, {"inputs": "AAAA", "parameters": {"function_to_apply": "none"}}, 400, "function_to_apply"),
         (HF, {"inputs": "AAAA", "parameters": {"top_k": -1}}, 400, "top_k"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from audiocnn.audio import synthetic
 from audiocnn.check import problems_of
-from audiocnn.classifier import Classifier
+from audiocnn.classifier import Classifier, probabilities
+from audiocnn.config import Config
 from audiocnn.errors import BadOptionError, ModelFileError
+from audiocnn.model.waveform import WaveformGraph
 from audiocnn.options import Options
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
@@ -90,6 +93,21 @@ def test_probabilities_are_taken_as_they_are(tmp_path: Path, operator: str, acti
     logits = np.array([-9.0, 3.0, 6.0]) * 2 / np.pi * 0.5
     softmax, sigmoid = np.exp(logits) / np.exp(logits).sum(), 1 / (1 + np.exp(-logits))
     np.testing.assert_allclose(probs, softmax if activation == "softmax" else sigmoid, atol=0.02)
+
+
+class Probabilities:
+    """What a server answers for a taught model: the rest of the sum is the background."""
+
+    shapes = {"waveform": [None, None], "probs": [None, 3]}  # noqa: RUF012
+
+    def run(self, inputs: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        return [np.array([[0.2, 0.1, 0.4]], np.float32)]
+
+
+def test_the_probability_of_the_background_is_kept() -> None:
+    config = Config(class_names=tuple(NAMES), model=None, has_background=True, temperature=1.7)
+    (logits,) = WaveformGraph(Probabilities(), config, {}).run(np.zeros((1, 9), np.float32), ["logits"])
+    np.testing.assert_allclose(probabilities(logits, config), [[0.2, 0.1, 0.4]], atol=1e-6)
 
 
 def test_a_batch_size_of_one_is_enough(tmp_path: Path) -> None:

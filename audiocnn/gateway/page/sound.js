@@ -9,8 +9,11 @@ import { clearSound, markWindow, play, setSound } from "./player.js";
 import { showEvidence, showSpectrogram, shownSpan, spectrogramPng } from "./spectrogram.js";
 import { audacityOf, csvOf, showTimeline } from "./timeline.js";
 
-const PICTURES = { feature_maps: "png", evidence: true, spectrogram: "png" };
-const EVERYTHING = { ...PICTURES, top_k: 1_000_000, waveform: true };
+/** What is drawn; a model behind the Open Inference Protocol has no maps. */
+const pictures = () => ({
+  spectrogram: "png",
+  ...(model.config?.has_feature_maps === false ? {} : { feature_maps: "png", evidence: true }),
+});
 const SECTIONS = ["timeline", "wave", "mel", "classes", "maps", "keep"];
 const MAX_RECORDING_SECONDS = 600;
 const OVERLAY = "audiocnn-overlay", CLASSES = "audiocnn-classes";
@@ -27,7 +30,7 @@ export async function analyse(blob, name, { isRecording = false } = {}) {
   try {
     await check(blob);
     const began = performance.now();
-    mine.answer = await predict(blob, EVERYTHING, mine.cancel.signal);
+    mine.answer = await predict(blob, { ...pictures(), top_k: 1_000_000, waveform: true }, mine.cancel.signal);
     if (mine !== current) return;
     await showAll(mine, Math.round(performance.now() - began));
   } catch (error) {
@@ -68,7 +71,7 @@ async function showAll(mine, milliseconds) {
   showAnswer(card, answer, milliseconds);
   panel.dataset.state = "answered";
   byId("wave").hidden = byId("mel").hidden = byId("keep").hidden = false;
-  byId("maps").hidden = answer.is_silent;
+  byId("maps").hidden = answer.is_silent || !answer.visualization;
   byId("classes").hidden = !isNamed(answer);
   byId("classes-title").textContent = `All ${answer.predictions.length} classes`;
   byId("classes").querySelector("ol").replaceWith(bars(answer.predictions, "all"));
@@ -84,10 +87,10 @@ async function showAll(mine, milliseconds) {
 
 /** Spectrogram, evidence and maps of the window that an answer was asked for. */
 async function showPictures(answer) {
-  const { evidence, input_spectrogram: spectrogram, visualization } = answer;
-  await showSpectrogram(spectrogram, evidence.start, evidence.end);
+  const { evidence, input_spectrogram: spectrogram, representative_window: span, visualization } = answer;
+  await showSpectrogram(spectrogram, span.start, span.end);
   showEvidence(current.answer.is_silent ? null : evidence);
-  picker.value = evidence.class;
+  if (evidence) picker.value = evidence.class;
   showWindow();
   markWindow();
   if (visualization && !current.answer.is_silent) await showMaps(visualization);
@@ -98,7 +101,7 @@ async function repaint(options) {
   const mine = current;
   byId("mel").setAttribute("aria-busy", "true");
   try {
-    const answer = await predict(mine.blob, { ...PICTURES, top_k: 1, ...options }, mine.cancel.signal);
+    const answer = await predict(mine.blob, { ...pictures(), top_k: 1, ...options }, mine.cancel.signal);
     if (mine === current) await showPictures(answer);
   } catch (error) {
     if (error.name !== "AbortError" && mine === current) showProblem(card, error);
