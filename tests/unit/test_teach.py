@@ -20,24 +20,10 @@ from audiocnn.teach.report import advice, wilson_interval
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
 from tests.helpers.paths import STORE
-from tests.helpers.sounds import sound_file, tone
+from tests.helpers.sounds import beep, write_class
 
 BACKBONE = str(STORE / "audiocnn.onnx")  # the released network: no download
 RECORDINGS = 5
-
-
-def beep(hz: float, seed: int) -> bytes:
-    """A noisy tone near a frequency."""
-    rng = np.random.default_rng(seed)
-    waveform = tone(2.0, hz=hz * rng.uniform(0.95, 1.05)) * rng.uniform(0.3, 1)
-    return sound_file(waveform + 0.003 * rng.standard_normal(len(waveform)).astype(np.float32))
-
-
-def write_class(folder: Path, name: str, hz: float, count: int = RECORDINGS) -> None:
-    for number in range(count):
-        path = folder / name / f"{number}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(beep(hz, number))
 
 
 @pytest.fixture(scope="module")
