@@ -40,6 +40,8 @@ from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
 from audiocnn.results import Detection, RepresentativeWindow, Result, StreamEnd, WindowProbs
 
+_MAX_EMBEDDING_VALUES = 2_000_000  # in one answer: 20 MB of JSON
+
 
 @dataclass
 class Timings:
@@ -184,7 +186,8 @@ class Classifier:
 
         Yields the number of a file with each of its windows, then with its `StreamEnd`, in the order of
         `files`. An error ends its own file only. `files` is read lazily: an item is taken, then opened.
-        `outputs`: names of further outputs of the network (`evidence`, feature maps) for each window.
+        `outputs`: names of further outputs of the network (`embedding`, `evidence`, feature maps) for each
+        window; the embedding is that of the served file and costs nothing.
         """
         waiting: list[tuple[int, _StreamWindow | StreamEnd]] = []
         num_windows = 0
@@ -231,10 +234,13 @@ class Classifier:
     ) -> Iterator[tuple[FloatArray, dict[str, FloatArray]]]:
         """Probabilities and further outputs of each window."""
         log_mels = np.stack([self._log_mel(window) for window in samples])
-        probs = self._probabilities(self.engine.run(log_mels)["logits"])
-        further = self.engine.run(log_mels, outputs) if outputs else {}
+        served = [name for name in ("logits", "embedding") if name == "logits" or name in outputs]
+        further = self.engine.run(log_mels, served)
+        probs = self._probabilities(further["logits"])
+        if others := [name for name in outputs if name not in served]:
+            further |= self.engine.run(log_mels, others)
         for row in range(len(samples)):
-            yield probs[row], {name: array[row] for name, array in further.items()}
+            yield probs[row], {name: further[name][row] for name in outputs}
 
     def predict_batch(
         self,
@@ -297,6 +303,13 @@ class Classifier:
         if options.detections:
             short = self._windowing(detections.window_seconds(self.config))
             work.short = _Windows(part.waveform, short, round(detections.hop_of(options, self.config) * rate))
+        num_values = len(work.whole.spans) * (self.config.num_features or 0)
+        if options.gives_window_embeddings and num_values > _MAX_EMBEDDING_VALUES:
+            return AudioTooLongError(
+                f"The embeddings of all windows are {num_values:,} numbers; one answer may have "
+                f"{_MAX_EMBEDDING_VALUES:,}: raise hop_seconds, send a part (start, end), or use "
+                "`audiocnn embed`."
+            )
         if work.num_windows <= self.limits.max_windows:
             return work
         return AudioTooLongError(

@@ -43,6 +43,7 @@ class Dataset:
     name: str
     clips: tuple[LabelledClip, ...]
     class_names: tuple[str, ...]
+    has_table: bool = True  # False: the labels are the names of folders
 
     @property
     def has_several_labels(self) -> bool:
@@ -77,7 +78,8 @@ def read_dataset(root: Path) -> Dataset:
         return Dataset(
             root.resolve().name,
             tuple(clips),
-            tuple(sorted({label for clip in clips for label in clip.labels})),
+            _class_names(clips),
+            has_table=False,
         )
     raise DatasetError(
         f"{root} is no dataset: expected meta/esc50.csv (ESC-50), metadata/UrbanSound8K.csv, one CSV file "

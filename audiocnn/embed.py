@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,71 +14,11 @@ from rich.progress import track
 from audiocnn import inputs
 from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier
+from audiocnn.embedding_table import SUFFIXES, EmbeddingTable
 from audiocnn.errors import AudioError, ModelFileError
-from audiocnn.files import replacing
 from audiocnn.inputs import InputError, Notes
 
-SUFFIXES = (".parquet", ".npz")
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True)
-class EmbeddingTable:
-    """Embeddings of windows, one row each, and the model that they are of."""
-
-    files: list[str]
-    starts: FloatArray  # (n,) seconds
-    ends: FloatArray  # (n,)
-    vectors: FloatArray  # (n, d) float32
-    model: str  # SHA-256 of the model's file
-
-    def save(self, path: Path) -> None:
-        """Write `.parquet` (needs pyarrow) or `.npz`."""
-        with replacing(path) as part:
-            if path.suffix == ".npz":
-                with part.open("wb") as file:
-                    arrays = {name: np.array(value) for name, value in vars(self).items()}
-                    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's own stub
-            else:
-                self._write_parquet(part)
-
-    def _write_parquet(self, path: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        flat = pa.array(self.vectors.ravel(), pa.float32())
-        columns = {
-            "file": pa.array(self.files),
-            "start": pa.array(self.starts, pa.float32()),
-            "end": pa.array(self.ends, pa.float32()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, self.vectors.shape[1]),
-        }
-        pq.write_table(pa.table(columns).replace_schema_metadata({"model": self.model}), path)
-
-    @classmethod
-    def load(cls, path: Path) -> EmbeddingTable:
-        """Read what `save` wrote. Raises `InputError` for any other file."""
-        try:
-            return cls._read_npz(path) if path.suffix == ".npz" else cls._read_parquet(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is no table of `audiocnn embed`: {error}") from error
-
-    @classmethod
-    def _read_npz(cls, path: Path) -> EmbeddingTable:
-        with np.load(path, allow_pickle=False) as file:
-            files = [str(name) for name in file["files"]]
-            return cls(files, file["starts"], file["ends"], file["vectors"], str(file["model"]))
-
-    @classmethod
-    def _read_parquet(cls, path: Path) -> EmbeddingTable:
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path)
-        vectors = np.stack(table["embedding"].combine_chunks().to_numpy(zero_copy_only=False))
-        model = (table.schema.metadata or {})[b"model"].decode()
-        starts, ends = (table[name].to_numpy().astype(np.float32) for name in ("start", "end"))
-        return cls(table["file"].to_pylist(), starts, ends, vectors.astype(np.float32), model)
 
 
 def embed_file(classifier: Classifier, path: str) -> Iterator[tuple[float, float, FloatArray]]:

@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "clip_spectrogram": _FLAG | {"description": "the mel spectrogram of the whole clip in dB"},
     "waveform": _FLAG | {"description": "at most 8,000 values to draw"},
-    "embedding": _FLAG | {"description": "the feature vector of the sound, for search and clustering"},
+    "embedding": _FLAG | {"description": "feature vector of the sound; with windows also of each window"},
     "windows": _FLAG | {"description": "the answer of every window"},
     "windows_top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1},
     "detections": _FLAG | {"description": "events with class, start, end and confidence"},
@@ -91,6 +91,11 @@ class Options(ClassFilter):
     end: float | None = None  # None: to its end
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
+
+    @property
+    def gives_window_embeddings(self) -> bool:
+        """Whether every window has its feature vector in the answer."""
+        return self.embedding and self.windows and not self.reduce_payload
 
     def layer_names(self, config: Config) -> tuple[str, ...]:
         """Names of the feature maps to send."""

@@ -189,7 +189,7 @@ class Result:
         if options.windows or len(self.spans) > 1:
             answer["windows"] = _windows(self)
         if options.embedding and (embedding := self.embedding) is not None:
-            answer["embedding"] = [round(float(value), 6) for value in embedding]
+            answer["embedding"] = _numbers(embedding)
         if options.feature_maps != "none":
             draw = _json_map if options.feature_maps == "json" else _png_map
             answer["visualization"] = {
@@ -217,7 +217,8 @@ class Result:
 
 
 def _windows(result: Result) -> list[dict[str, Any]]:
-    """Span and top class of every window; with `windows_top_k` above 1 its `predictions` too."""
+    """Span and top class of every window; with `windows_top_k` above 1 its `predictions` too, and the
+    embedding if it and `windows` are asked for."""
     rows, count = [], result.options.windows_top_k
     for (start, end), probs in zip(result.spans, result.window_probs, strict=True):
         order = np.argsort(-probs, kind="stable")[:count]
@@ -226,7 +227,15 @@ def _windows(result: Result) -> list[dict[str, Any]]:
         ]
         row: dict[str, Any] = {"start": round(start, 3), "end": round(end, 3), **ranked[0]}
         rows.append(row | {"predictions": ranked} if count > 1 else row)
+    if result.options.gives_window_embeddings and result.window_embeddings is not None:
+        for row, embedding in zip(rows, result.window_embeddings, strict=True):
+            row["embedding"] = _numbers(embedding)
     return rows
+
+
+def _numbers(values: FloatArray) -> list[float]:
+    numbers: list[float] = np.round(values.astype(np.float64), 6).tolist()
+    return numbers
 
 
 def _explanations(result: Result) -> list[dict[str, Any]]:

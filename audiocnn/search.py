@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from audiocnn.arrays import FloatArray
-from audiocnn.embed import EmbeddingTable, embed_file, open_embedder
+from audiocnn.embed import embed_file, open_embedder
+from audiocnn.embedding_table import EmbeddingTable
 from audiocnn.errors import AudioError, ModelFileError
 from audiocnn.inputs import InputError
 
@@ -54,7 +55,14 @@ def nearest(query: FloatArray, table: EmbeddingTable, top_k: int) -> list[dict[s
 @app.command(epilog="Example: audiocnn search bark.wav --in sounds.parquet")
 def search(
     query: Annotated[str, typer.Argument(metavar="FILE", help="The sound to look for.")],
-    table: Annotated[Path, typer.Option("--in", metavar="TABLE", help="What `audiocnn embed` wrote.")],
+    table: Annotated[
+        Path,
+        typer.Option(
+            "--in",
+            metavar="TABLE",
+            help="What `audiocnn embed` wrote, or the folder embeddings of `audiocnn batch`.",
+        ),
+    ],
     top_k: Annotated[int, typer.Option(min=1, help="Files to list.")] = 10,
     model: Annotated[Path | None, typer.Option(help="The model of the table (the released model).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,

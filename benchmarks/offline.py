@@ -48,7 +48,7 @@ class Totals:
 
 
 def items(data: Path, folds: Sequence[int]) -> list[Item]:
-    """The labelled clips of a dataset, or all sound files below a folder.
+    """The labelled clips of a table, or all sound files below a folder, labelled by the folder of each.
 
     Raises `DatasetError` if there are none, or if `folds` are given without a dataset.
     """
@@ -58,7 +58,11 @@ def items(data: Path, folds: Sequence[int]) -> list[Item]:
         if folds or not (files := sound_files(data)):
             raise
         return [Item(path, None) for path in files]
-    return [Item(clip.path, clip.label) for clip in (dataset.folds(folds) if folds else dataset.clips)]
+    chosen = dataset.folds(folds) if folds else dataset.clips
+    labels: dict[Path, str | None] = {clip.path: clip.label for clip in chosen}
+    if not (dataset.has_table or folds):  # folders may be no classes, and have files beside them
+        labels = {path: labels.get(path) for path in sound_files(data)}
+    return [Item(path, label) for path, label in labels.items()]
 
 
 def load_on_first(model: Path, providers: Sequence[str]) -> Classifier:

@@ -24,7 +24,10 @@ _RELEASED_ATTRIBUTION = (
 
 
 class Backbone:
-    """A network that is used for its features. `path` is its ONNX file, with an output `embedding`."""
+    """A network that is used for its features. `path` is its ONNX file, with an output `embedding`.
+
+    `licence_id` is the Hub's name of a licence that what is made with it inherits; empty: it inherits none.
+    """
 
     def __init__(self, name: str = "aisfx", *, threads: int | None = None, cache: Path | None = None) -> None:
         """`name` is `aisfx`, `released`, or the path of an ONNX model of this project with an embedding.
@@ -35,7 +38,7 @@ class Backbone:
         if name == "aisfx":
             self.path = aisfx.onnx_file(cache)
             self.frontend = FrontendConfig(sample_rate=SAMPLE_RATE)
-            self.attribution, self.licence = ATTRIBUTION, LICENCE
+            self.attribution, self.licence, self.licence_id = ATTRIBUTION, LICENCE, ""
             self._graph = OnnxGraph(self.path, "cpu", threads)
             return
         self._engine = load_engine(_released() if name == "released" else Path(name), threads=threads)
@@ -44,6 +47,7 @@ class Backbone:
         self.path, self.frontend = self._engine.path, self._engine.config.frontend
         self.attribution = _RELEASED_ATTRIBUTION if name == "released" else str(self.path)
         self.licence = "CC BY-NC 3.0: non-commercial use" if name == "released" else "that of its weights"
+        self.licence_id = "cc-by-nc-3.0" if name == "released" else ""
 
     def features(self, windows: FloatArray) -> FloatArray:
         """Windows `(n, window_samples)` -> features float32 `(n, d)`."""

@@ -107,7 +107,17 @@ class FileResult:
             self.error = (INTERNAL, f"{type(end.error).__name__}: {end.error}")
 
 
-Item = FileResult | tuple[FileResult, WindowResult]
+@dataclass(frozen=True)
+class WindowEmbedding:
+    """The feature vector of one window of a file."""
+
+    path: str
+    start: float  # seconds
+    end: float
+    vector: FloatArray  # (d,)
+
+
+Item = FileResult | WindowEmbedding | tuple[FileResult, WindowResult]
 
 
 def classify_files(
@@ -116,11 +126,13 @@ def classify_files(
     *,
     overlap_seconds: float | None = None,
     evidence: bool = False,
+    embeddings: bool = False,
 ) -> Iterator[Item]:
     """For every path, in this order: each window of a file that has several, then its `FileResult`.
 
-    A file that cannot be classified has an `error`; its windows before the error have been yielded. A path
-    is taken from `paths` right before its file is opened.
+    With `embeddings`, the `WindowEmbedding` of every window comes before these. A file that cannot be
+    classified has an `error`; its windows before the error have been yielded. A path is taken from `paths`
+    right before its file is opened.
     """
     files: dict[int, FileResult] = {}
 
@@ -129,11 +141,14 @@ def classify_files(
             files[number] = FileResult(path)
             yield path
 
-    outputs = ("evidence",) if evidence else ()
+    outputs = ["evidence"] * evidence + ["embedding"] * embeddings
     for number, item in classifier.predict_streams(
         opened(), overlap_seconds=overlap_seconds, outputs=outputs
     ):
         if isinstance(item, WindowProbs):
+            if embeddings:
+                path = files[number].path
+                yield WindowEmbedding(path, item.start, item.end, item.outputs["embedding"])
             yield from ((files[number], window) for window in files[number].add(item))
         else:
             files[number].finish(item)

@@ -27,6 +27,7 @@ from audiocnn.batch.state import (
     Settings,
     part,
     place,
+    tables,
 )
 from audiocnn.inputs import Found
 
@@ -203,23 +204,27 @@ class Manifest:
             lists.flush()
             os.fsync(lists.fileno())
 
-    def clean_up(self, suffixes: Sequence[str]) -> tuple[list[Chunk], list[Chunk]]:
+    def clean_up(
+        self, suffixes: Sequence[str], *, embeddings: bool = False
+    ) -> tuple[list[Chunk], list[Chunk]]:
         """Chunks that were in progress when an earlier run stopped, and chunks that have lost a part since.
 
         Both are pending again; temporary files of their attempts are removed.
         """
+        pairs = tables(suffixes, embeddings=embeddings)
         there = {
             f"{place(table, suffix)}/{name}"
-            for table in ("files", "windows")
-            for suffix in suffixes
+            for table, suffix in pairs
             for name in _names(self.out / place(table, suffix))
         }
         begun = {int(name.partition("-")[0]) for name in _names(self.out / ATTEMPTS)}
         in_work, lost = [], []
         for *values, text in self._db.execute("SELECT * FROM chunks").fetchall():
             chunk, outcome = Chunk(*values), Outcome(**json.loads(text)) if text else None
-            tables = ("files", "windows") if outcome and outcome.window_rows else ("files",)
-            parts = {part(table, chunk.id, suffix) for table in tables for suffix in suffixes}
+            rows = {"windows": outcome.window_rows, "embeddings": outcome.windows} if outcome else {}
+            parts = {
+                part(table, chunk.id, suffix) for table, suffix in pairs if rows.get(table, table == "files")
+            }
             if outcome is None and (parts & there or chunk.id in begun):
                 in_work.append(chunk)
             elif outcome is not None and not parts <= there:

@@ -25,7 +25,7 @@ from audiocnn import inputs
 from audiocnn.batch.aggregate import UNREADABLE
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous, damaged
 from audiocnn.batch.progress import Meter, work
-from audiocnn.batch.state import FOLDER, SUFFIXES, Outcome, Settings, place
+from audiocnn.batch.state import FOLDER, SUFFIXES, Outcome, Settings, place, tables
 from audiocnn.batch.summary import print_summary, summary_of, write_summary
 from audiocnn.batch.writers import FORMATS
 from audiocnn.errors import ModelFileError
@@ -62,6 +62,8 @@ def settings_of(args: SimpleNamespace) -> Settings:
     overlap = None if args.overlap == window / 2 else args.overlap
     if overlap is not None and not 0.0 <= overlap <= window - 0.1:
         raise InputError(f"--overlap {overlap:g}: it must be from 0 to {window - 0.1:g} seconds")
+    if args.embeddings and engine.config.num_features is None:
+        raise ModelFileError(f"{engine.path} has no output embedding: leave --embeddings out")
     return Settings(
         model=engine.sha256,
         top_k=min(args.top_k, len(engine.config.class_names)),
@@ -70,6 +72,7 @@ def settings_of(args: SimpleNamespace) -> Settings:
         evidence=args.evidence,
         formats=args.format,
         root=inputs.root_of(args.inputs),
+        embeddings=args.embeddings,
     )
 
 
@@ -83,9 +86,9 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> Se
     """List the inputs and print how they compare with an earlier run; afterwards the manifest is complete."""
     settings, resumes = manifest.load_or_create(settings)
     suffixes = [suffix for suffix in SUFFIXES if suffix in settings.formats]
-    for folder in (place(name, suffix) for name in ("files", "windows") for suffix in suffixes):
-        (args.out / folder).mkdir(parents=True, exist_ok=True)
-    in_work, lost = manifest.clean_up(suffixes)
+    for name, suffix in tables(suffixes, embeddings=settings.embeddings):
+        (args.out / place(name, suffix)).mkdir(parents=True, exist_ok=True)
+    in_work, lost = manifest.clean_up(suffixes, embeddings=settings.embeddings)
     again = manifest.forget(UNREADABLE) if args.retry else []
     notes = Notes()
     listed = manifest.add(inputs.find(args.inputs, notes, limit=args.limit), args.chunk_size)
@@ -186,7 +189,7 @@ def run(args: SimpleNamespace) -> int:
     except Stopped as stopped:
         say(f"stopped. {_RESUMABLE}")
         return 128 + stopped.number
-    print_summary(args.out, summary)
+    print_summary(args.out, summary, settings)
     return 0
 
 
@@ -227,6 +230,9 @@ def batch(
         float | None, typer.Option(metavar="SECONDS", help="Of windows of long files (half a window).")
     ] = None,
     evidence: Annotated[bool, typer.Option(help="Add the class activation map of the top class.")] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Add a table of feature vectors, for `audiocnn search`.")
+    ] = False,
     model: Annotated[
         Path | None,
         typer.Option("--model", "--checkpoint", help=".onnx, .pt or checkpoint folder (the released model)."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -29,6 +30,7 @@ class Settings:
     evidence: bool
     formats: tuple[str, ...]
     root: str  # of the folders of label tracks; not compared
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class Outcome:
         self.errors = dict(Counter(self.errors) + Counter(other.errors))
         self.window_rows += other.window_rows
         return self
+
+
+def tables(suffixes: Sequence[str], *, embeddings: bool) -> list[tuple[str, str]]:
+    """Table and suffix of what a run writes: that of embeddings is Parquet, whatever the others are."""
+    pairs = [(table, suffix) for table in ("files", "windows") for suffix in suffixes]
+    return [*pairs, ("embeddings", "parquet")] if embeddings else pairs
 
 
 def place(table: str, suffix: str) -> str:

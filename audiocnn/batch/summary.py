@@ -51,7 +51,7 @@ def join_csv(out: Path, table: str, top_k: int) -> None:
                 shutil.copyfileobj(file, whole)
 
 
-def print_summary(out: Path, summary: dict[str, Any]) -> None:
+def print_summary(out: Path, summary: dict[str, Any], settings: Settings) -> None:
     """On standard output."""
     run = summary["run"]
     errors = ", ".join(f"{count:,} {code}" for code, count in summary["errors"].items())
@@ -64,4 +64,5 @@ def print_summary(out: Path, summary: dict[str, Any]) -> None:
         factor = run["real_time_factor"]
         real_time = f", real-time factor {factor:.2g}" if factor else ""
         print(f"           {run['files_per_second']:,.0f} clips/s{real_time}")
-    print(f"results    {out}/files, {out}/windows, {out}/summary.json")
+    tables = ["files", "windows", *(["embeddings"] if settings.embeddings else [])]
+    print(f"results    {', '.join(f'{out}/{name}' for name in (*tables, 'summary.json'))}")

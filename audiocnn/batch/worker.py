@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocnn.batch import state
-from audiocnn.batch.aggregate import FileResult, Item, classify_files
+from audiocnn.batch.aggregate import FileResult, Item, WindowEmbedding, classify_files
 from audiocnn.batch.audacity import AudacityWriter
 from audiocnn.batch.state import Outcome, Settings
 from audiocnn.batch.writers import ChunkWriter, RowBuilder
@@ -49,7 +49,7 @@ class Worker:
         settings = job.settings
         self._classifier = Classifier.load(job.model, threads=job.threads)
         engine = self._classifier.engine
-        self._report = RowBuilder(engine.config, engine.sha256[:12], settings.top_k, settings.min_confidence)
+        self._report = RowBuilder(engine.config, engine.sha256, settings.top_k, settings.min_confidence)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """`{"chunk", "start", "length"}`, arrays of one -> the outcome, and how long it took.
@@ -78,6 +78,9 @@ class Worker:
                 if isinstance(item, tuple):
                     part.window(*item)
                     continue
+                if isinstance(item, WindowEmbedding):
+                    part.embedding(item)
+                    continue
                 part.file(item)
                 errors = {item.error[0]: 1} if item.error else {}
                 outcome += Outcome(1, item.num_windows, item.seconds, errors)
@@ -85,8 +88,7 @@ class Worker:
         part.publish(
             {
                 (table, suffix): self._job.out / state.part(table, chunk, suffix)
-                for table in ("files", "windows")
-                for suffix in state.SUFFIXES
+                for table, suffix in state.tables(state.SUFFIXES, embeddings=True)
             }
         )
         shutil.rmtree(attempt)
@@ -105,7 +107,11 @@ class Worker:
 
         settings = self._job.settings
         yield from classify_files(
-            self._classifier, opened(), overlap_seconds=settings.overlap, evidence=settings.evidence
+            self._classifier,
+            opened(),
+            overlap_seconds=settings.overlap,
+            evidence=settings.evidence,
+            embeddings=settings.embeddings,
         )
 
 

@@ -17,15 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiocnn.arrays import FloatArray
-from audiocnn.batch.aggregate import Evidence, FileResult, WindowResult
+from audiocnn.batch.aggregate import Evidence, FileResult, WindowEmbedding, WindowResult
 from audiocnn.batch.audacity import AudacityWriter
 from audiocnn.config import Config
+from audiocnn.embedding_table import parquet_schema
 from audiocnn.files import publish
 from audiocnn.model.mel import map_axes
 
 FORMATS = ("parquet", "csv", "audacity")
 Row = dict[str, Any]
-_ROWS_IN_MEMORY = 2048
+_ROWS_IN_MEMORY, _VECTORS_IN_MEMORY = 2048, 256
 _PREDICTIONS = pa.list_(pa.struct([("class", pa.string()), ("confidence", pa.float32())]))
 _EVIDENCE = pa.struct(
     [
@@ -65,13 +66,13 @@ class RowBuilder:
     """Makes rows of results."""
 
     config: Config
-    model: str  # first 12 characters of its SHA-256
+    model: str  # SHA-256 of its file
     top_k: int
     min_confidence: float
 
     def file_row(self, result: FileResult) -> Row:
         """One row of the table `files`; with an error, the columns of an answer are None."""
-        row = dict.fromkeys(FILES.names) | {"file": shown(result.path), "model": self.model}
+        row = dict.fromkeys(FILES.names) | {"file": shown(result.path), "model": self.model[:12]}
         row |= {"warnings": result.warnings, "num_windows": result.num_windows}
         if result.error:
             code, message = result.error
@@ -92,6 +93,13 @@ class RowBuilder:
             return None
         span = {"start": round(window.start, 3), "end": round(window.end, 3)}
         return {"file": shown(file.path), **span, **named, "evidence": self._evidence(window.evidence)}
+
+    def schema(self, table: str) -> pa.Schema:
+        """The columns of a table."""
+        if table == "embeddings":
+            assert self.config.num_features is not None, "checked at the start of the run"
+            return parquet_schema(self.config.num_features, self.model)
+        return SCHEMAS[table]
 
     def _named(self, probs: FloatArray) -> Row:
         order = np.argsort(-probs, kind="stable")[: self.top_k]
@@ -141,7 +149,7 @@ class ParquetPart:
     """Zstandard, a row group for each `write`."""
 
     def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
-        self._schema = SCHEMAS[table]
+        self._schema = builder.schema(table)
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -206,7 +214,7 @@ class ChunkWriter:
         self._attempt, self._builder, self._labels = attempt, builder, labels
         kinds: dict[str, type[ParquetPart] | type[CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
         self._kinds = {name: kinds[name] for name in formats if name in kinds}
-        self._rows: dict[str, list[Row]] = {"files": [], "windows": []}
+        self._rows: dict[str, list[Row]] = {"files": [], "windows": [], "embeddings": []}
         self._writers: dict[tuple[str, str], Writer] = {}
         self.window_rows = 0
 
@@ -217,6 +225,11 @@ class ChunkWriter:
             self._append("windows", row)
             if self._labels:
                 self._labels.add(row["start"], row["end"], row)
+
+    def embedding(self, window: WindowEmbedding) -> None:
+        """The feature vector of a window."""
+        span = {"start": window.start, "end": window.end}
+        self._append("embeddings", {"file": shown(window.path), **span, "embedding": window.vector})
 
     def file(self, result: FileResult) -> None:
         """A file that is finished."""
@@ -232,25 +245,28 @@ class ChunkWriter:
 
     def _append(self, table: str, row: Row) -> None:
         self._rows[table].append(row)
-        if len(self._rows[table]) == _ROWS_IN_MEMORY:
+        if len(self._rows[table]) == (_VECTORS_IN_MEMORY if table == "embeddings" else _ROWS_IN_MEMORY):
             self._flush(table)
 
     def _flush(self, table: str) -> None:
-        for suffix, kind in self._kinds.items() if self._rows[table] else ():
+        for suffix, kind in self._kinds_of(table).items() if self._rows[table] else ():
             if (table, suffix) not in self._writers:
                 path = self._attempt / f"{table}.{suffix}"
                 self._writers[table, suffix] = kind(path, table, self._builder)
             self._writers[table, suffix].write(self._rows[table])
         self._rows[table] = []
 
+    def _kinds_of(self, table: str) -> dict[str, type[ParquetPart] | type[CsvPart]]:
+        return {"parquet": ParquetPart} if table == "embeddings" else self._kinds
+
     def publish(self, targets: Mapping[tuple[str, str], Path]) -> None:
         """Give the parts their names, those of `files` last; parts that only an earlier attempt had are
         removed."""
         if self._labels:
             self._labels.close()
-        for table in ("windows", "files"):
+        for table in ("embeddings", "windows", "files"):
             self._flush(table)
-            for suffix in self._kinds:
+            for suffix in self._kinds_of(table):
                 if writer := self._writers.get((table, suffix)):
                     writer.close()
                     publish(self._attempt / f"{table}.{suffix}", targets[table, suffix])

@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket
 from audiocnn import __version__
 from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
 from audiocnn.gateway.compat import add_compat_routes
+from audiocnn.gateway.embedding import add_embedding_route
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
 from audiocnn.gateway.hugging_face import add_hugging_face_routes
 from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware, SecurityHeadersMiddleware
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_error_handlers(app)
     add_reading_routes(app, gateway)
     add_asking_routes(app, gateway)
+    add_embedding_route(app, gateway)
     add_open_inference_routes(app, gateway)
     add_hugging_face_routes(app, gateway)
     if settings.metrics_port is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from audiocnn.config import Config, FrontendConfig
-from audiocnn.errors import ModelFileError
+from audiocnn.errors import BadOptionError, ModelFileError, ServerError
 from audiocnn.gateway.backend import Backend
 from audiocnn.gateway.settings import Settings
 from audiocnn.labels import ESC50, URBANSOUND8K, describe
@@ -16,20 +17,25 @@ from audiocnn.probe import probe_wav
 
 ALL_CLASSES = 1_000_000  # as `top_k`: the answer names every class
 _FRESH_SECONDS = 5.0  # a rollout changes the model under us
+_WANTED: tuple[dict[str, Any], ...] = ({"embedding": True, "layers": "layer4"}, {"embedding": True}, {})
 
 
 class ModelInfo:
     """Asks the backend with a short tone: its answer names the model and, with a large `top_k`, all classes.
+
+    What a model cannot give is a refused option: an embedding, or the name of a layer (nothing is computed
+    of a layer that is only named).
 
     The front end is not in an answer; it is read from the checkpoint's config.json, and told only if
     that has the same version and classes.
     """
 
     def __init__(self, client: Backend, settings: Settings) -> None:
-        self._client, self._is_v2 = client, settings.backend == "v2"
+        self._client = client
         self._answer: dict[str, Any] = {}
         self._asked_at = -_FRESH_SECONDS
         self._asking = asyncio.Lock()
+        self._level = 0  # index into `_WANTED` of what the model gives
         try:
             self._config: Config | None = Config.from_json(
                 settings.model_config_file.read_text(encoding="utf-8")
@@ -47,10 +53,10 @@ class ModelInfo:
         """The function that makes confidences of logits: `softmax` or `sigmoid`."""
         return self._config.activation if self._config else "softmax"
 
-    @property
-    def has_feature_maps(self) -> bool:
+    async def has_feature_maps(self) -> bool:
         """Whether feature maps and evidence can be asked for."""
-        return not self._is_v2 and (self._config is None or self._config.model is not None)
+        await self._ask()
+        return self._level == 0
 
     async def labels(self) -> list[dict[str, str]]:
         """All classes, in the order of the model where it is known."""
@@ -68,13 +74,27 @@ class ModelInfo:
         return {
             "model": answer["model"],
             "num_classes": len(names),
-            "has_feature_maps": self.has_feature_maps,
+            "embedding_size": len(answer["embedding"]) if "embedding" in answer else None,
+            "has_feature_maps": await self.has_feature_maps(),
             "frontend": asdict(config.frontend) if config and is_same else None,
         }
 
     async def _ask(self) -> dict[str, Any]:
         async with self._asking:
             if time.monotonic() - self._asked_at > _FRESH_SECONDS:
-                self._answer = await self._client.predict(probe_wav(), {"top_k": ALL_CLASSES})
+                self._answer = await self._probe()
                 self._asked_at = time.monotonic()
             return self._answer
+
+    async def _probe(self) -> dict[str, Any]:
+        """The answer with all that the model gives; of another model than before that is found out anew."""
+        answer = await self._first_accepted(self._level)
+        if self._level and answer.get("model") != self._answer.get("model"):
+            answer = await self._first_accepted(0)
+        return answer
+
+    async def _first_accepted(self, first: int) -> dict[str, Any]:
+        for self._level, wanted in enumerate(_WANTED[first:], start=first):
+            with suppress(BadOptionError):
+                return await self._client.predict(probe_wav(), {"top_k": ALL_CLASSES} | wanted)
+        raise ServerError("The model server refuses a plain request.")

@@ -41,6 +41,11 @@ _UNSUPPORTED = {
 # Answers by the id of their operation.
 ANSWERS: dict[str, Any] = {
     "predict": _ANSWER,
+    "embed": {
+        "embedding": [0.31, 0.0, 1.274],
+        "dimension": 256,
+        **{name: _ANSWER[name] for name in ("is_silent", "warnings", "duration", "model", "request_id")},
+    },
     "predict_batch": {
         "results": [
             {"file": "church_bells.wav", "predictions": _PREDICTIONS},

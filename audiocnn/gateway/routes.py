@@ -175,7 +175,7 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             state = request.state
             wanted = DEMO_OPTIONS | options
-            if not gateway.model.has_feature_maps:
+            if not await gateway.model.has_feature_maps():
                 wanted["feature_maps"] = options.get("feature_maps", "none")
             wanted.setdefault("clip_spectrogram", wanted["spectrogram"] != "png" and wanted["spectrogram"])
             answer = await gateway.predict(audio, state.request_id, wanted, state.trace)

@@ -40,6 +40,7 @@ class Window(BaseModel):
     end: float
     class_: str = Field(alias="class")
     confidence: float
+    embedding: list[float] | None = Field(None, description="with embedding and windows")
 
 
 class Map(BaseModel):
@@ -102,10 +103,31 @@ class Answer(BaseModel):
     representative_window: Span | None = Field(None, description="which window the maps are of")
     clip_spectrogram: PlacedMap | None = Field(None, description="values in dB, at most 2,000 columns")
     waveform: Waveform | None = None
+    embedding: list[float] | None = None
 
 
 class PredictReply(Answer, Reply):
     """An answer with its request's id."""
+
+
+class EmbeddedWindow(Span):
+    """A window, in seconds from the start of the clip, and its feature vector."""
+
+    embedding: list[float]
+
+
+class EmbedReply(Reply):
+    """The feature vector of a clip: the mean over its windows."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    embedding: list[float]
+    dimension: int = Field(examples=[256])
+    is_silent: bool
+    warnings: list[str]
+    duration: float = Field(examples=[5.0], description="seconds")
+    model: ModelId
+    windows: list[EmbeddedWindow] | None = Field(None, description="if asked for")
 
 
 class SpectrogramReply(Reply):
@@ -193,6 +215,7 @@ class ConfigReply(BaseModel):
 
     model: ModelId
     num_classes: int
+    embedding_size: int | None = Field(description="numbers of an embedding; null: the model has none")
     has_feature_maps: bool = Field(description="whether feature maps and evidence can be asked for")
     frontend: dict[str, Any] | None
     limits: Limits
@@ -215,11 +238,11 @@ def form_body(name: str, *, many: bool = False, more: dict[str, Any] | None = No
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-def clip_body() -> dict[str, Any]:
-    """`openapi_extra` of the route that takes a file as the body or in a form, options also in the query."""
-    content = form_body("file")["requestBody"]["content"]
+def clip_body(options: dict[str, Any] = OPTIONS) -> dict[str, Any]:
+    """`openapi_extra` of a route that takes a file as the body or in a form, options also in the query."""
+    content = form_body("file", more=options)["requestBody"]["content"]
     content |= {"application/octet-stream": {"schema": _FILE}, "audio/*": {"schema": _FILE}}
-    query = [{"name": name, "in": "query", "schema": schema} for name, schema in OPTIONS.items()]
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in options.items()]
     return {"requestBody": {"required": True, "content": content}, "parameters": query}
 
 

@@ -10,21 +10,23 @@ from audiocnn.config import Config
 
 # Licence of weights and id of the dataset on the Hub, by the name of the dataset.
 _DATASETS = {"ESC-50": ("cc-by-nc-3.0", "ashraq/esc50")}
-_TAGS = ["audio", "onnx", "pytorch", "environmental-sounds", "sound-event-detection"]
+_TAGS = ["audio", "onnx", "environmental-sounds", "sound-event-detection"]
 
 
 def front_matter(config: Config, scores: Mapping[str, float], measured_on: str = "") -> str:
     """YAML between two lines of dashes: licence, task, dataset, metrics and results.
 
-    Of a model that was trained on another dataset the licence is its owner's (`other`). `scores` are metrics
-    of the Hub by name, from 0 to 1, `measured_on` says on which clips.
+    Of a model that was trained on another dataset the licence is its owner's (`other`), unless it was taught
+    on a backbone for non-commercial use (`licence_id` in the provenance). `scores` are metrics of the Hub by
+    name, from 0 to 1, `measured_on` says on which clips.
     """
     dataset = str(config.provenance.get("dataset", "own recordings"))
-    licence, hub_id = _DATASETS.get(dataset, ("other", ""))
+    licence, hub_id = _DATASETS.get(dataset, (config.provenance.get("licence_id") or "other", ""))
     values: dict[str, Any] = {"license": licence}
     if licence == "other":
         values["license_name"] = "owner"
-    values |= {"pipeline_tag": "audio-classification", "tags": _TAGS}
+    tags = _TAGS if config.model is None else [*_TAGS[:2], "pytorch", *_TAGS[2:]]
+    values |= {"pipeline_tag": "audio-classification", "tags": tags}
     if hub_id:
         values["datasets"] = [hub_id]
     if scores:

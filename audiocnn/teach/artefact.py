@@ -25,7 +25,7 @@ from audiocnn.teach.fit import TaughtHead
 MODEL = "audiocnn.onnx"
 MODEL_INT8 = f"audiocnn{INT8}.onnx"
 PARITY_TOLERANCE = 0.02  # features are kept with 16 bits
-CONFIG, FEATURES, CARD, NOTICE = "config.json", "features.npz", "MODEL_CARD.md", "NOTICE"
+CONFIG, FEATURES, CARD, NOTICE = "config.json", "features.npz", "README.md", "NOTICE"
 
 
 def model_name(backbone: Path) -> str:

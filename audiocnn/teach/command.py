@@ -18,7 +18,7 @@ from rich.progress import Progress
 from audiocnn import __version__
 from audiocnn.backbone.backbone import NAMES, Backbone
 from audiocnn.config import Config
-from audiocnn.datasets import LabelledClip
+from audiocnn.datasets import LabelledClip, check_labels
 from audiocnn.errors import AudioCNNError, DatasetError
 from audiocnn.files import write_text
 from audiocnn.teach import artefact, report
@@ -103,6 +103,7 @@ def _features(
         before = [] if known is None else list(zip(known.names, known.labels, known.digests, strict=True))
         check_contents([*before, *pairs])
         labels = [clip.label for clip in clips] + list(known.labels if known else ())
+        check_labels(set(labels))
         recordings = [clip.recording for clip in clips] + list(known.recordings if known else ())
         warnings = check_recordings(labels, recordings)
         needs_made = BACKGROUND not in labels
@@ -136,6 +137,7 @@ def _config(head: TaughtHead, table: FeatureTable, network: Backbone, summary: d
         "backbone": network.name,
         "attribution": network.attribution,
         "licence": network.licence,
+        "licence_id": network.licence_id,
         "clips": report.counts(table),
         "background": "made" if any(name.startswith(MADE) for name in table.names) else "recorded",
         "passes": len(table.features),

@@ -38,11 +38,14 @@ class Clip:
 def read_examples(source: Path, background: Path | None = None) -> Dataset:
     """The clips of a folder per class or a table, and of a folder of background sounds.
 
-    Raises `DatasetError` for what is no dataset, labels that differ by case, and a missing file.
+    Raises `DatasetError` for what is no dataset, labels that differ by case, clips with several labels, and a
+    missing file.
     """
     dataset = read_dataset(source)
     clips = [*dataset.clips, *(_background_clips(background) if background else ())]
     check_labels({clip.label for clip in clips})
+    if several := sorted({str(clip.path) for clip in clips if len(clip.labels) > 1}):
+        raise DatasetError(_listing("clips with several classes: `audiocnn teach` takes one a clip", several))
     if missing := sorted({str(clip.path) for clip in clips if not clip.path.is_file()}):
         raise DatasetError(_listing("files that do not exist", missing))
     return Dataset(dataset.name, tuple(clips), dataset.class_names)
@@ -74,10 +77,13 @@ def check_contents(rows: Iterable[tuple[str, str, str]]) -> None:
     seen: dict[str, tuple[str, str]] = {}
     conflicts, repeated = [], []
     for name, label, digest in rows:
-        other, other_label = seen.setdefault(digest, (name, label))
+        if digest not in seen:
+            seen[digest] = (name, label)
+            continue
+        other, other_label = seen[digest]
         if other_label != label:
             conflicts.append(f"{other} ({other_label}) and {name} ({label})")
-        elif other != name:
+        else:
             repeated.append(f"{other} and {name}")
     if conflicts:
         raise DatasetError(_listing("clips in two classes: keep each in one", conflicts))

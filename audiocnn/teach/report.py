@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from audiocnn.config import Config
+from audiocnn.model.card import front_matter
 from audiocnn.teach.features import FeatureTable
 from audiocnn.teach.fit import REJECTED_SHARE, TaughtHead
 
@@ -113,14 +114,19 @@ def model_card(config: Config, summary: dict[str, Any]) -> str:
         if refused is None
         else f"the user's own recordings, {refused:.0%} of them refused when left out"
     )
-    return f"""# Model card: {", ".join(config.class_names)}
+    scores = {"accuracy": summary["accuracy"]}
+    return f"""{front_matter(config, scores, "(left out)")}# Model card: {", ".join(config.class_names)}
 
 Written by `audiocnn teach`.
 
 ## Model
 Linear discriminant analysis (shrinkage {own["shrinkage"]:g}) on {config.embedding_size} features of
 {own["attribution"]}.
-Licence of that network: {own["licence"]}. Windows of {window}.
+Windows of {window}.
+
+## Licence
+The last layer belongs to the owner of the recordings. Licence of the network below it: {own["licence"]}; its
+attribution, in `NOTICE`, goes with every copy of the ONNX file.
 
 ## Accuracy on recordings that were left out
 {summary["accuracy"]:.1%} of {summary["num_clips"]} clips, 95 % interval {low:.1%} to {high:.1%}. Recordings

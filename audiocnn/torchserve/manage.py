@@ -190,7 +190,8 @@ def rollout(
         typer.Option(exists=True, help="File or folder of clips for the comparison; repeatable."),
     ] = None,
     min_agreement: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Required share of clips with the same top class.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of clips with the same top class (of common classes)."),
     ] = 0.9,
     sha256: Annotated[
         str | None, typer.Option(help="The archive's SHA-256, or a file with it (ARCHIVE.sha256).")
@@ -246,10 +247,10 @@ def drain(
 
 
 def _clips(paths: list[Path]) -> list[Path]:
-    """The given files, and the sound files in the given folders; `RolloutError` if there are none."""
+    """The given files, and the files in the given folders and below; `RolloutError` if there are none."""
     found: list[Path] = []
     for path in paths:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
         found += [file for file in files if path.is_file() or file.suffix.lower() in SUFFIXES]
     if paths and not found:
         raise RolloutError(f"no clips in {', '.join(map(str, paths))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -23,6 +24,21 @@ def tone(seconds: float, *, hz: float = 1000.0, sample_rate: int = SAMPLE_RATE) 
     """A sine at half of full scale: float32 `(num_samples,)`."""
     t = np.arange(round(seconds * sample_rate)) / sample_rate
     return (0.5 * np.sin(2 * np.pi * hz * t)).astype(np.float32)
+
+
+def beep(hz: float, seed: int) -> bytes:
+    """A sound file of 2 s: a noisy tone near a frequency."""
+    rng = np.random.default_rng(seed)
+    waveform = tone(2.0, hz=hz * rng.uniform(0.95, 1.05)) * rng.uniform(0.3, 1)
+    return sound_file(waveform + 0.003 * rng.standard_normal(len(waveform)).astype(np.float32))
+
+
+def write_class(folder: Path, name: str, hz: float, count: int = 5, *, first_seed: int = 0) -> None:
+    """`folder/name/N.wav`: so many `beep`."""
+    for number in range(count):
+        path = folder / name / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(beep(hz, first_seed + number))
 
 
 def damaged(data: bytes, rounds: int) -> Iterator[bytes]:

@@ -25,6 +25,7 @@ from PIL import Image
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from audiocnn.classifier import Classifier
 from audiocnn.client.client import Client
 from audiocnn.datasets import LabelledClip
 from audiocnn.labels import ESC50
@@ -68,6 +69,8 @@ def test_config_names_the_model_its_front_end_and_the_limits(gateway: RunningGat
     answer = gateway.post("/predict", files={"file": RAIN}).json()
     assert config["model"] == answer["model"]
     assert config["num_classes"] == 50
+    assert config["embedding_size"] == 256
+    assert config["has_feature_maps"] is True
     assert config["frontend"]["sample_rate"] == 44_100
     assert config["limits"]["max_upload_mb"] == 40
     assert config["stream"]["window_seconds"] == 5
@@ -81,7 +84,7 @@ def test_documentation_is_there(gateway: RunningGateway) -> None:
     assert all(gateway.get(source).status_code == 200 for source in sources)  # none from another server
     paths = gateway.get("/openapi.json").json()["paths"]
     expected = {"/health", "/ready", "/labels", "/config"}
-    expected |= {"/predict", "/spectrogram", "/inference", "/predict_batch"}
+    expected |= {"/predict", "/spectrogram", "/inference", "/predict_batch", "/embed"}
     assert {path for path in paths if not path.startswith(("/v2", "/hf/"))} == expected
 
 
@@ -429,6 +432,39 @@ def test_a_bad_option_of_a_batch_is_one_error(gateway: RunningGateway) -> None:
 
 
 # --- keys and rate limits ---
+
+
+def test_embeddings_are_those_of_the_model(gateway: RunningGateway, classifier: Classifier) -> None:
+    twice = sound_file(np.concatenate([tone(5.0, hz=3000.0), tone(5.0, hz=300.0)]))
+    expected = classifier.predict(twice)
+    assert expected.embedding is not None
+    assert expected.window_embeddings is not None
+    reply = gateway.post("/embed?windows=true", files={"file": twice}).json()
+    np.testing.assert_allclose(reply["embedding"], expected.embedding, atol=0.02)
+    assert reply["dimension"] == len(reply["embedding"]) == 256
+    assert reply["model"]["name"] == "audiocnn"
+    assert reply["duration"] == 10
+    assert [(row["start"], row["end"]) for row in reply["windows"]] == expected.spans
+    rows = [row["embedding"] for row in reply["windows"]]
+    np.testing.assert_allclose(rows, expected.window_embeddings, atol=0.02)
+
+
+def test_embeddings_take_the_same_bodies(gateway: RunningGateway) -> None:
+    form = gateway.post("/embed", files={"file": SIREN}, data={"end": "2"}).json()
+    raw = gateway.post("/embed?end=2", content=SIREN, headers={"Content-Type": "audio/wav"}).json()
+    put = gateway.send("PUT", "/embed", content=SIREN, headers={"X-End": "2"}).json()
+    assert form["embedding"] == raw["embedding"] == put["embedding"]
+    assert form["duration"] == 2
+    assert "windows" not in form
+    assert "predictions" not in form
+
+
+def test_embeddings_refuse_what_is_no_sound_and_other_options(gateway: RunningGateway) -> None:
+    bad = gateway.post("/embed", files={"file": b"no sound"})
+    assert (bad.status_code, code(bad)) == (415, "unsupported_format")
+    bad = gateway.post("/embed?top_k=3", files={"file": RAIN})
+    assert (bad.status_code, code(bad)) == (400, "bad_option")
+    assert "top_k" in bad.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/predict", "/spectrogram", "/inference", "/predict_batch"])

@@ -80,10 +80,11 @@ def raising(line: str) -> Callable[[str, bytes], bytes]:
 
 
 def other_labels(name: str, data: bytes) -> bytes:
-    """All answers are one class."""
+    """All answers name the same classes in the same order."""
+    answer = b"{'predictions': [{'class': name} for name in self.config.class_names]}"
     old, new = (
         b"def to_dict(self)",
-        b"def to_dict(self):\n        return {'predictions': [{'class': 'x'}]}\n\n    def unused(self)",
+        b"def to_dict(self):\n        return " + answer + b"\n\n    def unused(self)",
     )
     return data.replace(old, new) if name == "audiocnn/results.py" else data
 

@@ -24,12 +24,14 @@ from audiocnn.batch.state import Outcome, Settings, read_paths
 from audiocnn.batch.worker import Job, Worker
 from audiocnn.batch.writers import FILES, WINDOWS, shown
 from audiocnn.classifier import Classifier
+from audiocnn.embedding_table import EmbeddingTable
 from audiocnn.errors import AudioError
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.loading import served_model_path
 from audiocnn.options import Options
 from audiocnn.results import Result
 from tests.helpers.batch import TINY, fill, fill_bad, table
+from tests.helpers.command_line import run as run_cli
 from tests.helpers.paths import STORE
 from tests.helpers.sounds import sound_file, tone
 
@@ -471,7 +473,7 @@ def work(folder: Path, *formats: str, **wishes: Any) -> list[dict[str, Any]]:
     out = folder / "out"
     settings = replace(SETTINGS, formats=formats or ("parquet",), root=str(folder / "in"), **wishes)
     with Manifest(out) as manifest:
-        for name in ("files", "windows", "manifest/csv/files", "manifest/csv/windows"):
+        for name in ("files", "windows", "embeddings", "manifest/csv/files", "manifest/csv/windows"):
             (out / name).mkdir(parents=True, exist_ok=True)
         manifest.add(inputs.find([str(folder / "in")], Notes()), 4)
         worker = Worker(Job(out, served_model_path(STORE), 1, settings))
@@ -512,6 +514,44 @@ def test_the_tables(tmp_path: Path, classifier: Classifier) -> None:
     assert list(windows[0]) == WINDOWS.names
     assert list(rows[0]) == FILES.names
     assert not list((tmp_path / "out" / "tmp").iterdir())
+
+
+def test_embeddings_are_those_of_the_classifier_and_can_be_searched(
+    tmp_path: Path, classifier: Classifier
+) -> None:
+    (tmp_path / "in").mkdir()
+    paths = sounds_in(tmp_path / "in")
+    fill_bad(tmp_path / "in" / "bad")
+    work(tmp_path, "csv", embeddings=True)
+    folder = tmp_path / "out" / "embeddings"
+    found = EmbeddingTable.load(folder)
+    assert found.model == classifier.engine.sha256
+    assert set(found.files) == set(map(str, paths))
+    for path in paths:
+        own = [number for number, file in enumerate(found.files) if file == str(path)]
+        result = classifier.predict(path)
+        assert result.window_embeddings is not None
+        np.testing.assert_allclose(found.vectors[own], result.window_embeddings, atol=1e-3)
+        np.testing.assert_allclose(found.starts[own], [start for start, _ in result.spans], atol=1e-3)
+    run = ["search", str(tmp_path / "in" / "rain.wav"), "--in", str(folder), "--top-k", "3", "--json"]
+    printed = run_cli(*run, "--model", str(served_model_path(STORE)))
+    assert printed.returncode == 0, printed.stderr
+    nearest = [json.loads(line) for line in printed.stdout.splitlines()]
+    similarity = {Path(row["file"]).name: row["similarity"] for row in nearest}
+    assert similarity["rain.wav"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_lost_part_of_the_embeddings_is_made_again(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 10)
+    work(tmp_path, embeddings=True)
+    parts = sorted((tmp_path / "out" / "embeddings").iterdir())
+    assert len(parts) == 3
+    with Manifest(tmp_path / "out") as manifest:
+        for chunk in manifest.pending():
+            manifest.record(chunk.id, Outcome(chunk.files, chunk.files))
+        assert manifest.clean_up(["parquet"], embeddings=True) == ([], [])
+        parts[1].unlink()
+        assert [chunk.id for chunk in manifest.clean_up(["parquet"], embeddings=True)[1]] == [1]
 
 
 def test_csv_has_one_line_of_header_and_a_column_for_each_class(tmp_path: Path) -> None:

@@ -310,6 +310,12 @@ def test_offline_takes_a_folder_without_labels(
     assert offline.main(["--model", str(narrow), "--data", str(tmp_path), "--providers", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["clips"], found["accuracy"]) == (1, None)
+    (tmp_path / "siren.wav").write_bytes(RAIN)  # beside folders that are no classes
+    (tmp_path / "rain" / "night").mkdir(parents=True)
+    (tmp_path / "rain" / "night" / "1.wav").write_bytes(RAIN)
+    assert offline.main(["--model", str(narrow), "--data", str(tmp_path), "--providers", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["clips"], found["labelled"]) == (3, 1)
 
 
 def test_offline_says_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from audiocnn.audio import synthetic
-from audiocnn.embed import EmbeddingTable
+from audiocnn.embedding_table import EmbeddingTable
 from audiocnn.inputs import InputError
 from audiocnn.search import cosine_similarities, nearest
 from tests.helpers.command_line import run as run_cli

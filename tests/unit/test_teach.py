@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import check_labels, read_dataset
 from audiocnn.errors import BadOptionError, DatasetError
+from audiocnn.model.engine import Engine
 from audiocnn.options import Options
 from audiocnn.teach.command import Teaching, teach
-from audiocnn.teach.features import views_for
-from audiocnn.teach.report import advice, wilson_interval
+from audiocnn.teach.examples import Clip, load_clips
+from audiocnn.teach.features import FeatureTable, views_for
+from audiocnn.teach.fit import fit
+from audiocnn.teach.report import advice, model_card, wilson_interval
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
 from tests.helpers.paths import STORE
-from tests.helpers.sounds import sound_file, tone
+from tests.helpers.sounds import beep, write_class
 
 BACKBONE = str(STORE / "audiocnn.onnx")  # the released network: no download
 RECORDINGS = 5
-
-
-def beep(hz: float, seed: int) -> bytes:
-    """A noisy tone near a frequency."""
-    rng = np.random.default_rng(seed)
-    waveform = tone(2.0, hz=hz * rng.uniform(0.95, 1.05)) * rng.uniform(0.3, 1)
-    return sound_file(waveform + 0.003 * rng.standard_normal(len(waveform)).astype(np.float32))
-
-
-def write_class(folder: Path, name: str, hz: float, count: int = RECORDINGS) -> None:
-    for number in range(count):
-        path = folder / name / f"{number}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(beep(hz, number))
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +83,25 @@ def test_what_a_taught_model_cannot_give_is_refused(taught: tuple[Path, Teaching
 
 
 def test_the_card_and_the_notice_name_the_backbone(taught: tuple[Path, Teaching]) -> None:
-    for name in ("MODEL_CARD.md", "NOTICE"):
-        assert BACKBONE in (taught[0] / name).read_text()
+    card, notice = ((taught[0] / name).read_text() for name in ("README.md", "NOTICE"))
+    assert BACKBONE in card
+    assert BACKBONE in notice
+    head, body = card.removeprefix("---\n").split("\n---\n")
+    values = yaml.safe_load(head)
+    assert (values["license"], values["license_name"]) == ("other", "owner")
+    assert values["pipeline_tag"] == "audio-classification"
+    assert "pytorch" not in values["tags"]
+    (result,) = values["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 1.0}]
+    assert body.startswith("# Model card: high, low, middle")
+
+
+def test_the_card_of_a_model_on_the_released_weights_is_non_commercial(
+    taught: tuple[Path, Teaching],
+) -> None:
+    config = taught[1].config
+    other = replace(config, provenance=config.provenance | {"licence_id": "cc-by-nc-3.0"})
+    assert 'license: "cc-by-nc-3.0"\npipeline_tag' in model_card(other, taught[1].summary)
 
 
 def test_a_class_survives_an_addition_without_its_sounds(
@@ -109,6 +117,40 @@ def test_a_class_survives_an_addition_without_its_sounds(
         assert classifier.predict(beep(hz, seed=100)).label == name
     with pytest.raises(DatasetError, match="backbone"):
         teach(tmp_path / "more", folder, add=True, backbone="released")
+    with pytest.raises(DatasetError, match="there twice"):
+        teach(tmp_path / "more", folder, add=True, threads=1)
+    (tmp_path / "more" / "hiss").rename(tmp_path / "more" / "hum")
+    with pytest.raises(DatasetError, match=r"0\.wav \(hiss\) and .*0\.wav \(hum\)"):
+        teach(tmp_path / "more", folder, add=True, threads=1)
+    write_class(tmp_path / "case", "Hiss", 11_000.0)
+    with pytest.raises(DatasetError, match="'Hiss', 'hiss'"):
+        teach(tmp_path / "case", folder, add=True, threads=1)
+    assert Classifier.load(folder).config.class_names == ("high", "hiss", "low", "middle")
+
+
+def test_the_onnx_file_has_the_features_that_it_was_taught_with(
+    taught: tuple[Path, Teaching], sounds: Path
+) -> None:
+    folder = taught[0]
+    table, engine = FeatureTable.load(folder / "features.npz"), Engine(folder / "audiocnn.onnx", threads=1)
+    for clip in load_clips(read_dataset(sounds).clips, engine.config.frontend):
+        assert isinstance(clip, Clip)
+        outputs = engine.run(np.stack([engine.prepare(w) for w in clip.windows]), ("logits", "embedding"))
+        rows = (table.clip == table.digests.index(clip.sha256)) & (table.view == 0)
+        largest = np.abs(table.features[rows]).max()
+        np.testing.assert_allclose(outputs["embedding"], table.features[rows], atol=1e-3 * largest)
+        expected = fit(table).logits(table.features[rows])
+        np.testing.assert_allclose(outputs["logits"], expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "rows", [["0.wav,low", "0.wav,high"], ["0.wav,low", "0.wav,low"], ["0.wav,low;high"]]
+)
+def test_rows_of_a_table_that_cannot_be_used_are_named(sounds: Path, tmp_path: Path, rows: list[str]) -> None:
+    shutil.copy(sounds / "low" / "0.wav", tmp_path)
+    (tmp_path / "mine.csv").write_text("\n".join(["filename,label", *rows]) + "\n")
+    with pytest.raises(DatasetError, match=r"(two classes|there twice|several classes).*\n.*0\.wav"):
+        teach(tmp_path, tmp_path / "mine", backbone=BACKBONE, threads=1)
 
 
 def test_background_is_unknown_and_no_class(copy: Path, tmp_path: Path) -> None:
