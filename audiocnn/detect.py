@@ -136,7 +136,7 @@ def _find_paths(names: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputFiles:
     """Where detections go, as the command line says."""
 
     ndjson: bool
@@ -177,7 +177,7 @@ def _text_file(stack: ExitStack, path: Path) -> IO[str]:
 
 
 def _run(
-    finder: Finder, paths: Sequence[str], start_of: Callable[[str], datetime | None], outputs: Outputs
+    finder: Finder, paths: Sequence[str], start_of: Callable[[str], datetime | None], outputs: OutputFiles
 ) -> bool:
     """Find and write; whether all files were read to their end."""
     frontend, all_read = finder.classifier.config.frontend, True
@@ -228,7 +228,7 @@ def detect(
     """Find events: class, start, end. Exit code 0: all files read; 1: some not; 2: wrong model or option."""
     given = {"hop_seconds": hop_seconds, "min_duration": min_duration, "min_confidence": min_confidence}
     given |= {name: text for name, text in (("classes", classes), ("exclude", exclude)) if text is not None}
-    outputs = Outputs(ndjson, csv, parquet, raven, audacity, clips, padding)
+    outputs = OutputFiles(ndjson, csv, parquet, raven, audacity, clips, padding)
     try:
         classifier = Classifier.load(model, threads=threads)
         finder = _finder(classifier, Options.parse(given, classifier.config), merge_gap, cooldown)

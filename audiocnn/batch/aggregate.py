@@ -20,7 +20,7 @@ INTERNAL = "internal_error"
 
 
 @dataclass
-class Evidence:
+class ClassEvidence:
     """The class activation map of a class in a window: `values (rows, columns)`."""
 
     label: int  # index of the class
@@ -36,7 +36,7 @@ class WindowResult:
     start: float  # seconds
     end: float
     probs: FloatArray  # (num_classes,)
-    evidence: Evidence | None = None
+    evidence: ClassEvidence | None = None
 
 
 @dataclass
@@ -52,7 +52,7 @@ class FileResult:
     _sum: AnyFloatArray | None = field(default=None, init=False)  # of all windows, (num_classes,)
     # Kept until a second one comes: a row of the only window would repeat the file's.
     _first: WindowResult | None = field(default=None, init=False)
-    _best: list[Evidence] = field(
+    _best: list[ClassEvidence] = field(
         default_factory=list, init=False
     )  # of each class, in its most confident window
     _highest: FloatArray | None = field(default=None, init=False)  # confidence there, (num_classes,)
@@ -64,7 +64,7 @@ class FileResult:
         return np.asarray(self._sum / self.num_windows, dtype=np.float32)
 
     @property
-    def evidence(self) -> Evidence | None:
+    def evidence(self) -> ClassEvidence | None:
         """Of the most confident class, in its most confident window."""
         return self._best[int(self.probs.argmax())] if self._best else None
 
@@ -74,7 +74,7 @@ class FileResult:
         if "evidence" in window.outputs:
             self._keep_best(window)
             top = int(window.probs.argmax())
-            result.evidence = Evidence(top, window.start, window.end, window.outputs["evidence"][top])
+            result.evidence = ClassEvidence(top, window.start, window.end, window.outputs["evidence"][top])
         self.num_windows += 1
         self._sum = window.probs.astype(np.float64) if self._sum is None else self._sum + window.probs
         if self.num_windows == 1:
@@ -90,10 +90,10 @@ class FileResult:
         evidence = window.outputs["evidence"]
         if self._highest is None:
             self._highest = np.full_like(window.probs, -1.0)
-            self._best = [Evidence(label, 0.0, 0.0, values) for label, values in enumerate(evidence)]
+            self._best = [ClassEvidence(label, 0.0, 0.0, values) for label, values in enumerate(evidence)]
         for label in np.flatnonzero(window.probs > self._highest):
             # A copy: the array holds the evidence of a whole batch.
-            self._best[label] = Evidence(int(label), window.start, window.end, evidence[label].copy())
+            self._best[label] = ClassEvidence(int(label), window.start, window.end, evidence[label].copy())
         self._highest = np.maximum(self._highest, window.probs)
 
     def finish(self, end: StreamEnd) -> None:

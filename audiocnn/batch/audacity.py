@@ -11,7 +11,7 @@ from typing import Any
 from audiocnn.files import publish
 
 
-class AudacityWriter:
+class AudacityTrackWriter:
     """A label track for every file: a line with start, end and class for every window (or short file)."""
 
     def __init__(self, out: Path, attempt: Path, root: str) -> None:

@@ -22,9 +22,9 @@ from audiocnn.batch.state import (
     LISTS,
     SUFFIXES,
     Chunk,
+    JobSettings,
     Listed,
     Outcome,
-    Settings,
     part,
     place,
     tables,
@@ -122,7 +122,7 @@ class Manifest:
         self._db.close()
         self._lock.close()
 
-    def load_or_create(self, settings: Settings) -> tuple[Settings, bool]:
+    def load_or_create(self, settings: JobSettings) -> tuple[JobSettings, bool]:
         """The settings of the run, and whether it resumes an earlier one.
 
         Raises `ResumeError`, with the difference, if the earlier run had others. A run that found no file
@@ -134,11 +134,11 @@ class Manifest:
             self._db.execute("INSERT OR REPLACE INTO settings VALUES ('settings', ?)", (text,))
             return settings, False
         raw = json.loads(row[0])
-        earlier = Settings(**(raw | {"formats": tuple(raw["formats"])}))
+        earlier = JobSettings(**(raw | {"formats": tuple(raw["formats"])}))
         differ = [
             f"{f.name.replace('_', '-')} was {_short(getattr(earlier, f.name))}, "
             f"is {_short(getattr(settings, f.name))}"
-            for f in fields(Settings)
+            for f in fields(JobSettings)
             if f.name != "root" and getattr(earlier, f.name) != getattr(settings, f.name)
         ]
         if differ:

@@ -25,7 +25,7 @@ from audiocnn import inputs
 from audiocnn.batch.aggregate import UNREADABLE
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous, damaged
 from audiocnn.batch.progress import Meter, work
-from audiocnn.batch.state import FOLDER, SUFFIXES, Outcome, Settings, place, tables
+from audiocnn.batch.state import FOLDER, SUFFIXES, JobSettings, Outcome, place, tables
 from audiocnn.batch.summary import print_summary, summary_of, write_summary
 from audiocnn.batch.writers import FORMATS
 from audiocnn.errors import ModelFileError
@@ -52,7 +52,7 @@ def _formats(text: str) -> tuple[str, ...]:
     return names if {"parquet", "csv"} & set(names) else ("parquet", *names)
 
 
-def settings_of(args: SimpleNamespace) -> Settings:
+def settings_of(args: SimpleNamespace) -> JobSettings:
     """What the results depend on. Loads the model once, so that its errors are reported before Ray starts.
 
     Raises `ModelFileError`, and `InputError` for an overlap out of range.
@@ -64,7 +64,7 @@ def settings_of(args: SimpleNamespace) -> Settings:
         raise InputError(f"--overlap {overlap:g}: it must be from 0 to {window - 0.1:g} seconds")
     if args.embeddings and engine.config.num_features is None:
         raise ModelFileError(f"{engine.path} has no output embedding: leave --embeddings out")
-    return Settings(
+    return JobSettings(
         model=engine.sha256,
         top_k=min(args.top_k, len(engine.config.class_names)),
         min_confidence=args.min_confidence,
@@ -82,7 +82,7 @@ def say(*lines: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def prepare(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> Settings:
+def prepare(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) -> JobSettings:
     """List the inputs and print how they compare with an earlier run; afterwards the manifest is complete."""
     settings, resumes = manifest.load_or_create(settings)
     suffixes = [suffix for suffix in SUFFIXES if suffix in settings.formats]
@@ -117,7 +117,7 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> Se
     return settings
 
 
-def process(args: SimpleNamespace, manifest: Manifest, settings: Settings) -> dict[str, Any]:
+def process(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) -> dict[str, Any]:
     """Process pending chunks; returns the summary. Raises `ClusterError` as `audiocnn.batch.cluster` does."""
     from audiocnn.batch import (  # late: Ray takes a second to import, and reads the environment then
         cluster,

@@ -20,7 +20,7 @@ SUFFIXES = ("parquet", "csv")  # of tables
 
 
 @dataclass(frozen=True)
-class Settings:
+class JobSettings:
     """What results depend on: a run resumes only with the same."""
 
     model: str  # SHA-256 of the file that was given

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocnn.batch.progress import clock
-from audiocnn.batch.state import Outcome, Settings, place
+from audiocnn.batch.state import JobSettings, Outcome, place
 from audiocnn.batch.writers import csv_columns
 from audiocnn.files import replacing, write_text
 
@@ -32,7 +32,7 @@ def summary_of(total: Outcome, run: Outcome, seconds: float, scoring: float) -> 
     }
 
 
-def write_summary(out: Path, settings: Settings, summary: dict[str, Any]) -> None:
+def write_summary(out: Path, settings: JobSettings, summary: dict[str, Any]) -> None:
     """Once all parts are complete: the joined CSV tables, and `summary.json`."""
     if "csv" in settings.formats:
         for table in ("files", "windows"):
@@ -51,7 +51,7 @@ def join_csv(out: Path, table: str, top_k: int) -> None:
                 shutil.copyfileobj(file, whole)
 
 
-def print_summary(out: Path, summary: dict[str, Any], settings: Settings) -> None:
+def print_summary(out: Path, summary: dict[str, Any], settings: JobSettings) -> None:
     """On standard output."""
     run = summary["run"]
     errors = ", ".join(f"{count:,} {code}" for code, count in summary["errors"].items())

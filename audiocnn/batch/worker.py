@@ -15,8 +15,8 @@ from typing import Any
 
 from audiocnn.batch import state
 from audiocnn.batch.aggregate import FileResult, Item, WindowEmbedding, classify_files
-from audiocnn.batch.audacity import AudacityWriter
-from audiocnn.batch.state import Outcome, Settings
+from audiocnn.batch.audacity import AudacityTrackWriter
+from audiocnn.batch.state import JobSettings, Outcome
 from audiocnn.batch.writers import ChunkWriter, RowBuilder
 from audiocnn.classifier import Classifier
 
@@ -31,7 +31,7 @@ class Job:
     out: Path
     model: Path
     threads: int
-    settings: Settings
+    settings: JobSettings
     folders: tuple[str, ...] = ()  # input folders: a machine without them would only find errors
 
 
@@ -69,7 +69,9 @@ class Worker:
         attempt.mkdir(parents=True)
         formats = self._job.settings.formats
         labels = (
-            AudacityWriter(self._job.out, attempt, self._job.settings.root) if "audacity" in formats else None
+            AudacityTrackWriter(self._job.out, attempt, self._job.settings.root)
+            if "audacity" in formats
+            else None
         )
         part = ChunkWriter(attempt, self._report, formats, labels)
         outcome = Outcome()

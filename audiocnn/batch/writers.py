@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiocnn.arrays import FloatArray
-from audiocnn.batch.aggregate import Evidence, FileResult, WindowEmbedding, WindowResult
-from audiocnn.batch.audacity import AudacityWriter
+from audiocnn.batch.aggregate import ClassEvidence, FileResult, WindowEmbedding, WindowResult
+from audiocnn.batch.audacity import AudacityTrackWriter
 from audiocnn.config import Config
 from audiocnn.embedding_table import parquet_schema
 from audiocnn.files import publish
@@ -111,7 +111,7 @@ class RowBuilder:
         ]
         return {**(rows[0] if rows else {"class": None, "confidence": None}), "predictions": rows}
 
-    def _evidence(self, evidence: Evidence | None) -> Row | None:
+    def _evidence(self, evidence: ClassEvidence | None) -> Row | None:
         if evidence is None:
             return None
         hz, seconds = map_axes(evidence.values.shape, self.config.frontend)
@@ -209,7 +209,7 @@ class ChunkWriter:
     """The rows of one chunk, in an attempt's folder until `publish`."""
 
     def __init__(
-        self, attempt: Path, builder: RowBuilder, formats: Sequence[str], labels: AudacityWriter | None
+        self, attempt: Path, builder: RowBuilder, formats: Sequence[str], labels: AudacityTrackWriter | None
     ) -> None:
         self._attempt, self._builder, self._labels = attempt, builder, labels
         kinds: dict[str, type[ParquetPart] | type[CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}

@@ -18,8 +18,8 @@ from starlette.websockets import WebSocket
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.gateway.compat_shapes import (
     SPECTROGRAM,
-    Parameters,
     PredictParameters,
+    SpectrogramParameters,
     spectrogram_object,
     to_reply,
 )
@@ -87,7 +87,7 @@ def add_compat_routes(app: FastAPI, gateway: PredictionService) -> None:
         return json_reply(to_reply(answer, frontend) | {"warnings": warnings})
 
     @router.post("/spectrogram")
-    async def spectrogram(request: Request, query: Annotated[Parameters, Query()]) -> Response:
+    async def spectrogram(request: Request, query: Annotated[SpectrogramParameters, Query()]) -> Response:
         frontend = gateway.model.frontend
         answer = await _ask(gateway, request, {"top_k": 1, **SPECTROGRAM})
         warnings = [*answer["warnings"], *query.warnings(frontend)]

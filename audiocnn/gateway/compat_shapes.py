@@ -21,7 +21,7 @@ _NUM_TICKS = 5
 DecibelArray = npt.NDArray[np.float64]
 
 
-class Parameters(BaseModel):
+class SpectrogramParameters(BaseModel):
     """Query of `/predict` and `/spectrogram`, and the first frame of `/ws/predict`."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
@@ -44,7 +44,7 @@ class Parameters(BaseModel):
         ]
 
 
-class PredictParameters(Parameters):
+class PredictParameters(SpectrogramParameters):
     """Query of `/predict`."""
 
     top_k: Annotated[int, Field(ge=1, le=20)] = 3

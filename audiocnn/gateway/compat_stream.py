@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket
 
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.gateway.auth import key_in
-from audiocnn.gateway.compat_shapes import SPECTROGRAM, Parameters, to_reply
+from audiocnn.gateway.compat_shapes import SPECTROGRAM, SpectrogramParameters, to_reply
 from audiocnn.gateway.stream_audio import RingBuffer
 from audiocnn.gateway.stream_protocol import (
     RefusedError,
@@ -59,9 +59,9 @@ class _Stream:
         self._due = asyncio.Event()
         self._due_at = 0.0  # loop time of the first frame that is not answered
         self._seconds = 0.0  # of sound since the stream began
-        self._set(Parameters())
+        self._set(SpectrogramParameters())
 
-    def _set(self, parameters: Parameters) -> None:
+    def _set(self, parameters: SpectrogramParameters) -> None:
         """Begin with an empty buffer."""
         self._parameters = parameters
         self._window_seconds = min(parameters.duration, self._frontend.clip_seconds)
@@ -93,7 +93,7 @@ class _Stream:
             self._set(self._parameters)
             return
         try:
-            self._set(Parameters.model_validate(read_json(text)))
+            self._set(SpectrogramParameters.model_validate(read_json(text)))
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "settings"

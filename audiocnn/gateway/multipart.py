@@ -23,7 +23,7 @@ _MAX_PART_HEADER_BYTES = 4096
 _FORM_BYTES = MIB  # what boundaries, headers and option fields may add to the audio
 
 
-class Budget:
+class MemoryBudget:
     """Bytes that all requests together may hold."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -72,7 +72,7 @@ class Form:
 
 @contextlib.asynccontextmanager
 async def receiving(
-    request: Request, settings: Settings, budget: Budget, *, max_bytes: int, copies: int = 1
+    request: Request, settings: Settings, budget: MemoryBudget, *, max_bytes: int, copies: int = 1
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     """The chunks of the body, counted; what they cost is given back when the block ends.
 

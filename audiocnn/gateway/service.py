@@ -16,7 +16,7 @@ from audiocnn.gateway.backend import Backend, open_backend
 from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError, WrongMediaTypeError
 from audiocnn.gateway.metrics import Metrics
 from audiocnn.gateway.model_info import ModelInfo
-from audiocnn.gateway.multipart import Budget, Form, form_limit, read_all, read_form, receiving
+from audiocnn.gateway.multipart import Form, MemoryBudget, form_limit, read_all, read_form, receiving
 from audiocnn.gateway.settings import MIB, Settings
 from audiocnn.gateway.streaming import Streams
 from audiocnn.options import HEADERS, OPTION_NAMES
@@ -36,7 +36,7 @@ class PredictionService:
         self.settings = settings
         self.access = AccessControl(settings)
         self.metrics = Metrics()
-        self.budget = Budget(int(settings.max_buffered_mb * MIB))
+        self.budget = MemoryBudget(int(settings.max_buffered_mb * MIB))
         self._in_flight = 0
         self.metrics.gauge(
             "gateway_requests_in_flight", "Requests that wait for TorchServe", lambda: self._in_flight

@@ -48,7 +48,7 @@ class Graph(Protocol):
         ...
 
 
-class Frontend(Protocol):
+class FeatureExtractor(Protocol):
     """`NumpyLogMel`, or `TorchFrontend` beside a network in PyTorch or on a GPU."""
 
     config: FrontendConfig
@@ -188,7 +188,7 @@ def pack_metadata(config: Config, frontend: Mapping[str, FloatArray]) -> dict[st
     return {CONFIG_KEY: config.to_json(), FRONTEND_KEY: base64.b64encode(arrays).decode()}
 
 
-def _frontend(graph: Graph, config: Config, device: str) -> Frontend:
+def _frontend(graph: Graph, config: Config, device: str) -> FeatureExtractor:
     """The stored front end; for a waveform model, which needs none, one to draw spectrograms with."""
     text = graph.metadata.get(FRONTEND_KEY)
     if not text:
@@ -201,7 +201,7 @@ def _frontend(graph: Graph, config: Config, device: str) -> Frontend:
     mel.check_fingerprint(found.fingerprint(), config.fingerprint)
     if device == "cpu" and not graph.uses_torch:
         return found
-    in_torch: Frontend = _torch_graphs(device).TorchFrontend(config.frontend, arrays, device)
+    in_torch: FeatureExtractor = _torch_graphs(device).TorchFrontend(config.frontend, arrays, device)
     return in_torch
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from audiocnn.arrays import FloatArray
-from audiocnn.model.engine import Frontend
+from audiocnn.model.engine import FeatureExtractor
 
 MAX_COLUMNS = 2000
 _BLOCK_FRAMES = 1000  # frames computed at a time: 20 s of the released model
@@ -23,7 +23,7 @@ class ClipSpectrogram:
     column_seconds: float  # from one column to the next
 
 
-def clip_spectrogram(waveform: FloatArray, log_mel: Frontend) -> ClipSpectrogram:
+def clip_spectrogram(waveform: FloatArray, log_mel: FeatureExtractor) -> ClipSpectrogram:
     """The spectrogram of `waveform (num_samples,)`, of at most `MAX_COLUMNS` columns.
 
     A column is the mean power of as many neighbouring frames as that takes. The level is not normalised.
@@ -45,7 +45,7 @@ def clip_spectrogram(waveform: FloatArray, log_mel: Frontend) -> ClipSpectrogram
     )
 
 
-def _power(waveform: FloatArray, log_mel: Frontend, first: int, count: int) -> FloatArray:
+def _power(waveform: FloatArray, log_mel: FeatureExtractor, first: int, count: int) -> FloatArray:
     """Mel power `(n_mels, count)` of the frames from `first` on, each with the samples around it."""
     hop = log_mel.config.hop_length
     margin = math.ceil(log_mel.config.n_fft / 2 / hop)  # frames that see beyond the ends of a block

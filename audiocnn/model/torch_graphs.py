@@ -21,7 +21,7 @@ from audiocnn.model.network import AudioCNN, FeatureMapModel, WithEmbedding
 
 
 class TorchFrontend:
-    """`LogMel` for one window at a time; see `audiocnn.model.engine.Frontend`."""
+    """`LogMel` for one window at a time; see `audiocnn.model.engine.FeatureExtractor`."""
 
     def __init__(self, config: FrontendConfig, arrays: Mapping[str, FloatArray], device: str) -> None:
         """`arrays` are those of `LogMel.state_dict()`."""
@@ -32,13 +32,13 @@ class TorchFrontend:
 
     @torch.inference_mode()
     def __call__(self, window: FloatArray) -> FloatArray:
-        """See `Frontend`."""
+        """See `FeatureExtractor`."""
         log_mel: FloatArray = self._log_mel(self._batch(window))[0].cpu().numpy()
         return log_mel
 
     @torch.inference_mode()
     def power_mel(self, waveform: FloatArray) -> FloatArray:
-        """See `Frontend`."""
+        """See `FeatureExtractor`."""
         power: FloatArray = self._log_mel.power_mel(self._batch(waveform))[0].cpu().numpy()
         return power
 

@@ -20,7 +20,7 @@ from audiocnn.audio import synthetic
 from audiocnn.batch.aggregate import FileResult, WindowResult, classify_files
 from audiocnn.batch.audacity import label_name
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous
-from audiocnn.batch.state import Outcome, Settings, read_paths
+from audiocnn.batch.state import JobSettings, Outcome, read_paths
 from audiocnn.batch.worker import Job, Worker
 from audiocnn.batch.writers import FILES, WINDOWS, shown
 from audiocnn.classifier import Classifier
@@ -35,7 +35,7 @@ from tests.helpers.command_line import run as run_cli
 from tests.helpers.paths import STORE
 from tests.helpers.sounds import sound_file, tone
 
-SETTINGS = Settings("0" * 64, 5, 0.0, None, evidence=False, formats=("parquet",), root="/")
+SETTINGS = JobSettings("0" * 64, 5, 0.0, None, evidence=False, formats=("parquet",), root="/")
 
 
 def find(*texts: object, limit: int | None = None) -> tuple[list[str], Notes]:
