@@ -61,7 +61,7 @@ class Firefox:
         )
         element = {"sharedId": found["result"]["sharedId"]}
         self.call("input.setFiles", context=self.context, element=element, files=[str(file)])
-        assert wait_until(lambda: self.state() in ("drawn", "failed"), 20)
+        assert wait_until(lambda: self.state() in ("drawn", "failed"), 120)
 
     def state(self) -> Any:
         return self.evaluate("document.querySelector('#panel-sound').dataset.state")
@@ -83,7 +83,7 @@ def firefox(tmp_path: Path) -> Iterator[Firefox]:
             return False
 
     try:
-        assert wait_until(listens, 30)
+        assert wait_until(listens, 120)
         with connect(address, proxy=None, max_size=None) as connection:
             yield Firefox(connection)
     finally:
@@ -94,7 +94,7 @@ def firefox(tmp_path: Path) -> Iterator[Firefox]:
 def test_a_sound_is_answered_and_drawn(firefox: Firefox, gateway: RunningGateway) -> None:
     firefox.open(f"{gateway.url}/")
     assert wait_until(
-        lambda: firefox.evaluate("document.querySelectorAll('#examples button').length") == 5, 10
+        lambda: firefox.evaluate("document.querySelectorAll('#examples button').length") == 5, 60
     )
     firefox.give(ROOT / "samples" / "siren.wav")
     assert firefox.evaluate("document.querySelector('#answer h2').textContent") == "siren"
