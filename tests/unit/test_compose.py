@@ -100,7 +100,8 @@ def test_grafana_finds_the_dashboard() -> None:
 
 def test_compose_is_valid() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*command, str(DEPLOY / "compose.yaml"), str(DEPLOY / "compose.v2.yaml")], capture_output=True, text=True)
+    command += [str(DEPLOY / "compose.yaml"), str(DEPLOY / "compose.v2.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
