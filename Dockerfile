@@ -49,7 +49,9 @@ FROM build AS packages-gateway
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
-RUN python3 -c "${REQUIREMENTS}" client gateway > requirements.txt \
+# "base formats" for BACKEND=v2: the gateway then decodes itself.
+ARG GATEWAY_EXTRAS=
+RUN python3 -c "${REQUIREMENTS}" client gateway ${GATEWAY_EXTRAS} > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --requirement requirements.txt --constraint constraints.txt
 

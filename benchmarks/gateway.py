@@ -3,10 +3,14 @@
 Starts `audiocnn serve --gateway` and sends the same clips to TorchServe and to the gateway, in interleaved
 rounds on the same cores; ratios are taken within a round, and their median counts. Then the size and latency
 of replies: `/inference` with everything as numbers, feature maps as pictures, and predictions only.
+
+With `--v2-server COMMAND` only the two backends are compared, in one run: TorchServe, and the server of the
+Open Inference Protocol that the command starts with the model `audiocnn-waveform` on the port `{port}`.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
@@ -22,10 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from audiocnn.audio import synthetic
+from audiocnn.classifier import Classifier
 from audiocnn.torchserve.properties import read_properties
 from audiocnn.torchserve.tune import entry, rule_of_thumb
 from benchmarks import load
 from benchmarks.command import CONFIG, new_parser
+from benchmarks.gateway_backends import compare, torchserve_stack, v2_stack
 from benchmarks.load import FORM, Target, as_form
 from benchmarks.server_fixture import ServerFixture
 
@@ -101,12 +107,32 @@ def print_table(console: Console, results: dict[str, dict[str, float]], first: s
     console.print(table)
 
 
+def compare_backends(args: argparse.Namespace) -> int:
+    """Print what each backend takes; returns the exit code."""
+    classifier = Classifier.load()
+    expected = [classifier.predict(synthetic.wav(name)).label for name in synthetic.SOUNDS]
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        v2_stack(args.v2_server, expected[0]) as v2,
+        torchserve_stack(tuned_server(Path(folder)), expected[0]) as torchserve,
+    ):
+        stacks = {"torchserve": torchserve, "v2": v2}
+        rows = compare(stacks, expected, args.seconds, args.rounds, CONCURRENCY)
+    print_table(Console(stderr=True), rows, "backend")
+    result = {"benchmark": "gateway", "seconds": args.seconds, "rounds": args.rounds}
+    print(json.dumps(result | {"backends": rows}))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the last line is JSON."""
     parser = new_parser("gateway", __doc__, "--seconds 2 --rounds 5")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
+    parser.add_argument("--v2-server", metavar="COMMAND", help="compare the backends instead")
     args = parser.parse_args(arguments)
+    if args.v2_server:
+        return compare_backends(args)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         tuned_server(Path(folder)) as server,

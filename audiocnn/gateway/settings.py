@@ -112,9 +112,10 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"v2 needs MODEL_CONFIG_FILE, the config.json of its model: {error}"
                 ) from None
-            if find_spec("torch") is None:
+            if find_spec("soundfile") is None:
                 raise ValueError(
-                    "v2 decodes here and needs the whole package: pip install 'audiocnn-serve[gateway]'"
+                    "v2 decodes here: pip install 'audiocnn-serve[gateway,formats]', or build the image with "
+                    "GATEWAY_EXTRAS='base formats'"
                 )
         return backend
 

@@ -18,6 +18,12 @@ class OnnxModel(kserve.Model):
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.ready = True
 
+    def get_input_types(self):  # type: ignore[no-untyped-def]
+        return [_described(each) for each in self._session.get_inputs()]
+
+    def get_output_types(self):  # type: ignore[no-untyped-def]
+        return [_described(each) for each in self._session.get_outputs()]
+
     async def predict(self, request, headers=None, response_headers=None):  # type: ignore[no-untyped-def]
         names = [output.name for output in request.request_outputs]
         feed = {each.name: each.as_numpy().astype(np.float32) for each in request.inputs}
@@ -27,6 +33,11 @@ class OnnxModel(kserve.Model):
             output.set_data_from_numpy(values, binary_data=True)
             outputs.append(output)
         return kserve.InferResponse(request.id, self.name, outputs)
+
+
+def _described(tensor):  # type: ignore[no-untyped-def]
+    shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
+    return {"name": tensor.name, "datatype": "FP32", "shape": shape}
 
 
 if __name__ == "__main__":

@@ -691,3 +691,29 @@ def brightness(page: Page, selector: str, css: str) -> float:
             css,
         )
     )
+
+
+class TestAModelWithoutMaps:
+    def test_everything_else_is_drawn(
+        self, browser: Browser, kserve: int, long_file: Path, tmp_path: Path
+    ) -> None:
+        """A waveform model behind the Open Inference Protocol."""
+        settings = {"backend": "v2", "v2_url": f"http://127.0.0.1:{kserve}"}
+        with (
+            running_gateway(tmp_path, "", **settings) as gateway,
+            watching(browser, f"{gateway.url}/") as seen,
+        ):
+            page = seen.page
+            expect(page.locator("#model")).to_contain_text("50 classes")
+            seen.give(long_file)
+            assert seen.title == "siren"
+            assert spread(page.locator("#mel .tile")) > 10
+            assert spread(page.locator("#wave canvas")) > 0
+            expect(page.locator("#timeline")).to_be_visible()
+            for name in ("#maps", "#legend", "#mel .overlay"):
+                expect(page.locator(name)).to_be_hidden()
+            label = page.locator("#window .numbers")
+            shown = label.inner_text()
+            page.locator("#window button:enabled").first.click()
+            expect(label).not_to_have_text(shown)
+            seen.check_accessibility()

@@ -17,6 +17,7 @@ from tests.helpers.paths import ROOT
 DEPLOY = ROOT / "deploy"
 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+V2 = yaml.safe_load((DEPLOY / "compose.v2.yaml").read_text())
 
 
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -99,5 +100,31 @@ def test_grafana_finds_the_dashboard() -> None:
 
 def test_compose_is_valid() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*command, str(DEPLOY / "compose.yaml")], capture_output=True, text=True)
+    command += [str(DEPLOY / "compose.yaml"), str(DEPLOY / "compose.v2.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- without TorchServe ---
+
+
+def test_the_containers_without_torchserve_are_confined_as_the_others_are() -> None:
+    (shared,) = {json.dumps(each["x-confined"], sort_keys=True) for each in (COMPOSE, V2)}
+    assert shared
+    for service in V2["services"].values():
+        assert V2["x-confined"].items() <= service.items()
+        assert service["mem_limit"]
+    assert V2["services"]["model"]["networks"] == ["inside"]
+    assert V2["networks"] == COMPOSE["networks"]
+
+
+def test_the_gateway_without_torchserve_is_the_same_gateway() -> None:
+    ours, theirs = V2["services"]["gateway"], SERVICES["gateway"]
+    differs = {name for name in theirs if ours[name] != theirs[name]}
+    assert differs == {"build", "image", "environment", "depends_on"}
+    assert ours["image"] == theirs["image"] + "-v2"
+    (argument,) = ours["build"]["args"]
+    assert f"ARG {argument}=" in (ROOT / "Dockerfile").read_text()
+    port = ours["environment"]["V2_URL"].rpartition(":")[2]
+    assert f"--http-port={port}" in V2["services"]["model"]["command"]
+    assert {name.lower() for name in ours["environment"]} <= set(Settings.model_fields)

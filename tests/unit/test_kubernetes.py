@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from audiocnn import __version__
+from audiocnn.gateway.settings import Settings
 from tests.helpers.kubernetes import FOLDER, Manifest, ports_of, queries, rendered
 from tests.helpers.paths import ROOT
 
@@ -159,7 +160,22 @@ def test_the_kserve_example_is_the_deployments_pod(pod: Manifest, containers: di
     }
 
 
-def kserve() -> Manifest:
-    manifest: Manifest = yaml.safe_load((ROOT / "deploy" / "kserve" / "inference-service.yaml").read_text())
+def test_the_transformer_is_the_same_gateway() -> None:
+    service = kserve("transformer.yaml")
+    transformer = service["spec"]["transformer"]
+    pod = {name: value for name, value in transformer.items() if name != "minReplicas"}
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "audiocnn"}, "spec": pod}
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    (ours,), (theirs,) = transformer["containers"], kserve()["spec"]["predictor"]["containers"]
+    assert {name for name in theirs if ours[name] != theirs[name]} == {"image", "env"}
+    assert ours["image"] == theirs["image"] + "-v2"
+    settings = {entry["name"]: entry.get("value") for entry in ours["env"]}
+    assert settings["BACKEND"] == "v2"
+    assert settings["V2_URL"].startswith(f"http://{service['metadata']['name']}-predictor.")
+    assert {name.lower() for name in settings} <= set(Settings.model_fields)
+
+
+def kserve(name: str = "inference-service.yaml") -> Manifest:
+    manifest: Manifest = yaml.safe_load((ROOT / "deploy" / "kserve" / name).read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     return manifest
