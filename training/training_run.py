@@ -266,7 +266,7 @@ def _has_stalled(trainer: Trainer, patience: int) -> bool:
 def _calibrated(config: Config, trainer: Trainer, held_out: Data) -> Config:
     """With temperature and threshold for unknown sounds, fitted on held-out clips.
 
-    Few clips do not make the confidences higher.
+    Few clips do not make the confidences higher, nor the threshold lower than midway from chance to 1.
     """
     logits, target = trainer.logits(held_out[0]).numpy(), held_out[1].numpy()
     several = config.activation == "sigmoid"
@@ -276,6 +276,9 @@ def _calibrated(config: Config, trainer: Trainer, held_out: Data) -> Config:
     activation = multilabel.sigmoid if several else calibration.softmax
     highest = activation(logits, temperature).max(axis=1)
     threshold = calibration.threshold_for(highest)
+    if len(target) < _FEW_CLIPS:
+        chance = 0.0 if several else 1 / logits.shape[1]
+        threshold = max(threshold, (1 + chance) / 2)
     print(f"temperature {temperature:.2f} and threshold {threshold:.2f} from {len(target)} held-out clips")
     return replace(config, temperature=temperature, unknown_threshold=threshold)
 

@@ -12,13 +12,13 @@ from audiocnn.arrays import FloatArray
 from audiocnn.audio.generators import chirps, clicks, noise, tones, uniform
 from audiocnn.config import FrontendConfig
 
-COUNT = 40
+COUNT, SILENCE = 40, "silence"
 _KINDS: tuple[Callable[[Tensor, int], Tensor], ...] = (noise, tones, clicks, chirps)
 
 
 def kind_of(number: int) -> str:
     """The kind of the made sound with this number."""
-    return _KINDS[(number - 1) % len(_KINDS)].__name__ if number else "silence"
+    return _KINDS[(number - 1) % len(_KINDS)].__name__ if number else SILENCE
 
 
 def made_background(config: FrontendConfig, count: int = COUNT) -> FloatArray:

@@ -140,6 +140,7 @@ def _config(head: TaughtHead, table: FeatureTable, network: Backbone, summary: d
         "licence_id": network.licence_id,
         "clips": report.counts(table),
         "background": "made" if any(name.startswith(MADE) for name in table.names) else "recorded",
+        "background_left_out": list(head.resembling),
         "passes": len(table.features),
         "shrinkage": head.shrinkage,
         "accuracy": summary["accuracy"],

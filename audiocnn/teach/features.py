@@ -45,6 +45,17 @@ class FeatureTable:
             self.digests + other.digests,
         )
 
+    def only(self, clips: IntArray) -> FeatureTable:
+        """The rows of these clips, given by rising index."""
+        rows = np.isin(self.clip, clips)
+        texts = (self.names, self.labels, self.recordings, self.digests)
+        return FeatureTable(
+            self.features[rows],
+            self.view[rows],
+            np.searchsorted(clips, self.clip[rows]),
+            *(tuple(own[clip] for clip in clips) for own in texts),
+        )
+
     def save(self, path: Path) -> None:
         """Write them as `.npz`, features as float16."""
         arrays = {name: np.array(value) for name, value in vars(self).items()}

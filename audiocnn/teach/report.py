@@ -13,7 +13,7 @@ from rich.table import Table
 from audiocnn.config import Config
 from audiocnn.model.card import front_matter
 from audiocnn.teach.features import FeatureTable
-from audiocnn.teach.fit import REJECTED_SHARE, TaughtHead
+from audiocnn.teach.fit import FEW_CLIPS, REJECTED_SHARE, TaughtHead
 
 _Z = 1.959964  # of a two-sided 95 % interval
 _FEW_ERRORS = 3
@@ -44,6 +44,7 @@ def summarise(head: TaughtHead, table: FeatureTable) -> dict[str, Any]:
         "classes": {name: _class_row(head, table, number) for number, name in enumerate(names)},
         "confusions": [[names[t], names[p], count] for (t, p), count in pairs.most_common()],
         "background_refused": _background_refused(head),
+        "unknown_threshold": head.unknown_threshold,
     }
 
 
@@ -80,7 +81,16 @@ def print_report(summary: dict[str, Any], console: Console) -> None:
         cells = (str(row["recordings"]), str(row["clips"]), f"{row['correct']:.0%}")
         table.add_row(name, *cells, ", ".join(mistaken.get(name, [])[:_FEW_ERRORS]))
     console.print(table)
+    console.print(_threshold_line(summary), highlight=False, soft_wrap=True)
     console.print(advice(summary), highlight=False, soft_wrap=True)
+
+
+def _threshold_line(summary: dict[str, Any]) -> str:
+    line = f"Unknown below a confidence of {summary['unknown_threshold']:.2f}"
+    if summary["num_clips"] < FEW_CLIPS:
+        return f"{line}: fewer than {FEW_CLIPS} clips are too few to measure a threshold."
+    share = f"{summary['known_refused']:.1%} of the left-out clips"
+    return f"{line}: {share}, about {REJECTED_SHARE:.0%} of new ones."
 
 
 def advice(summary: dict[str, Any]) -> str:
@@ -137,8 +147,7 @@ were left out in {summary["num_groups"]} groups, each predicted by a layer that 
 {rows}
 
 ## Unknown sounds
-`is_unknown` is true below a confidence of {config.unknown_threshold:.3f}, which {REJECTED_SHARE:.0%} of the
-known sounds did not reach when they were left out. Background: {background}.
+{_threshold_line(summary)} Background: {background}.
 
 ## Out of scope
 Uses where a missed or false detection causes harm: alarms, medicine, security, evidence.

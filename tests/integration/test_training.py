@@ -52,6 +52,11 @@ def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed after epoch" in resumed.stdout
 
+    config = Config.from_json((tmp_path / "straight" / "config.json").read_text())
+    assert config.unknown_threshold is not None
+    assert config.unknown_threshold >= 2 / 3  # few clips were held out: midway from chance to 1
+    assert config.temperature >= 1
+
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

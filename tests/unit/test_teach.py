@@ -20,12 +20,12 @@ from audiocnn.options import Options
 from audiocnn.teach.command import Teaching, teach
 from audiocnn.teach.examples import Clip, load_clips
 from audiocnn.teach.features import FeatureTable, views_for
-from audiocnn.teach.fit import fit
+from audiocnn.teach.fit import fit, unknown_threshold
 from audiocnn.teach.report import advice, model_card, wilson_interval
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
 from tests.helpers.paths import STORE
-from tests.helpers.sounds import beep, write_class
+from tests.helpers.sounds import SAMPLE_RATE, beep, sound_file, write_class
 
 BACKBONE = str(STORE / "audiocnn.onnx")  # the released network: no download
 RECORDINGS = 5
@@ -68,6 +68,30 @@ def test_a_taught_model_answers(taught: tuple[Path, Teaching]) -> None:
     assert len(rain.embedding) == classifier.config.num_features
     assert float(rain.probs.sum()) < 1
     assert [name for name, _ in rain.predictions] != ["background"]
+
+
+def test_few_clips_have_a_threshold_of_one_half_at_least() -> None:
+    high, low = np.full(30, 0.9, np.float32), np.float32([0.1, 0.2, 0.3])
+    assert unknown_threshold(np.concatenate([low[:1], high[:12]])) == 0.5
+    assert unknown_threshold(high[:18]) == pytest.approx(0.9)
+    assert unknown_threshold(np.concatenate([low, high[:27]])) == pytest.approx(0.3)  # 2 of 30 are rejected
+
+
+def test_noise_is_no_background_where_a_class_resembles_it(copy: Path, tmp_path: Path) -> None:
+    (copy / "hiss").mkdir()
+    for seed in range(RECORDINGS):
+        (copy / "hiss" / f"{seed}.wav").write_bytes(white_noise(seed))
+    result = teach(copy, tmp_path / "mine", backbone=BACKBONE, threads=1)
+    assert "noise" in result.config.provenance["background_left_out"]
+    answer = Classifier.load(tmp_path / "mine").predict(white_noise(100))
+    assert answer.label == "hiss"
+    assert not answer.is_unknown
+
+
+def white_noise(seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal(5 * SAMPLE_RATE).astype(np.float32)
+    return sound_file(noise * rng.uniform(0.02, 0.1))
 
 
 def test_few_recordings_are_a_warning(taught: tuple[Path, Teaching]) -> None:
