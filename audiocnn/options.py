@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import BadOptionError
@@ -53,6 +58,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 OPTION_NAMES = tuple(OPTIONS)
 HEADERS = {"x-" + name.replace("_", "-"): name for name in OPTION_NAMES}
+# Where the sound is: the names of a form's field (bytes) and of a JSON key (base64).
+AUDIO_FIELDS = ("file", "files", "data", "audio_data")
+AUDIO_FIELDS_TEXT = "file, files, data or audio_data"
+
+_SAFE_IN_HEADER = "".join(sorted(set(string.printable) - set(string.whitespace) - {"%"})) + " "
+_SQUEEZED = {name.replace("-", ""): name for name in HEADERS}  # as misspelt names are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +130,7 @@ class Options(ClassFilter):
         values: dict[str, object] = {}
         for name, value in raw.items():
             if name not in OPTIONS:
-                raise BadOptionError(f"There is no option {name[:40]!r}. Options: {', '.join(OPTION_NAMES)}.")
+                raise unknown_option(name)
             values["class_name" if name == "class" else name] = _parse(name, value, config)
         options = cls(**values, explain=explain)  # type: ignore[arg-type]
         options._check(config)
@@ -146,6 +157,15 @@ class Options(ClassFilter):
             raise BadOptionError(
                 f"The model {config.name} cannot give {' and '.join(missing)}: there is no such output."
             )
+
+
+def unknown_option(*names: str) -> BadOptionError:
+    """The error for names that are neither an option nor a place of the sound."""
+    listed = ", ".join(repr(name[:40]) for name in names[:5])
+    return BadOptionError(
+        f"There is no option {listed}: the sound is sent as {AUDIO_FIELDS_TEXT}. "
+        f"Options: {', '.join(OPTION_NAMES)}."
+    )
 
 
 def _parse(name: str, value: object, config: Config) -> object:
@@ -210,9 +230,11 @@ def _choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def _names(name: str, value: object, known: object) -> tuple[str, ...]:
-    parts = [_text(item) for item in value] if isinstance(value, list | tuple) else _text(value).split(",")
-    names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))  # each once
     assert isinstance(known, list | tuple)
+    parts = (
+        [_text(item) for item in value] if isinstance(value, list | tuple) else _listed(_text(value), known)
+    )
+    names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))  # each once
     if unknown := [item for item in names if item not in known]:
         raise _bad(name, unknown[0], f"it must be of {', '.join(known)}")
     if not names:
@@ -220,20 +242,55 @@ def _names(name: str, value: object, known: object) -> tuple[str, ...]:
     return names
 
 
+def _listed(text: str, known: Sequence[str]) -> list[str]:
+    """The names in a comma-separated text; a name with a comma is alone or in double quotes."""
+    if text in known:
+        return [text]
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error:  # lines without quotes, or longer than any name
+        return text.split(",")
+
+
+def _join(names: Iterable[object]) -> str:
+    """What `_listed` reads."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="").writerow(names)
+    return file.getvalue()
+
+
+def options_in_headers(headers: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """The options among headers, values percent-decoded (UTF-8).
+
+    Raises `BadOptionError` for one that is given twice, and for a name that is nearly one, such as `X-TopK`.
+    """
+    given = [(name.lower(), value) for name, value in headers if name.lower().startswith("x-")]
+    for name, _ in given:
+        meant = _SQUEEZED.get(name.replace("-", "").replace("_", ""), name)
+        if meant != name:
+            raise BadOptionError(f"The header {name[:40]} is no option: send {_header(HEADERS[meant])}.")
+    counts = Counter(name for name, _ in given)
+    if twice := [name for name in HEADERS if counts[name] > 1]:
+        raise BadOptionError(f"The header {_header(HEADERS[twice[0]])} was sent more than once.")
+    return {HEADERS[name]: unquote(_text(value)) for name, value in given if name in HEADERS}
+
+
 def option_headers(options: Mapping[str, object]) -> dict[str, str]:
     """Options as headers; raises `BadOptionError` for a name that does not exist (a header would be ignored).
 
-    None means not given; `class` is a word of Python's and may be written `class_`.
+    None means not given; `class` is a word of Python's and may be written `class_`. What a header cannot
+    carry is percent-encoded.
     """
     headers = {}
     for given, value in options.items():
         name = given.rstrip("_")
         if name not in OPTION_NAMES:
-            raise BadOptionError(f"There is no option {given!r}. Options: {', '.join(OPTION_NAMES)}.")
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        text = text.strip()  # HTTP libraries refuse a header's value with spaces around it
-        if not (text.isascii() and text.isprintable()):
-            raise BadOptionError(f"{name}={text!r} cannot be sent: a header carries printable ASCII only.")
-        if value is not None:
-            headers["X-" + name.replace("_", "-").title()] = text
+            raise unknown_option(given)
+        text = _join(value) if isinstance(value, list | tuple) else str(value)
+        if value is not None:  # HTTP libraries refuse a header's value with spaces around it
+            headers[_header(name)] = quote(text.strip(), safe=_SAFE_IN_HEADER, errors="replace")
     return headers
+
+
+def _header(name: str) -> str:
+    return "X-" + name.replace("_", "-").title()

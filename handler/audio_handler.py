@@ -23,10 +23,10 @@ from audiocnn import logs
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier, Timings
 from audiocnn.config import AudioLimits, Config
-from audiocnn.errors import AudioError, BadOptionError, BudgetExceededError
+from audiocnn.errors import AudioError, BadOptionError, BudgetExceededError, UnsupportedFormatError
 from audiocnn.model.engine import BATCH_SIZES
-from audiocnn.options import HEADERS, Options
-from audiocnn.request_body import read_base64, read_json_object
+from audiocnn.options import AUDIO_FIELDS, Options, options_in_headers
+from audiocnn.request_body import only_audio_field, read_json_request
 from audiocnn.tracing import REQUEST_ID, TRACEPARENT, printable_id, trace_id
 from handler.metrics import NAMES, WorkerMetrics
 
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 # Otherwise TorchServe's worker parses JSON bodies before the handler: 40 MB take a gigabyte of memory.
 os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
 
-AUDIO_FIELDS = ("data", "body", "audio_data")
 _NOT_IN_LABELS = re.compile(r"[|:,\s]")  # separators of TorchServe's metric lines
 
 
@@ -181,21 +180,32 @@ def read_request(
     requests for `/explanations/...`.
     """
     try:
-        given = _header_options(headers)
+        lowered = _lowered(headers)
+        _check_encoding(lowered)
+        given = options_in_headers(headers.items())
         body = fields.get("body")
         if isinstance(body, Mapping) or _is_json(headers):
-            fields, audio = _from_json(body)
+            audio, own = read_json_request(body if isinstance(body, Mapping) else _bytes(body or b""))
         else:
-            audio = next((_bytes(fields[name]) for name in AUDIO_FIELDS if name in fields), b"")
-        given |= {name: value for name, value in fields.items() if name not in AUDIO_FIELDS}
-        return audio, Options.parse(given, config, explain=_lowered(headers).get("explain") == "True")
+            audio, own = _from_form(fields)
+        return audio, Options.parse(given | own, config, explain=lowered.get("explain") == "True")
     except AudioError as error:
         return b"", error
 
 
-def _header_options(headers: Mapping[str, Any]) -> dict[str, object]:
-    lowered = _lowered(headers)
-    return {option: lowered[name] for name, option in HEADERS.items() if name in lowered}
+def _check_encoding(lowered: Mapping[str, Any]) -> None:
+    encoding = str(lowered.get("content-encoding", "identity"))
+    if encoding.strip().lower() not in ("identity", ""):
+        raise UnsupportedFormatError(
+            f"Content-Encoding: {encoding[:20]} is not read here: send it uncompressed (the gateway: gzip)."
+        )
+
+
+def _from_form(fields: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """The sound and the options of a form, or of a raw body, which is the field `body`."""
+    names = ("body", *AUDIO_FIELDS)
+    name = only_audio_field([name for name in names if name in fields])
+    return _bytes(fields.get(name, b"")), {key: value for key, value in fields.items() if key not in names}
 
 
 def _lowered(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,16 +222,10 @@ def _is_json(headers: Mapping[str, Any]) -> bool:
     return any(value.lower().startswith("application/json") for value in types)
 
 
-def _from_json(body: object) -> tuple[Mapping[str, Any], bytes]:
-    """The JSON object, and the audio in its base64 field `audio_data` or `data`."""
-    content = body if isinstance(body, Mapping) else read_json_object(_bytes(body))
-    return content, read_base64(content)
-
-
 def _bytes(value: Any) -> bytes:
     """The bytes of a field; `BadOptionError` for a value that was parsed from JSON."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace")  # answered like any other bytes
     if not isinstance(value, bytes | bytearray):
-        raise BadOptionError("The field data must contain the bytes of a sound file, not JSON.")
+        raise BadOptionError("The field of the sound must contain the bytes of a sound file, not JSON.")
     return bytes(value)

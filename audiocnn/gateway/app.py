@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.websockets import WebSocket
 
 from audiocnn import __version__
@@ -17,7 +18,12 @@ from audiocnn.gateway.compat import add_compat_routes
 from audiocnn.gateway.embedding import add_embedding_route
 from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
 from audiocnn.gateway.hugging_face import add_hugging_face_routes
-from audiocnn.gateway.middleware import BodyMiddleware, HostMiddleware, SecurityHeadersMiddleware
+from audiocnn.gateway.middleware import (
+    BodyMiddleware,
+    HeadMiddleware,
+    HostMiddleware,
+    SecurityHeadersMiddleware,
+)
 from audiocnn.gateway.open_inference import add_open_inference_routes
 from audiocnn.gateway.openapi import describe_app, operation_id
 from audiocnn.gateway.origins import OriginMiddleware
@@ -55,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     describe_app(app, settings)
     app.state.metrics = gateway.metrics
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(AccessMiddleware, access=gateway.access, metrics=gateway.metrics)
     # Each is around those before it: refusals of the guard carry these headers too.
     app.add_middleware(OriginMiddleware, settings=settings, metrics=gateway.metrics)
@@ -92,7 +99,7 @@ def add_error_handlers(app: FastAPI) -> None:
         reply = error_response(known, request.state.request_id)
         reply.headers.update(error.headers or {})
         if error.status_code == 405:  # Starlette names the methods of the first route only
-            routes = [route for route in app.routes if getattr(route, "path", "") == request.url.path]
+            routes = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
             methods = {method for route in routes for method in getattr(route, "methods", ())}
-            reply.headers["Allow"] = ", ".join(sorted(methods))
+            reply.headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         return reply

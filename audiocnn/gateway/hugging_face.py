@@ -13,7 +13,7 @@ from starlette.responses import Response
 from audiocnn.errors import BadOptionError
 from audiocnn.gateway import plain_errors
 from audiocnn.gateway.multipart import JSON_COPIES, json_limit, read_all, receiving, too_large
-from audiocnn.gateway.service import PredictionService
+from audiocnn.gateway.service import PredictionService, check_is_file, given_options
 from audiocnn.gateway.settings import Settings
 from audiocnn.options import OPTIONS
 from audiocnn.request_body import read_base64, read_json_object
@@ -46,8 +46,8 @@ class LabelScore(BaseModel):
     score: float = Field(ge=0, le=1, examples=[0.93])
 
 
-def read_request(body: bytes, settings: Settings, activation: str) -> tuple[bytes, int]:
-    """Audio and `top_k` of a JSON body; raises `AudioError` or `UploadTooLargeError`.
+def read_request(body: bytes, settings: Settings, activation: str) -> tuple[bytes, int | None]:
+    """Audio and `top_k`, if it has one, of a JSON body; raises `AudioError` or `UploadTooLargeError`.
 
     `activation` is the function that the model applies to its logits.
     """
@@ -62,10 +62,10 @@ def read_request(body: bytes, settings: Settings, activation: str) -> tuple[byte
             f"function_to_apply={parameters.function_to_apply} is not possible: the scores of this model are "
             f"calibrated probabilities by {activation}. Leave it out, or send {activation}."
         )
-    audio = read_base64({"data": asked.inputs})
+    audio = read_base64(asked.inputs, "inputs")
     if len(audio) > settings.max_upload_bytes:
         raise too_large(settings)
-    return audio, parameters.top_k or _TOP_K["default"]
+    return audio, parameters.top_k
 
 
 def add_hugging_face_routes(app: FastAPI, gateway: PredictionService) -> None:
@@ -85,14 +85,16 @@ def add_hugging_face_routes(app: FastAPI, gateway: PredictionService) -> None:
 
         `InferenceClient(base_url=".../hf/audio-classification").audio_classification("clip.wav")`.
         """
+        top_k = given_options(request, ("top_k",)).get("top_k", _TOP_K["default"])
         is_json = request.headers.get("content-type", "").lower().startswith("application/json")
+        if not is_json:
+            check_is_file(request)
         limit, copies = (json_limit(settings), JSON_COPIES) if is_json else (settings.max_upload_bytes, 1)
         async with receiving(request, settings, gateway.budget, max_bytes=limit, copies=copies) as chunks:
-            audio, top_k = await read_all(chunks), _TOP_K["default"]
+            audio = await read_all(chunks)
             if is_json:
-                audio, top_k = await asyncio.to_thread(
-                    read_request, audio, settings, gateway.model.activation
-                )
+                audio, own = await asyncio.to_thread(read_request, audio, settings, gateway.model.activation)
+                top_k = own or top_k
             state = request.state
             answer = await gateway.predict(audio, state.request_id, {"top_k": top_k}, state.trace)
         rows = [{"label": row["class"], "score": row["confidence"]} for row in answer["predictions"]]

@@ -81,6 +81,24 @@ def _is_address(name: str) -> bool:
     return True
 
 
+class HeadMiddleware:
+    """Answers `HEAD` wherever there is a `GET`, with its status and headers; uvicorn leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or stream."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive, send)
+        finally:
+            scope["route"] = inner.get("route")
+
+
 class SecurityHeadersMiddleware:
     """Says to browsers what a reply may load and run: the page its own files, all else nothing."""
 

@@ -7,19 +7,23 @@ it arrives, against the request's limit and against what all requests may hold t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from audiocnn.gateway.content_encoding import decoded_chunks
 from audiocnn.gateway.errors import BadRequestError, BusyError, UploadTooLargeError, WrongMediaTypeError
 from audiocnn.gateway.settings import MIB, Settings
+from audiocnn.options import AUDIO_FIELDS, AUDIO_FIELDS_TEXT, OPTION_NAMES
 
 _MAX_FIELD_BYTES = 1 << 16
 _MAX_FIELDS = 32
 _MAX_PART_HEADER_BYTES = 4096
+_PLAIN_ENCODINGS = ("binary", "8bit", "7bit")
 _FORM_BYTES = MIB  # what boundaries, headers and option fields may add to the audio
 
 
@@ -56,25 +60,36 @@ class MemoryBudget:
 
 @dataclass
 class Form:
-    """A multipart body: files in their order, other fields by name."""
+    """A multipart body: sounds in their order, other fields by name.
+
+    The name of a part decides: options are fields, `AUDIO_FIELDS` are sounds, whether they have a file name
+    or not. A part of another name is a sound if it has a file name.
+    """
 
     files: list[tuple[str, str, bytes]] = field(default_factory=list)  # field, file name, content
     fields: dict[str, str] = field(default_factory=dict)
 
     def only_file(self) -> bytes:
-        """The clip of a form that must have one, in the field `file` or `data`; raises `BadRequestError`."""
-        names = [name for name, _, _ in self.files]
-        if names not in (["file"], ["data"]):
-            sent = ", ".join(name[:40] for name in [*names, *self.fields]) or "nothing"
-            raise BadRequestError(f"Send one sound file in the field file (got: {sent}).")
+        """The clip of a form that must have one, in one of `AUDIO_FIELDS`; raises `BadRequestError`."""
+        self.check_names()
+        if len(self.files) != 1:
+            sent = ", ".join(name for name, _, _ in self.files) or ", ".join(self.fields) or "nothing"
+            raise BadRequestError(f"Send one sound file in the field file (got: {sent[:200]}).")
         return self.files[0][2]
+
+    def check_names(self) -> None:
+        """Raises `BadRequestError` for a sound whose field is none of `AUDIO_FIELDS`."""
+        if wrong := [name for name, _, _ in self.files if name not in AUDIO_FIELDS]:
+            raise BadRequestError(
+                f"Send the sound as {AUDIO_FIELDS_TEXT}: there is no field {wrong[0][:40]!r}."
+            )
 
 
 @contextlib.asynccontextmanager
 async def receiving(
     request: Request, settings: Settings, budget: MemoryBudget, *, max_bytes: int, copies: int = 1
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The chunks of the body, counted; what they cost is given back when the block ends.
+    """The chunks of the body, unpacked and counted; what they cost is given back when the block ends.
 
     `copies` is how many times the body is in memory while it is read, each of which counts.
     The time that they may take is the `BodyMiddleware`'s.
@@ -86,7 +101,7 @@ async def receiving(
         if int(request.headers.get("content-length", "0")) > max_bytes:
             raise too_large(settings)
         received = 0
-        async for chunk in request.stream():
+        async for chunk in decoded_chunks(request):
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(settings)
@@ -125,13 +140,22 @@ async def read_all(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-async def read_form(request: Request, chunks: AsyncIterator[bytes], settings: Settings) -> Form:
-    """Parse a multipart body as it arrives."""
+async def read_form(
+    request: Request,
+    chunks: AsyncIterator[bytes],
+    settings: Settings,
+    fields: Collection[str] = OPTION_NAMES,
+) -> Form:
+    """Parse a multipart body as it arrives; parts with names in `fields` are no sounds."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    boundary = options.get(b"boundary")
-    if kind != b"multipart/form-data" or not boundary:
+    if kind != b"multipart/form-data":
         raise WrongMediaTypeError("Send multipart/form-data: curl -F file=@clip.wav ...")
-    reader = _FormReader(boundary, settings)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise WrongMediaTypeError(
+            "The Content-Type multipart/form-data has no boundary: let the HTTP library set this header."
+        )
+    reader = _FormReader(boundary, settings, fields)
     try:
         async for chunk in chunks:
             reader.parser.write(chunk)
@@ -145,10 +169,10 @@ async def read_form(request: Request, chunks: AsyncIterator[bytes], settings: Se
 class _FormReader:
     """Collects what the parser finds."""
 
-    def __init__(self, boundary: bytes, settings: Settings) -> None:
+    def __init__(self, boundary: bytes, settings: Settings, fields: Collection[str]) -> None:
         self.form = Form()
         self.is_complete = False
-        self._settings = settings
+        self._settings, self._fields = settings, fields
         self._audio_bytes = 0
         self._new_part()
         self.parser = MultipartParser(
@@ -167,7 +191,9 @@ class _FormReader:
 
     def _new_part(self) -> None:
         self._name, self._value, self._content = bytearray(), bytearray(), bytearray()
-        self._disposition: dict[bytes, bytes] = {}
+        self._headers = Message()
+        self._field, self._file_name = "", ""
+        self._is_sound = False
 
     def _header(self, target: bytearray, data: bytes) -> None:
         target += data
@@ -175,37 +201,66 @@ class _FormReader:
             raise BadRequestError("A part of the form has a header that is too long.")
 
     def _header_end(self) -> None:
-        if bytes(self._name).lower() == b"content-disposition":
-            self._disposition = parse_options_header(bytes(self._value))[1]
+        name, value = bytes(self._name).lower(), bytes(self._value)
+        if name == b"content-disposition":
+            self._read_disposition(value)
+        elif name == b"content-type":
+            self._headers["Content-Type"] = value.decode("latin-1")
+        elif name == b"content-transfer-encoding":
+            encoding = value.decode("latin-1").strip()
+            if encoding.lower() not in _PLAIN_ENCODINGS:
+                raise BadRequestError(
+                    f"Content-Transfer-Encoding: {encoding[:40]} is not read. Send the bytes of the file."
+                )
         self._name.clear()
         self._value.clear()
 
+    def _read_disposition(self, value: bytes) -> None:
+        plain = parse_options_header(value)[1]
+        self._field = plain.get(b"name", b"").decode("utf-8", "replace")
+        self._headers["Content-Disposition"] = value.decode("latin-1")
+        extended = self._headers.get_filename()  # also of `filename*` (RFC 5987)
+        has_file_name = b"filename" in plain or extended is not None
+        self._file_name = (
+            plain[b"filename"].decode("utf-8", "replace") if b"filename" in plain else extended or ""
+        )
+        is_field = self._field in self._fields
+        self._is_sound = self._field in AUDIO_FIELDS or (has_file_name and not is_field)
+
     def _headers_finished(self) -> None:
-        if b"name" not in self._disposition:
+        if not self._field:
             raise BadRequestError("A part of the form has no name.")
-        if b"filename" in self._disposition and len(self.form.files) >= self._settings.max_files:
+        if self._is_sound and len(self.form.files) >= self._settings.max_files:
             raise BadRequestError(f"At most {self._settings.max_files} files in one request.")
-        if b"filename" not in self._disposition and len(self.form.fields) >= _MAX_FIELDS:
+        if not self._is_sound and len(self.form.fields) >= _MAX_FIELDS:
             raise BadRequestError("Too many fields in the form.")
+        if self._field in self.form.fields:
+            raise BadRequestError(f"The form has the field {self._field[:40]!r} more than once.")
 
     def _part_data(self, data: bytes) -> None:
         self._content += data
-        if b"filename" not in self._disposition:
-            if len(self._content) > _MAX_FIELD_BYTES:
-                raise BadRequestError("A field of the form is too long; a clip needs a file name.")
-            return
-        self._audio_bytes += len(data)
-        if self._audio_bytes > self._settings.max_upload_bytes:
-            raise too_large(self._settings)
+        if self._is_sound:
+            self._audio_bytes += len(data)
+            if self._audio_bytes > self._settings.max_upload_bytes:
+                raise too_large(self._settings)
+        elif len(self._content) > _MAX_FIELD_BYTES:
+            raise BadRequestError(
+                f"The field {self._field[:40]!r} is too long. A sound is sent as {AUDIO_FIELDS_TEXT}."
+            )
 
     def _part_end(self) -> None:
-        name = self._disposition[b"name"].decode("utf-8", "replace")
-        if b"filename" in self._disposition:
-            file_name = self._disposition[b"filename"].decode("utf-8", "replace")
-            self.form.files.append((name, file_name, bytes(self._content)))
+        if self._is_sound:
+            self.form.files.append((self._field, self._file_name, bytes(self._content)))
         else:
-            self.form.fields[name] = self._content.decode("utf-8", "replace")
+            self.form.fields[self._field] = _text(bytes(self._content), self._headers.get_content_charset())
         self._content = bytearray()
 
     def _end(self) -> None:
         self.is_complete = True
+
+
+def _text(content: bytes, charset: str | None) -> str:
+    try:
+        return content.decode(charset or "utf-8", "replace")
+    except LookupError:
+        raise BadRequestError(f"The charset {(charset or '')[:40]!r} is not known. Send UTF-8.") from None

@@ -19,11 +19,10 @@ from audiocnn.gateway import schemas, visualization
 from audiocnn.gateway.errors import BadRequestError, BusyError, WrongMediaTypeError, body_of
 from audiocnn.gateway.multipart import JSON_COPIES, Form, json_limit, read_all, receiving, too_large
 from audiocnn.gateway.page.static_files import EXAMPLES, examples_in
-from audiocnn.gateway.service import PredictionService
+from audiocnn.gateway.service import PredictionService, given_options
 from audiocnn.gateway.settings import Settings
-from audiocnn.request_body import read_base64, read_json_object
+from audiocnn.request_body import read_json_request
 
-AUDIO_KEYS = ("audio_data", "data")
 DEMO_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
 
 
@@ -34,9 +33,7 @@ def json_reply(content: dict[str, Any]) -> Response:
 
 def read_request(body: bytes, settings: Settings) -> tuple[bytes, dict[str, Any]]:
     """Audio and options of a JSON body."""
-    content = read_json_object(body)
-    options = {name: value for name, value in content.items() if name not in AUDIO_KEYS}
-    audio = read_base64(content)
+    audio, options = read_json_request(body)
     if len(audio) > settings.max_upload_bytes:
         raise too_large(settings)
     return audio, options
@@ -134,15 +131,13 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
     async def spectrogram(request: Request) -> Response:
         """The log-mel spectrogram that the network saw, with Hz and seconds, or `?format=png`."""
         async with contextlib.AsyncExitStack() as stack:
-            form = await gateway.form(request, stack)
-            given = [form.fields.pop("format", "json"), *request.query_params.getlist("format")]
-            if wrong := [value for value in given if value not in ("json", "png")]:
-                raise BadOptionError(f"format={wrong[0][:40]!r} is not possible: it must be json or png.")
-            output = given[-1]
-            if form.fields:
-                raise BadOptionError(
-                    f"There is no option {next(iter(form.fields))[:40]!r} here: only format."
-                )
+            given = given_options(request, schemas.FORMAT_NAMES)
+            form = await gateway.form(request, stack, schemas.FORMAT_NAMES)
+            if unknown := form.fields.keys() - schemas.FORMAT_NAMES:
+                raise BadOptionError(f"There is no option {min(unknown)[:40]!r} here: only format.")
+            output = str((given | form.fields).get("format", "json"))
+            if output not in ("json", "png"):
+                raise BadOptionError(f"format={output[:40]!r} is not possible: it must be json or png.")
             options = {"spectrogram": True, "top_k": 1}
             state = request.state
             answer = await gateway.predict(form.only_file(), state.request_id, options, state.trace)
@@ -167,6 +162,7 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             raise WrongMediaTypeError(
                 'Send JSON: {"audio_data": "<base64>"}, Content-Type: application/json.'
             )
+        given = given_options(request)
         limit = json_limit(gateway.settings)
         async with receiving(
             request, gateway.settings, gateway.budget, max_bytes=limit, copies=JSON_COPIES
@@ -174,9 +170,9 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             body = await read_all(chunks)
             audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
             state = request.state
-            wanted = DEMO_OPTIONS | options
+            wanted = DEMO_OPTIONS | given | options
             if not await gateway.model.has_feature_maps():
-                wanted["feature_maps"] = options.get("feature_maps", "none")
+                wanted["feature_maps"] = ({"feature_maps": "none"} | given | options)["feature_maps"]
             wanted.setdefault("clip_spectrogram", wanted["spectrogram"] != "png" and wanted["spectrogram"])
             answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
         return await asyncio.to_thread(_with_scaled_maps, answer)
@@ -190,8 +186,9 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
     async def predict_batch(request: Request) -> Response:
         """Several files with the same options: one answer or error each, in their order."""
         async with contextlib.AsyncExitStack() as stack:
+            options = given_options(request)
             form = await gateway.form(request, stack)
-            results = await answer_files(gateway, form, request)
+            results = await answer_files(gateway, form, options | form.fields, request)
         return json_reply({"results": results, "request_id": request.state.request_id})
 
 
@@ -204,9 +201,12 @@ def _with_scaled_maps(answer: dict[str, Any]) -> Response:
     return json_reply(answer)
 
 
-async def answer_files(gateway: PredictionService, form: Form, request: Request) -> list[dict[str, Any]]:
+async def answer_files(
+    gateway: PredictionService, form: Form, options: dict[str, Any], request: Request
+) -> list[dict[str, Any]]:
     """One answer or error for each file of a form, in their order."""
-    if not form.files or any(name != "files" for name, _, _ in form.files):
+    form.check_names()
+    if not form.files:
         raise BadRequestError(
             "Send sound files in fields named files: curl -F files=@a.wav -F files=@b.wav ..."
         )
@@ -215,7 +215,7 @@ async def answer_files(gateway: PredictionService, form: Form, request: Request)
         _, file_name, audio = file
         request_id = f"{request.state.request_id}-{number}"
         try:
-            result = await gateway.predict_counted(audio, request_id, form.fields, request.state.trace)
+            result = await gateway.predict_counted(audio, request_id, options, request.state.trace)
         except (AudioError, ServerError, BusyError) as error:
             result = body_of(error) | {"request_id": request_id}
         return {"file": file_name, **result}

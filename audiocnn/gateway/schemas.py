@@ -226,6 +226,7 @@ class ConfigReply(BaseModel):
 
 _FORMAT = {"type": "string", "enum": ["json", "png"], "default": "json"}
 FORMAT: dict[str, Any] = {"format": _FORMAT}
+FORMAT_NAMES = tuple(FORMAT)
 FORMAT_PARAMETER = {"parameters": [{"name": "format", "in": "query", "schema": _FORMAT}]}
 _FILE = {"type": "string", "format": "binary"}
 

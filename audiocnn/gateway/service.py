@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,14 +20,15 @@ from audiocnn.gateway.model_info import ModelInfo
 from audiocnn.gateway.multipart import Form, MemoryBudget, form_limit, read_all, read_form, receiving
 from audiocnn.gateway.settings import MIB, Settings
 from audiocnn.gateway.streaming import Streams
-from audiocnn.options import HEADERS, OPTION_NAMES
+from audiocnn.options import OPTION_NAMES, options_in_headers, unknown_option
 
 T = TypeVar("T")
 Answer = TypeVar("Answer")
 
 _CONCURRENCY = 8  # items of one request that wait for TorchServe at the same time
 _READY_SECONDS = 1.0  # so long one probe answers for all
-_RAW_TYPES = ("", "application/octet-stream")  # of a body that is the file itself, beside audio/*
+# Of a body that is the file itself, beside audio/* and video/*.
+_RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/ogg")
 
 
 class PredictionService:
@@ -119,30 +121,32 @@ class PredictionService:
                 raise NotReadyError("A real prediction does not work now: is the model server running?")
             self._ready_at = time.monotonic()
 
-    async def form(self, request: Request, stack: contextlib.AsyncExitStack) -> Form:
-        """The multipart body; what it holds of the budget is given back when the stack closes."""
+    async def form(
+        self, request: Request, stack: contextlib.AsyncExitStack, fields: Collection[str] = OPTION_NAMES
+    ) -> Form:
+        """The multipart body, whose parts named in `fields` are no sounds.
+
+        What it holds of the budget is given back when the stack closes.
+        """
         limit = form_limit(self.settings)
         chunks = await stack.enter_async_context(
             receiving(request, self.settings, self.budget, max_bytes=limit)
         )
-        return await read_form(request, chunks, self.settings)
+        return await read_form(request, chunks, self.settings, fields)
 
-    async def clip(self, request: Request, stack: contextlib.AsyncExitStack) -> tuple[bytes, dict[str, str]]:
+    async def clip(
+        self, request: Request, stack: contextlib.AsyncExitStack
+    ) -> tuple[bytes, dict[str, object]]:
         """Audio and options of a request: the body is the file, or a form with the field `file`.
 
         What the body holds of the budget is given back when the stack closes. Raises `WrongMediaTypeError`
         for a body of another kind, `BadOptionError` for query parameters that are no options.
         """
         options = given_options(request)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
+        if media_type(request) == "multipart/form-data":
             form = await self.form(request, stack)
             return form.only_file(), options | form.fields
-        if kind not in _RAW_TYPES and not kind.startswith("audio/"):
-            raise WrongMediaTypeError(
-                "Send the file itself, as audio/* or application/octet-stream (curl -T clip.wav ...), "
-                "or a form (curl -F file=@clip.wav ...)."
-            )
+        check_is_file(request)
         limit = self.settings.max_upload_bytes
         chunks = await stack.enter_async_context(
             receiving(request, self.settings, self.budget, max_bytes=limit)
@@ -150,14 +154,36 @@ class PredictionService:
         return await read_all(chunks), options
 
 
-def given_options(request: Request) -> dict[str, str]:
-    """The options in headers and query; the latter win. Raises `BadOptionError` that names what is none."""
-    options = {option: request.headers[name] for name, option in HEADERS.items() if name in request.headers}
+def media_type(request: Request) -> str:
+    """The `Content-Type` without parameters, in lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def check_is_file(request: Request) -> None:
+    """Raises `WrongMediaTypeError` unless the body is declared as a file, or as nothing."""
+    kind = media_type(request)
+    if kind not in _RAW_TYPES and not kind.startswith(("audio/", "video/")):
+        raise WrongMediaTypeError(
+            f"A body of {kind[:60]} is not read here. Send the file itself as audio/*, video/* or "
+            "application/octet-stream (curl -T clip.wav ...), a form (curl -F file=@clip.wav .../predict), "
+            "or JSON with base64 to /inference."
+        )
+
+
+def given_options(request: Request, names: Sequence[str] = OPTION_NAMES) -> dict[str, object]:
+    """The options in headers and query; the latter win. Raises `BadOptionError` that names what is none.
+
+    `names` are the options that the address takes.
+    """
+    options = options_in_headers(request.headers.items())
     query = request.query_params.multi_items()
-    names = [name for name, _ in query]
-    if unknown := [name[:40] for name in dict.fromkeys(names) if name not in OPTION_NAMES]:
-        listed = ", ".join(map(repr, unknown[:5]))
-        raise BadOptionError(f"There is no option {listed}. Options: {', '.join(OPTION_NAMES)}.")
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    given = dict.fromkeys([*options, *(name for name, _ in query)])
+    if unknown := [name for name in given if name not in names]:
+        if names is OPTION_NAMES:
+            raise unknown_option(*unknown)
+        taken = ", ".join(names) or "none"
+        raise BadOptionError(f"There is no option {unknown[0][:40]!r} at this address. Options: {taken}.")
+    counts = Counter(name for name, _ in query)
+    if twice := [name for name in counts if counts[name] > 1]:
         raise BadOptionError(f"The query has {twice[0]} more than once.")
     return options | dict(query)

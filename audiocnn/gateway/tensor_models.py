@@ -21,10 +21,10 @@ from starlette.responses import Response
 from audiocnn.arrays import FloatArray
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import tensors
-from audiocnn.gateway.errors import BadRequestError, GatewayError, Known, NotFoundError, WrongMediaTypeError
+from audiocnn.gateway.errors import BadRequestError, GatewayError, Known, NotFoundError
 from audiocnn.gateway.model_info import ALL_CLASSES
 from audiocnn.gateway.multipart import JSON_COPIES, json_limit, read_all, receiving, too_large
-from audiocnn.gateway.service import PredictionService
+from audiocnn.gateway.service import PredictionService, given_options
 from audiocnn.gateway.tensors import HEADER_LENGTH, InferRequest, Tensor
 from audiocnn.options import OPTIONS
 
@@ -148,8 +148,7 @@ class TensorModels:
         model = self.find(name)
         if version is not None:
             await self.version(version)
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise WrongMediaTypeError("Send the body without compression.")
+        given_options(request, ())
         header_length = request.headers.get(HEADER_LENGTH)
         settings, budget = self._gateway.settings, self._gateway.budget
         copies = JSON_COPIES if header_length is None else 2

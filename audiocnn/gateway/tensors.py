@@ -194,7 +194,7 @@ def _from_json(given: RequestInput) -> FloatArray | list[bytes]:
     if given.datatype == "BYTES":
         if array.dtype.kind not in "US" and array.size:
             raise BadRequestError(f"{given.name}: every element must be a string of base64.")
-        return [read_base64({"data": text}) for text in array.ravel().tolist()]
+        return [read_base64(text, given.name) for text in array.ravel().tolist()]
     if array.dtype.kind not in "fiu":
         raise BadRequestError(f"{given.name}: data must be numbers.")
     with np.errstate(over="ignore"):  # becomes infinite, which is refused as a sound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -270,9 +271,33 @@ def test_waveforms_that_are_no_sound(gateway: RunningGateway, rows: np.ndarray, 
     assert error(post_waveforms(gateway, rows))[0] == status
 
 
-def test_a_compressed_body_is_refused(gateway: RunningGateway) -> None:
-    reply = gateway.post(AUDIO, json=audio_request(BELLS), headers={"Content-Encoding": "gzip"})
-    assert error(reply)[0] == 415
+def test_compressed_bodies(gateway: RunningGateway) -> None:
+    body = json.dumps(audio_request(BELLS)).encode()
+    for path, content, kind in ((AUDIO, body, "application/json"), (HF, BELLS, "audio/wav")):
+        headers = {"Content-Encoding": "gzip", "Content-Type": kind}
+        reply = gateway.post(path, content=gzip.compress(content), headers=headers)
+        assert reply.json() == gateway.post(path, content=content, headers={"Content-Type": kind}).json()
+        got = error(gateway.post(path, content=content, headers=headers | {"Content-Encoding": "deflate"}))
+        assert got[0] == 415
+        assert "deflate" in got[1]
+
+
+def test_options_in_the_query_are_obeyed_or_refused(gateway: RunningGateway) -> None:
+    assert len(gateway.post(f"{HF}?top_k=2", content=BELLS).json()) == 2
+    assert len(gateway.post(HF, content=BELLS, headers={"X-Top-K": "2"}).json()) == 2
+    for path, body in (
+        (f"{HF}?pool=max", {"content": BELLS}),
+        (f"{AUDIO}?top_k=2", {"json": audio_request(BELLS)}),
+    ):
+        got = error(gateway.post(path, **body))
+        assert got[0] == 400
+        assert path.partition("?")[2].partition("=")[0] in got[1]
+
+
+def test_what_is_no_file_is_refused_by_name(gateway: RunningGateway) -> None:
+    status, message = error(gateway.post(HF, files={"file": BELLS}))
+    assert status == 415
+    assert "multipart/form-data" in message
 
 
 def test_limits_and_keys_hold_here_too(strict: RunningGateway) -> None:

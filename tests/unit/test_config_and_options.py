@@ -11,7 +11,7 @@ from audiocnn.config import Config, ModelConfig
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import AudioError, BadOptionError, DatasetError, ModelFileError
 from audiocnn.labels import ESC50, URBANSOUND8K, describe
-from audiocnn.options import HEADERS, OPTION_NAMES, Options
+from audiocnn.options import HEADERS, OPTION_NAMES, Options, options_in_headers
 
 CONFIG = Config(class_names=("dog", "cat", "rain"))
 
@@ -160,6 +160,32 @@ def test_a_bad_option_is_named(name: str, value: object) -> None:
         Options.parse({name: value}, CONFIG)
     assert name in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Knock, door", ("Knock, door",)),
+        ('"Knock, door", dog', ("Knock, door", "dog")),
+        (["Knock, door", "dog"], ("Knock, door", "dog")),
+        (' dog ,"dog"', ("dog",)),
+        ('say "hi"', ('say "hi"',)),
+    ],
+)
+def test_a_class_with_a_comma_in_its_name(value: object, expected: tuple[str, ...]) -> None:
+    config = Config(class_names=("Knock, door", "dog", 'say "hi"'))
+    assert Options.parse({"classes": value}, config).classes == expected
+
+
+@pytest.mark.parametrize("value", ["x" * 200_000, '"' * 200_001, "dog,\ncat,x\0"])
+def test_classes_that_are_no_list(value: str) -> None:
+    with pytest.raises(BadOptionError, match="classes"):
+        Options.parse({"classes": value}, CONFIG)
+
+
+def test_an_option_header_that_is_sent_twice_is_refused() -> None:
+    with pytest.raises(BadOptionError, match="X-Top-K"):
+        options_in_headers([("X-Top-K", "1"), ("x-top-k", "2")])
 
 
 def test_every_option_has_a_header() -> None:

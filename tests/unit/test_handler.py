@@ -15,6 +15,7 @@ from handler.audio_handler import read_request, request_id_of
 
 CONFIG = Config(class_names=("dog", "cat"))
 SOUND = bytes(range(256)) * 4
+URL_SAFE = base64.urlsafe_b64encode(SOUND).decode()
 TEXT = base64.b64encode(SOUND).decode()
 JSON = {"Content-Type": "application/json"}
 
@@ -24,6 +25,9 @@ JSON = {"Content-Type": "application/json"}
     [
         pytest.param({"body": bytearray(SOUND)}, {}, id="raw"),
         pytest.param({"data": bytearray(SOUND)}, {}, id="multipart"),
+        pytest.param({"file": bytearray(SOUND)}, {}, id="multipart file"),
+        pytest.param({"files": bytearray(SOUND)}, {}, id="multipart files"),
+        pytest.param({"body": SOUND}, {"Content-Encoding": "identity"}, id="not compressed"),
         pytest.param({"body": {"audio_data": TEXT}}, JSON, id="json audio_data"),
         pytest.param({"body": {"data": TEXT}}, JSON, id="json data"),
         pytest.param(
@@ -33,6 +37,11 @@ JSON = {"Content-Type": "application/json"}
         ),
         pytest.param({"body": {"data": "data:audio/wav;base64," + TEXT}}, JSON, id="data URL"),
         pytest.param({"body": {"data": TEXT[:100] + "\n" + TEXT[100:]}}, JSON, id="wrapped lines"),
+        pytest.param({"body": {"data": URL_SAFE}}, JSON, id="URL-safe"),
+        pytest.param({"body": {"data": URL_SAFE.rstrip("=")}}, JSON, id="URL-safe, no padding"),
+        pytest.param({"body": {"data": TEXT.rstrip("=")}}, JSON, id="no padding"),
+        pytest.param({"body": {"data": ' Data:audio/ogg;x="a,b";base64,' + TEXT}}, JSON, id="other data URL"),
+        pytest.param({"body": {"audio_data": None, "data": TEXT, "top_k": None}}, JSON, id="null"),
     ],
 )
 def test_the_same_bytes_arrive(fields: dict, headers: dict) -> None:
@@ -58,6 +67,7 @@ def test_base64_in_small_pieces_takes_no_more_memory() -> None:
         ({"body": SOUND}, {"x-top-k": "1"}),
         ({"data": SOUND, "top_k": bytearray(b"1")}, {"X-TOP-K": "2"}),
         ({"body": {"data": TEXT, "top_k": 1}}, JSON),
+        ({"body": SOUND}, {"X-Top-K": "%31", "X-Classes": "cat%2Cdog"}),
     ],
 )
 def test_options_come_by_header_field_or_key(fields: dict, headers: dict) -> None:
@@ -70,7 +80,20 @@ def test_options_come_by_header_field_or_key(fields: dict, headers: dict) -> Non
     ("fields", "headers", "code", "word"),
     [
         ({"data": SOUND, "topk": b"1"}, {}, "bad_option", "topk"),
-        ({"file": SOUND}, {}, "bad_option", "file"),
+        ({"audio": SOUND}, {}, "bad_option", "audio_data"),
+        ({"file": SOUND, "data": SOUND}, {}, "bad_option", "file and data"),
+        ({"body": {"data": TEXT, "audio_data": TEXT}}, JSON, "bad_option", "data and audio_data"),
+        ({"body": {"audio": TEXT}}, JSON, "bad_option", "audio_data"),
+        ({"body": f'{{"data": "{TEXT}", "top_k": 1, "top_k": 2}}'.encode()}, JSON, "bad_option", "top_k"),
+        ({"body": SOUND}, {"X-TopK": "2"}, "bad_option", "X-Top-K"),
+        ({"body": SOUND}, {"x_top_k": "2", "X-Top_K": "2"}, "bad_option", "X-Top-K"),
+        ({"body": SOUND}, {"Content-Encoding": "gzip"}, "unsupported_format", "gzip"),
+        ({"body": {"data": TEXT[:-4] + "%3D="}}, JSON, "bad_base64", "'%'"),
+        ({"body": {"data": "data:audio/wav,RIFF"}}, JSON, "bad_base64", "data: URL"),
+        ({"body": {"data": "QQ==QQ=="}}, JSON, "bad_base64", "base64"),
+        ({"body": {"audio_data": ""}}, JSON, "empty_audio", "audio_data"),
+        ({"body": b""}, JSON, "empty_audio", "audio_data"),
+        ({"body": b"{}"}, JSON, "empty_audio", "audio_data"),
         ({"body": {"data": TEXT, "sample_rate": 8000}}, JSON, "bad_option", "sample_rate"),
         ({"body": SOUND}, {"X-Top-K": "many"}, "bad_option", "many"),
         ({"body": {"data": "@@@"}}, JSON, "bad_base64", "base64"),
@@ -116,7 +139,7 @@ def test_a_request_id_cannot_break_a_line_of_the_log(headers: dict, expected: st
 
 
 def test_a_request_without_audio_is_empty() -> None:
-    for fields, headers in (({}, {}), ({"body": {}}, JSON), ({"top_k": b"3"}, {})):
+    for fields, headers in (({}, {}), ({"body": b""}, {}), ({"top_k": b"3"}, {})):
         audio, options = read_request(fields, headers, CONFIG)
         assert audio == b""
         assert isinstance(options, Options)
