@@ -29,9 +29,8 @@ from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier, softmax
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager, ended
+from audiocnn.detections import OFF_SHARE, Detection, DetectionRules, EventTracker, FrameAverager, ended
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.results import Detection
 from benchmarks import event_metrics
 from benchmarks.command import new_parser
 from benchmarks.event_metrics import Rows

@@ -28,13 +28,12 @@ from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager
+from audiocnn.detections import OFF_SHARE, Detection, DetectionRules, EventTracker, FrameAverager
 from audiocnn.errors import DatasetError
 from audiocnn.files import write_text
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model import checkpoint
-from audiocnn.results import Detection
-from training import scenes
+from training import model_card, scenes
 from training.calibrate import FoldModel, add_pair_option, load_fold_model
 from training.data import add_data_option
 from training.scene_scores import ScoredScene, Windowing, cached, score
@@ -348,11 +347,20 @@ def print_summary(summary: dict[str, Any]) -> None:
         )
 
 
-def write(folder: Path, thresholds: dict[str, Threshold]) -> None:
-    """Put the thresholds into the config.json of a checkpoint."""
-    path = folder / checkpoint.CONFIG
+def write(folder: Path, summary: dict[str, Any]) -> None:
+    """Put the thresholds into the config.json of a checkpoint.
+
+    What was measured goes into the metrics and the card of a release.
+    """
+    path, metrics = folder / checkpoint.CONFIG, folder / "metrics.json"
     config = Config.from_json(path.read_text(encoding="utf-8"))
-    write_text(path, replace(config, thresholds=thresholds).to_json())
+    config = replace(config, thresholds=summary["thresholds"])
+    write_text(path, config.to_json())
+    if metrics.exists():
+        measured = {name: value for name, value in summary.items() if name != "thresholds"}
+        report = json.loads(metrics.read_text(encoding="utf-8")) | {"detections": measured}
+        write_text(metrics, json.dumps(report) + "\n")
+        write_text(folder / "README.md", model_card.render(report, config))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -392,7 +400,7 @@ def run(args: argparse.Namespace) -> None:
     summary = summarise(by_fold, config.class_names, **wanted)
     print_summary(summary)
     if args.checkpoint:
-        write(args.checkpoint, summary["thresholds"])
+        write(args.checkpoint, summary)
     if args.json:
         rows = {name: asdict(one) for name, one in summary["thresholds"].items()}
         args.json.write_text(json.dumps(summary | {"thresholds": rows}) + "\n", encoding="utf-8")
