@@ -415,12 +415,11 @@ class TestAModelFromElsewhere:
             running_gateway(tmp_path, server.inference) as gateway,
             watching(browser, f"{gateway.url}/") as seen,
         ):
-            outputs = gateway.get("/config").json()["outputs"]
-            assert (outputs["evidence"], outputs["feature_maps"], outputs["detections"]) == (
-                False,
-                False,
-                True,
-            )
+            config = gateway.get("/config").json()
+            assert config["has_feature_maps"] is False
+            assert set(config["thresholds"]) == {
+                row["name"] for row in gateway.get("/labels").json()["labels"]
+            }
             seen.give(ROOT / "samples" / "rain.wav")
             assert seen.title == "rain"
             assert spread(seen.page.locator("#mel .tile")) > 10
