@@ -25,6 +25,7 @@ from rich.table import Table
 
 from audiocnn import command, detections, inputs
 from audiocnn.arrays import FloatArray
+from audiocnn.calibration import LEVELS, precise_levels
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
@@ -40,8 +41,6 @@ from training.scene_scores import ScoredScene, Windowing, cached, score
 from training.scenes import Scene, SceneEvent
 
 SNRS_DB = (0.0, 10.0, 20.0)
-LEVELS = tuple(round(0.05 * n, 2) for n in range(2, 20))  # 0.1 to 0.95
-PRIOR_DETECTIONS = 5.0  # weight of all classes together in the precision of one
 SCENES, EMPTY_SCENES = 34, 30  # for each fold and signal-to-noise ratio; for each fold
 _SCENES_VERSION = 1  # of the drawing of scenes: older caches do not fit
 
@@ -252,14 +251,10 @@ def _detections_by_level(scene: ScoredScene, config: Config) -> list[list[Detect
 def fit(counts: Counts, *, precision: float, false_alarms_per_hour: float) -> npt.NDArray[np.int64]:
     """The level of every class: the lowest from which on precision and false alarms are as wanted.
 
-    The precision of a class is estimated with `PRIOR_DETECTIONS` at the precision of all classes together:
-    a class has few detections. A class that is never good enough gets the highest level.
+    See `precise_levels`.
     """
-    pooled = counts.true.sum(axis=0) / np.maximum(counts.detections.sum(axis=0), 1)
-    estimate = (counts.true + PRIOR_DETECTIONS * pooled) / (counts.detections + PRIOR_DETECTIONS)
-    is_good = (estimate >= precision) & (counts.false_alarms <= false_alarms_per_hour * counts.hours)
-    from_here_on = np.logical_and.accumulate(is_good[:, ::-1], axis=1)[:, ::-1]
-    return np.where(from_here_on.any(axis=1), from_here_on.argmax(axis=1), len(LEVELS) - 1)
+    is_quiet = counts.false_alarms <= false_alarms_per_hour * counts.hours
+    return precise_levels(counts.detections, counts.true, precision=precision, is_allowed=is_quiet)
 
 
 def summarise(by_fold: dict[int, Counts], class_names: Sequence[str], **wanted: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from audiocnn import audio
+from audiocnn.calibration import LEVELS
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.detections import thresholds_of
@@ -18,7 +19,7 @@ from audiocnn.errors import DatasetError, ModelFileError
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 from training import scenes, thresholds
-from training.thresholds import LEVELS, Counts
+from training.thresholds import Counts
 
 
 @pytest.fixture
