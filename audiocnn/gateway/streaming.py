@@ -64,6 +64,7 @@ from audiocnn.tracing import TRACEPARENT, trace_headers, trace_id
 log = logging.getLogger("audiocnn.gateway.streaming")
 
 AHEAD_SECONDS = 10.0  # of sound that may come faster than real time before we stop reading
+EVENTS_AHEAD_SECONDS = 4.0  # with detections: every window of it is answered
 
 
 Converse = Callable[[WebSocket, StreamState], Awaitable[None]]
@@ -246,8 +247,9 @@ class Stream:
             input_rate=start.sample_rate,
             sample_rate=frontend.sample_rate,
             window_seconds=frontend.clip_seconds,
-            kept_seconds=2 * AHEAD_SECONDS + window_seconds(config) if config else 0.0,
+            kept_seconds=2 * EVENTS_AHEAD_SECONDS + window_seconds(config) if config else 0.0,
         )
+        self._ahead_seconds = EVENTS_AHEAD_SECONDS if config else AHEAD_SECONDS
         self._events = StreamDetector(config, self._sound, self._ask, self._send) if config else None
         self._window_seconds = frontend.clip_seconds
         self._smoothed = ExponentialAverage(streams.settings.stream_smoothing_seconds)
@@ -292,7 +294,7 @@ class Stream:
                 self._due.set()
             # The socket is left unread for a while: TCP tells a sender that is too fast.
             ahead = self._sound.seconds - (loop.time() - began)
-            await asyncio.sleep(max(0.0, ahead - AHEAD_SECONDS))
+            await asyncio.sleep(max(0.0, ahead - self._ahead_seconds))
 
     def _end(self, text: str) -> None:
         """Answer what is left, if it is more than the last answer covered."""

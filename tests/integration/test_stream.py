@@ -233,7 +233,7 @@ def scene_with_events(sample_rate: int = RATE) -> np.ndarray:
     return sound
 
 
-@pytest.mark.parametrize(("sample_rate", "size"), [(RATE, 4096), (48_000, 1 << 18)])
+@pytest.mark.parametrize(("sample_rate", "size"), [(RATE, 4096), (48_000, 1 << 17)])
 def test_events_are_told_when_they_begin_and_end(
     gateway: RunningGateway, sample_rate: int, size: int
 ) -> None:
