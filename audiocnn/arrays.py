@@ -9,5 +9,6 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 AnyFloatArray = npt.NDArray[np.floating[Any]]
 AnyIntArray = npt.NDArray[np.integer[Any]]

@@ -1,4 +1,4 @@
-"""Calibration error, temperature scaling, and the detection of unknown sounds.
+"""Calibration error, temperature scaling, and thresholds for unknown sounds and for detections.
 
 Shapes, for `n` clips and `k` classes: probs `(n, k)` in [0, 1] with rows that sum to 1, logits `(n, k)` up to
 a constant per row, target `(n,)` class indices. Shares and errors are from 0 to 1.
@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from audiocnn.arrays import AnyFloatArray, AnyIntArray
+from audiocnn.arrays import AnyFloatArray, AnyIntArray, BoolArray, IntArray
 
+LEVELS = tuple(round(0.05 * n, 2) for n in range(2, 20))  # of thresholds of detections: 0.1 to 0.95
+PRIOR_DETECTIONS = 5.0  # weight of all classes together in the precision of one
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 _SMALLEST = 1e-30  # for probabilities that were rounded to 0: the logarithm stays finite
 _GOLDEN = (np.sqrt(5) - 1) / 2
@@ -124,3 +126,19 @@ def threshold_for(known_scores: AnyFloatArray, rejected_share: float = 0.05) -> 
     assert 0 <= rejected_share < 1, "a share of known sounds"
     rejected = int(rejected_share * len(known_scores) + 1e-9)  # 0.05 * 20 may be rounded to less than 1
     return float(np.sort(known_scores)[rejected])
+
+
+def precise_levels(
+    detections: IntArray, true: IntArray, *, precision: float, is_allowed: BoolArray | bool = True
+) -> IntArray:
+    """Index of the lowest of `LEVELS` from which on a class's detections are as precise as wanted.
+
+    `detections` and `true`, those that are right, are counts `(num_classes, num_levels)`, as is `is_allowed`.
+    The precision of a class is estimated with `PRIOR_DETECTIONS` at the precision of all classes together:
+    a class has few detections. A class that is never good enough gets the highest level.
+    """
+    pooled = true.sum(axis=0) / np.maximum(detections.sum(axis=0), 1)
+    estimate = (true + PRIOR_DETECTIONS * pooled) / (detections + PRIOR_DETECTIONS)
+    is_good = (estimate >= precision) & is_allowed
+    from_here_on = np.logical_and.accumulate(is_good[:, ::-1], axis=1)[:, ::-1]
+    return np.where(from_here_on.any(axis=1), from_here_on.argmax(axis=1), len(LEVELS) - 1)

@@ -27,6 +27,7 @@ from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
 from audiocnn.config import AudioLimits, Config, FrontendConfig
+from audiocnn.detections import Detection
 from audiocnn.errors import (
     AudioError,
     AudioTooLongError,
@@ -38,7 +39,7 @@ from audiocnn.model.engine import INT8, MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
 from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
-from audiocnn.results import Detection, RepresentativeWindow, Result, StreamEnd, WindowProbs
+from audiocnn.results import RepresentativeWindow, Result, StreamEnd, WindowProbs
 
 _MAX_EMBEDDING_VALUES = 2_000_000  # in one answer: 20 MB of JSON
 

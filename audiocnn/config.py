@@ -16,6 +16,8 @@ from audiocnn.errors import ModelFileError
 FORMAT_VERSION = 2  # 2: activation and thresholds
 ACTIVATIONS = ("softmax", "sigmoid")
 
+MIN_TAIL_SECONDS = 0.25  # what is left after the last whole window, if it is shorter, is dropped
+
 T = TypeVar("T")
 
 # What a file may say: a number out of these ranges would take all memory, or divide by zero, somewhere later.
@@ -169,6 +171,10 @@ class Config:
         if self.model is None:
             raise ModelFileError(f"{self.name} is no network of this project: it has no weights to load")
         return self.model
+
+    def public_dict(self) -> dict[str, Any]:
+        """What callers need to know, as JSON types: all but the provenance. `from_json` reads it."""
+        return {name: value for name, value in asdict(self).items() if name != "provenance"}
 
     def to_json(self) -> str:
         """A JSON document, two spaces of indent, keys in the order of the fields."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
@@ -24,23 +24,14 @@ from audiocnn.audio.decoder import stream
 from audiocnn.classifier import Classifier
 from audiocnn.config import UNLIMITED
 from audiocnn.detection_writers import DetectionWriter, Recording
-from audiocnn.detections import (
-    HOP_SECONDS,
-    MERGE_GAP_SECONDS,
-    DetectionRules,
-    Detector,
-    ended,
-    hop_of,
-    rules_of,
-    window_seconds,
-)
+from audiocnn.detections import HOP_SECONDS, MERGE_GAP_SECONDS, Detection, hop_of, rules_of
 from audiocnn.errors import AudioError, BadOptionError, ModelFileError
+from audiocnn.file_detector import FileDetector
 from audiocnn.files import replacing
 from audiocnn.inputs import InputError, Notes
 from audiocnn.labels import describe
 from audiocnn.options import Options
 from audiocnn.recording_time import parse_start, recording_start, time_at
-from audiocnn.results import Detection, WindowProbs
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,32 +70,6 @@ class CutWriter:
             with opened(recording.path) as file:
                 blocks = stream(file, sample_rate=self._rate, limits=UNLIMITED, warnings=[])
                 self._clips.cut(recording, detections, blocks)
-
-
-@dataclass(frozen=True)
-class Finder:
-    """A model and the rules of a command line."""
-
-    classifier: Classifier
-    rules: DetectionRules
-    hop_seconds: float
-
-    def find(self, paths: Sequence[str]) -> Iterator[tuple[str, list[Detection], Exception | None]]:
-        """Every path with its events, by start, and the error that ended its file."""
-        length = window_seconds(self.classifier.config)
-        streams = self.classifier.predict_streams(
-            paths, window_seconds=length, overlap_seconds=length - self.hop_seconds
-        )
-        detector, found = self._detector(), list[Detection]()
-        for number, item in streams:
-            if isinstance(item, WindowProbs):
-                found += detector.update(item.start, item.end, item.probs)
-                continue
-            yield paths[number], ended(found + detector.finish()), item.error
-            detector, found = self._detector(), []
-
-    def _detector(self) -> Detector:
-        return Detector(self.classifier.config, self.rules, hop_seconds=self.hop_seconds)
 
 
 def _zone(name: str) -> tzinfo:
@@ -177,14 +142,17 @@ def _text_file(stack: ExitStack, path: Path) -> IO[str]:
 
 
 def _run(
-    finder: Finder, paths: Sequence[str], start_of: Callable[[str], datetime | None], outputs: OutputFiles
+    detector: FileDetector,
+    paths: Sequence[str],
+    start_of: Callable[[str], datetime | None],
+    outputs: OutputFiles,
 ) -> bool:
     """Find and write; whether all files were read to their end."""
-    frontend, all_read = finder.classifier.config.frontend, True
+    frontend, all_read = detector.classifier.config.frontend, True
     nyquist = min(frontend.f_max, frontend.sample_rate / 2)
     with ExitStack() as stack:
         chosen = outputs.open(stack, frontend.sample_rate)
-        for path, detections, error in finder.find(paths):
+        for path, detections, error in detector.detect(paths):
             recording = Recording(Path(path), start_of(path), nyquist)
             for writer in chosen:
                 writer.write(recording, detections)
@@ -231,15 +199,12 @@ def detect(
     outputs = OutputFiles(ndjson, csv, parquet, raven, audacity, clips, padding)
     try:
         classifier = Classifier.load(model, threads=threads)
-        finder = _finder(classifier, Options.parse(given, classifier.config), merge_gap, cooldown)
+        options = Options.parse(given, classifier.config)
+        rules = replace(rules_of(options), merge_gap=merge_gap, cooldown=cooldown)
+        detector = FileDetector(classifier, rules, hop_of(options, classifier.config))
         paths = _find_paths(files)
-        all_read = _run(finder, paths, _start_of(start_time, _zone(timezone), paths), outputs)
+        all_read = _run(detector, paths, _start_of(start_time, _zone(timezone), paths), outputs)
     except (ModelFileError, BadOptionError, InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     raise typer.Exit(int(not all_read))
-
-
-def _finder(classifier: Classifier, options: Options, merge_gap: float, cooldown: float) -> Finder:
-    rules = replace(rules_of(options), merge_gap=merge_gap, cooldown=cooldown)
-    return Finder(classifier, rules, hop_of(options, classifier.config))

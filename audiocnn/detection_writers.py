@@ -10,14 +10,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import soundfile
 
 from audiocnn.arrays import FloatArray
+from audiocnn.detections import Detection
 from audiocnn.files import replacing, write_text
 from audiocnn.recording_time import time_at
-from audiocnn.results import Detection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COLUMNS = ("file", "class", "start", "end", "peak_confidence", "mean_confidence", "start_time", "end_time")
 _RAVEN_COLUMNS = (
@@ -79,27 +82,36 @@ class CsvWriter:
         self._writer.writerows(to_row(recording, detection) for detection in detections)
 
 
+def arrow_schema() -> pa.Schema:
+    """Types of `COLUMNS`; `start_time` and `end_time` are timestamps in UTC."""
+    import pyarrow as pa  # here: the other formats do without it
+
+    text, number, moment = pa.string(), pa.float64(), pa.timestamp("ms", "UTC")
+    types = [text, text, number, number, number, number, moment, moment]
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+
+def arrow_row(row: dict[str, Any]) -> dict[str, Any]:
+    """What `to_row` returns, with times instead of their texts."""
+    return row | {name: row[name] and datetime.fromisoformat(row[name]) for name in COLUMNS[-2:]}
+
+
 class ParquetWriter:
-    """One table of all files; `start_time` and `end_time` are timestamps in UTC."""
+    """One table of all files, see `arrow_schema`."""
 
     def __init__(self, path: Path) -> None:
         """Raises `ModuleNotFoundError` without pyarrow."""
         import pyarrow as pa  # here: the other formats do without it
         from pyarrow import parquet
 
-        self._pa = pa
-        text, number, moment = pa.string(), pa.float64(), pa.timestamp("ms", "UTC")
-        types = [text, text, number, number, number, number, moment, moment]
-        self._schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+        self._pa, self._schema = pa, arrow_schema()
         self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
     def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
         """See `DetectionWriter`."""
         for detection in detections:
-            row = to_row(recording, detection)
-            times = {name: row[name] and datetime.fromisoformat(row[name]) for name in COLUMNS[-2:]}
-            self._rows.append(row | times)
+            self._rows.append(arrow_row(to_row(recording, detection)))
         if len(self._rows) >= _ROWS_IN_MEMORY:
             self._flush()
 

@@ -5,13 +5,14 @@
 The network sees each window repeated until it fills an input (5 s for the released model): short windows
 place an event better than whole ones, see docs/detections.md. Everything is incremental: a stream feeds
 window by window and gets a detection when it begins and again when it ends; a file is the same to its end.
-Memory does not grow with the length of the audio.
+Memory does not grow with the length of the audio. Imports no torch: the gateway uses it for streams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,6 @@ import numpy.typing as npt
 from audiocnn.arrays import FloatArray
 from audiocnn.config import Config, Threshold
 from audiocnn.options import ClassFilter, Options
-from audiocnn.results import Detection
 
 WINDOW_SECONDS = 2.0  # at most; that of the model if it is shorter
 HOP_SECONDS = 0.5  # from one window to the next, unless the options say otherwise
@@ -28,6 +28,26 @@ OFF_SHARE = 0.35  # of the upper threshold, where no lower one was fitted
 DEFAULT_THRESHOLD = Threshold(on=0.5, off=0.5 * OFF_SHARE)  # of a class for which none was fitted
 _SMALLEST = 1e-9  # probability: the logarithm stays finite
 _EPSILON = 1e-6  # seconds: sums of hops are not exact
+
+
+class Detection(NamedTuple):
+    """An event: a class, from when to when (seconds), and its confidences, 0 to 1."""
+
+    label: str
+    start: float
+    end: float | None  # None: it goes on
+    peak_confidence: float
+    mean_confidence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "class": self.label,
+            "start": round(self.start, 3),
+            "end": None if self.end is None else round(self.end, 3),
+            "peak_confidence": round(self.peak_confidence, 6),
+            "mean_confidence": round(self.mean_confidence, 6),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import typer
 from audiocnn.audio.decoder import decode
 from audiocnn.client.stream import URL, stream
 from audiocnn.errors import AudioError, ServerError
+from audiocnn.labels import describe
 
 _SAMPLE_RATE = 44_100
 _METER_WIDTH = 12
@@ -29,6 +30,7 @@ def listen(
     api_key: Annotated[str | None, typer.Option(help="Key, if the gateway requires one.")] = None,
     hop_seconds: Annotated[float, typer.Option(help="Seconds between answers.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Classes per answer.")] = 3,
+    detections: Annotated[bool, typer.Option("--detections", help="Print events as well.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the replies, one JSON object a line.")
     ] = False,
@@ -46,6 +48,7 @@ def listen(
         sample_rate=_SAMPLE_RATE,
         hop_seconds=hop_seconds,
         top_k=top_k,
+        detections=detections,
         url=url,
         api_key=api_key,
         on_reply=partial(print_reply, as_json=as_json),
@@ -73,6 +76,14 @@ def print_reply(reply: dict[str, Any], *, as_json: bool) -> None:
         print(f"error: {reply['error']['message']}", file=sys.stderr, flush=True)
     elif reply["type"] == "answer":
         print(_line(reply), flush=True)
+    elif reply["type"] == "detection":
+        print(_event_line(reply), flush=True)
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    emoji, confidence = describe(event["class"]).emoji, f"{event['peak_confidence']:.2f}"
+    span = f"from {event['start']:.2f} s" + (f" to {event['end']:.2f} s" if event["end"] else "")
+    return f"event: {emoji} {event['class']} {confidence} {span}"
 
 
 def _line(answer: dict[str, Any]) -> str:

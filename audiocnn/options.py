@@ -54,6 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pool": {"type": "string", "enum": ["mean", "max"], "default": "mean", "description": "of the windows"},
     "start": {"type": "number", "minimum": 0, "maximum": 1e6, "default": 0, "description": _PART},
     "end": {"type": "number", "minimum": 0, "maximum": 1e6, "description": _PART},
+    "model_info": _FLAG | {"description": "what the model is: classes, front end, thresholds of detections"},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
 }
 OPTION_NAMES = tuple(OPTIONS)
@@ -100,6 +101,7 @@ class Options(ClassFilter):
     pool: str = "mean"  # or max: how the windows of a clip become one answer
     start: float = 0.0  # seconds: the part of the file to classify
     end: float | None = None  # None: to its end
+    model_info: bool = False  # the model's configuration
     reduce_payload: bool = False  # predictions only, whatever else is asked for
     explain: bool = False  # the evidence of all that is predicted; asked for by address, not by name
 

@@ -14,6 +14,7 @@ from PIL import Image
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import Clip
 from audiocnn.config import Config
+from audiocnn.detections import Detection
 from audiocnn.greyscale import to_grey
 from audiocnn.levels import level_dbfs
 from audiocnn.model.mel import map_axes
@@ -29,26 +30,6 @@ class Prediction(NamedTuple):
 
     label: str
     confidence: float
-
-
-class Detection(NamedTuple):
-    """An event: a class, from when to when (seconds), and its confidences, 0 to 1."""
-
-    label: str
-    start: float
-    end: float | None  # None: it goes on
-    peak_confidence: float
-    mean_confidence: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object."""
-        return {
-            "class": self.label,
-            "start": round(self.start, 3),
-            "end": None if self.end is None else round(self.end, 3),
-            "peak_confidence": round(self.peak_confidence, 6),
-            "mean_confidence": round(self.mean_confidence, 6),
-        }
 
 
 @dataclass(frozen=True)
@@ -178,6 +159,8 @@ class Result:
             "duration": round(self.clip.seconds, 3),
             "model": self.model,
         }
+        if options.model_info:
+            answer["model_info"] = self.config.public_dict()
         if options.explain:
             return answer | {"explanations": _explanations(self)}
         if options.reduce_payload:

@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from audiocnn.arrays import FloatArray
+from audiocnn.calibration import LEVELS
 from audiocnn.classifier import Classifier, softmax
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager, ended
+from audiocnn.detections import OFF_SHARE, Detection, DetectionRules, EventTracker, FrameAverager, ended
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.results import Detection
 from benchmarks import event_metrics
 from benchmarks.command import new_parser
 from benchmarks.event_metrics import Rows
@@ -39,7 +39,7 @@ from training import thresholds
 from training.calibrate import add_pair_option
 from training.scene_scores import ScoredScene, Windowing, score
 from training.scenes import empty_scenes
-from training.thresholds import EMPTY_SCENES, LEVELS, SNRS_DB
+from training.thresholds import EMPTY_SCENES, SNRS_DB
 
 CHOSEN_AT_DB = 10.0  # where the threshold of a way is chosen, and all ways are compared
 _SHORT, _LONG, _EVIDENCE = Windowing(2.0, 0.5), Windowing(5.0, 0.5), Windowing(5.0, 2.5, evidence=True)

@@ -25,24 +25,22 @@ from rich.table import Table
 
 from audiocnn import command, detections, inputs
 from audiocnn.arrays import FloatArray
+from audiocnn.calibration import LEVELS, precise_levels
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.detections import OFF_SHARE, DetectionRules, EventTracker, FrameAverager
+from audiocnn.detections import OFF_SHARE, Detection, DetectionRules, EventTracker, FrameAverager
 from audiocnn.errors import DatasetError
 from audiocnn.files import write_text
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model import checkpoint
-from audiocnn.results import Detection
-from training import scenes
+from training import model_card, scenes
 from training.calibrate import FoldModel, add_pair_option, load_fold_model
 from training.data import add_data_option
 from training.scene_scores import ScoredScene, Windowing, cached, score
 from training.scenes import Scene, SceneEvent
 
 SNRS_DB = (0.0, 10.0, 20.0)
-LEVELS = tuple(round(0.05 * n, 2) for n in range(2, 20))  # 0.1 to 0.95
-PRIOR_DETECTIONS = 5.0  # weight of all classes together in the precision of one
 SCENES, EMPTY_SCENES = 34, 30  # for each fold and signal-to-noise ratio; for each fold
 _SCENES_VERSION = 1  # of the drawing of scenes: older caches do not fit
 
@@ -253,14 +251,10 @@ def _detections_by_level(scene: ScoredScene, config: Config) -> list[list[Detect
 def fit(counts: Counts, *, precision: float, false_alarms_per_hour: float) -> npt.NDArray[np.int64]:
     """The level of every class: the lowest from which on precision and false alarms are as wanted.
 
-    The precision of a class is estimated with `PRIOR_DETECTIONS` at the precision of all classes together:
-    a class has few detections. A class that is never good enough gets the highest level.
+    See `precise_levels`.
     """
-    pooled = counts.true.sum(axis=0) / np.maximum(counts.detections.sum(axis=0), 1)
-    estimate = (counts.true + PRIOR_DETECTIONS * pooled) / (counts.detections + PRIOR_DETECTIONS)
-    is_good = (estimate >= precision) & (counts.false_alarms <= false_alarms_per_hour * counts.hours)
-    from_here_on = np.logical_and.accumulate(is_good[:, ::-1], axis=1)[:, ::-1]
-    return np.where(from_here_on.any(axis=1), from_here_on.argmax(axis=1), len(LEVELS) - 1)
+    is_quiet = counts.false_alarms <= false_alarms_per_hour * counts.hours
+    return precise_levels(counts.detections, counts.true, precision=precision, is_allowed=is_quiet)
 
 
 def summarise(by_fold: dict[int, Counts], class_names: Sequence[str], **wanted: float) -> dict[str, Any]:
@@ -348,11 +342,20 @@ def print_summary(summary: dict[str, Any]) -> None:
         )
 
 
-def write(folder: Path, thresholds: dict[str, Threshold]) -> None:
-    """Put the thresholds into the config.json of a checkpoint."""
-    path = folder / checkpoint.CONFIG
+def write(folder: Path, summary: dict[str, Any]) -> None:
+    """Put the thresholds into the config.json of a checkpoint.
+
+    What was measured goes into the metrics and the card of a release.
+    """
+    path, metrics = folder / checkpoint.CONFIG, folder / "metrics.json"
     config = Config.from_json(path.read_text(encoding="utf-8"))
-    write_text(path, replace(config, thresholds=thresholds).to_json())
+    config = replace(config, thresholds=summary["thresholds"])
+    write_text(path, config.to_json())
+    if metrics.exists():
+        measured = {name: value for name, value in summary.items() if name != "thresholds"}
+        report = json.loads(metrics.read_text(encoding="utf-8")) | {"detections": measured}
+        write_text(metrics, json.dumps(report) + "\n")
+        write_text(folder / "README.md", model_card.render(report, config))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -392,7 +395,7 @@ def run(args: argparse.Namespace) -> None:
     summary = summarise(by_fold, config.class_names, **wanted)
     print_summary(summary)
     if args.checkpoint:
-        write(args.checkpoint, summary["thresholds"])
+        write(args.checkpoint, summary)
     if args.json:
         rows = {name: asdict(one) for name, one in summary["thresholds"].items()}
         args.json.write_text(json.dumps(summary | {"thresholds": rows}) + "\n", encoding="utf-8")

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from audiocnn.arrays import FloatArray
-from audiocnn.config import FrontendConfig
-
-MIN_TAIL_SECONDS = 0.25
+from audiocnn.config import MIN_TAIL_SECONDS, FrontendConfig
 
 
 def starts(num_samples: int, config: FrontendConfig, *, hop: int | None = None) -> list[int]:

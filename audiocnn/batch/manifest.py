@@ -25,9 +25,9 @@ from audiocnn.batch.state import (
     JobSettings,
     Listed,
     Outcome,
+    pairs,
     part,
     place,
-    tables,
 )
 from audiocnn.inputs import Found
 
@@ -205,25 +205,26 @@ class Manifest:
             os.fsync(lists.fileno())
 
     def clean_up(
-        self, suffixes: Sequence[str], *, embeddings: bool = False
+        self, suffixes: Sequence[str], tables: Sequence[str] = ("files", "windows")
     ) -> tuple[list[Chunk], list[Chunk]]:
         """Chunks that were in progress when an earlier run stopped, and chunks that have lost a part since.
 
         Both are pending again; temporary files of their attempts are removed.
         """
-        pairs = tables(suffixes, embeddings=embeddings)
+        written = pairs(tables, suffixes)
         there = {
             f"{place(table, suffix)}/{name}"
-            for table, suffix in pairs
+            for table, suffix in written
             for name in _names(self.out / place(table, suffix))
         }
         begun = {int(name.partition("-")[0]) for name in _names(self.out / ATTEMPTS)}
         in_work, lost = [], []
         for *values, text in self._db.execute("SELECT * FROM chunks").fetchall():
             chunk, outcome = Chunk(*values), Outcome(**json.loads(text)) if text else None
-            rows = {"windows": outcome.window_rows, "embeddings": outcome.windows} if outcome else {}
             parts = {
-                part(table, chunk.id, suffix) for table, suffix in pairs if rows.get(table, table == "files")
+                part(table, chunk.id, suffix)
+                for table, suffix in written
+                if (outcome.rows(table) if outcome else table == "files")
             }
             if outcome is None and (parts & there or chunk.id in begun):
                 in_work.append(chunk)

@@ -1,8 +1,8 @@
 """Classify millions of sound files: `audiocnn batch INPUT... --out DIR`.
 
 Every file gets exactly one row in DIR/files, files longer than a window also one for each window in
-DIR/windows. A file that cannot be classified gets a row with an error code. The same command resumes a
-stopped run. docs/batch.md has the columns and the details.
+DIR/windows; with --detections every event gets one in DIR/detections. A file that cannot be classified gets a
+row with an error code. The same command resumes a stopped run. docs/batch.md has the columns and the details.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from audiocnn import inputs
 from audiocnn.batch.aggregate import UNREADABLE
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous, damaged
 from audiocnn.batch.progress import Meter, work
-from audiocnn.batch.state import FOLDER, SUFFIXES, JobSettings, Outcome, place, tables
+from audiocnn.batch.state import FOLDER, SUFFIXES, JobSettings, Outcome, pairs, place
 from audiocnn.batch.summary import print_summary, summary_of, write_summary
 from audiocnn.batch.writers import FORMATS
 from audiocnn.errors import ModelFileError
@@ -73,6 +73,7 @@ def settings_of(args: SimpleNamespace) -> JobSettings:
         formats=args.format,
         root=inputs.root_of(args.inputs),
         embeddings=args.embeddings,
+        detections=args.detections,
     )
 
 
@@ -86,9 +87,9 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) ->
     """List the inputs and print how they compare with an earlier run; afterwards the manifest is complete."""
     settings, resumes = manifest.load_or_create(settings)
     suffixes = [suffix for suffix in SUFFIXES if suffix in settings.formats]
-    for name, suffix in tables(suffixes, embeddings=settings.embeddings):
+    for name, suffix in pairs(settings.tables, suffixes):
         (args.out / place(name, suffix)).mkdir(parents=True, exist_ok=True)
-    in_work, lost = manifest.clean_up(suffixes, embeddings=settings.embeddings)
+    in_work, lost = manifest.clean_up(suffixes, settings.tables)
     again = manifest.forget(UNREADABLE) if args.retry else []
     notes = Notes()
     listed = manifest.add(inputs.find(args.inputs, notes, limit=args.limit), args.chunk_size)
@@ -232,6 +233,9 @@ def batch(
     evidence: Annotated[bool, typer.Option(help="Add the class activation map of the top class.")] = False,
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Add a table of feature vectors, for `audiocnn search`.")
+    ] = False,
+    detections: Annotated[
+        bool, typer.Option("--detections", help="Add a table of events; reads every file once more.")
     ] = False,
     model: Annotated[
         Path | None,

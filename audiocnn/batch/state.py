@@ -17,6 +17,7 @@ FOLDER = "manifest"
 LISTS = "chunks.jsonl"
 ATTEMPTS = "tmp"  # one folder for every attempt at a chunk; removed when it has succeeded
 SUFFIXES = ("parquet", "csv")  # of tables
+TABLES = ("files", "windows", "detections", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class JobSettings:
     formats: tuple[str, ...]
     root: str  # of the folders of label tracks; not compared
     embeddings: bool = False
+    detections: bool = False
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables of the run, see `TABLES`."""
+        wanted = {"detections": self.detections, "embeddings": self.embeddings}
+        return tuple(table for table in TABLES if wanted.get(table, True))
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,12 @@ class Outcome:
     audio_seconds: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)  # code -> files
     window_rows: int = 0  # of the table `windows`: short files and unsure windows have none
+    detections: int = 0  # rows of that table
+
+    def rows(self, table: str) -> int:
+        """Rows of a table: without any it has no part of the chunk."""
+        counts = (self.files, self.window_rows, self.detections, self.windows)
+        return dict(zip(TABLES, counts, strict=True))[table]
 
     def __iadd__(self, other: Outcome) -> Self:
         self.files += other.files
@@ -70,13 +84,14 @@ class Outcome:
         self.audio_seconds += other.audio_seconds
         self.errors = dict(Counter(self.errors) + Counter(other.errors))
         self.window_rows += other.window_rows
+        self.detections += other.detections
         return self
 
 
-def tables(suffixes: Sequence[str], *, embeddings: bool) -> list[tuple[str, str]]:
+def pairs(tables: Sequence[str], suffixes: Sequence[str]) -> list[tuple[str, str]]:
     """Table and suffix of what a run writes: that of embeddings is Parquet, whatever the others are."""
-    pairs = [(table, suffix) for table in ("files", "windows") for suffix in suffixes]
-    return [*pairs, ("embeddings", "parquet")] if embeddings else pairs
+    kinds = {"embeddings": ("parquet",)}
+    return [(table, suffix) for table in tables for suffix in kinds.get(table, suffixes)]
 
 
 def place(table: str, suffix: str) -> str:

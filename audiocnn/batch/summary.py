@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocnn.batch.progress import clock
-from audiocnn.batch.state import JobSettings, Outcome, place
+from audiocnn.batch.state import JobSettings, Outcome, pairs, place
 from audiocnn.batch.writers import csv_columns
 from audiocnn.files import replacing, write_text
 
@@ -21,6 +21,7 @@ def summary_of(total: Outcome, run: Outcome, seconds: float, scoring: float) -> 
         "answered": total.files - errors,
         "errors": dict(sorted(total.errors.items())),
         "windows": total.windows,
+        "detections": total.detections,
         "audio_hours": total.audio_seconds / 3600,
         "run": {
             "files": run.files,
@@ -35,8 +36,9 @@ def summary_of(total: Outcome, run: Outcome, seconds: float, scoring: float) -> 
 def write_summary(out: Path, settings: JobSettings, summary: dict[str, Any]) -> None:
     """Once all parts are complete: the joined CSV tables, and `summary.json`."""
     if "csv" in settings.formats:
-        for table in ("files", "windows"):
-            join_csv(out, table, settings.top_k)
+        for table, suffix in pairs(settings.tables, ["csv"]):
+            if suffix == "csv":
+                join_csv(out, table, settings.top_k)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
@@ -58,11 +60,12 @@ def print_summary(out: Path, summary: dict[str, Any], settings: JobSettings) -> 
     print(f"files      {summary['files']:,}, {summary['answered']:,} answered")
     print(f"errors     {sum(summary['errors'].values()):,}{': ' + errors if errors else ''}")
     print(f"audio      {summary['audio_hours']:,.2f} hours, {summary['windows']:,} windows")
+    if settings.detections:
+        print(f"events     {summary['detections']:,}")
     if run["files"]:
         wall, scoring = clock(run["seconds"]), f"{run['scoring_seconds']:.1f}"
         print(f"this run   {run['files']:,} files in {wall}, {scoring} s of it scoring:")
         factor = run["real_time_factor"]
         real_time = f", real-time factor {factor:.2g}" if factor else ""
         print(f"           {run['files_per_second']:,.0f} clips/s{real_time}")
-    tables = ["files", "windows", *(["embeddings"] if settings.embeddings else [])]
-    print(f"results    {', '.join(f'{out}/{name}' for name in (*tables, 'summary.json'))}")
+    print(f"results    {', '.join(f'{out}/{name}' for name in (*settings.tables, 'summary.json'))}")

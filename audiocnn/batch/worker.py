@@ -19,6 +19,9 @@ from audiocnn.batch.audacity import AudacityTrackWriter
 from audiocnn.batch.state import JobSettings, Outcome
 from audiocnn.batch.writers import ChunkWriter, RowBuilder
 from audiocnn.classifier import Classifier
+from audiocnn.detections import Detection, DetectionRules, hop_of
+from audiocnn.file_detector import FileDetector
+from audiocnn.options import Options
 
 WORKER_DIED = "worker_died"
 _POSITION = "at"  # in an attempt's folder: the number of the file that was opened last
@@ -86,11 +89,14 @@ class Worker:
                 part.file(item)
                 errors = {item.error[0]: 1} if item.error else {}
                 outcome += Outcome(1, item.num_windows, item.seconds, errors)
+            for path, found in self._events(paths, poisoned, position.fileno()):
+                part.detections(path, found)
+                outcome.detections += len(found)
         outcome.window_rows = part.window_rows
         part.publish(
             {
                 (table, suffix): self._job.out / state.part(table, chunk, suffix)
-                for table, suffix in state.tables(state.SUFFIXES, embeddings=True)
+                for table, suffix in state.pairs(state.TABLES, state.SUFFIXES)
             }
         )
         shutil.rmtree(attempt)
@@ -101,20 +107,33 @@ class Worker:
             message = "Two workers died while they read this file."
             yield FileResult(paths[number], error=(WORKER_DIED, message))
 
-        def opened() -> Iterator[str]:
-            for number, path in enumerate(paths):
-                if number not in poisoned:
-                    os.pwrite(position, f"{number:9}".encode(), 0)
-                    yield path
-
-        settings = self._job.settings
+        settings, opened = self._job.settings, _opened(paths, poisoned, position)
         yield from classify_files(
             self._classifier,
-            opened(),
+            opened,
             overlap_seconds=settings.overlap,
             evidence=settings.evidence,
             embeddings=settings.embeddings,
         )
+
+    def _events(
+        self, paths: Sequence[str], poisoned: set[int], position: int
+    ) -> Iterator[tuple[str, list[Detection]]]:
+        """Every path with its events; the files are read once more, in other windows."""
+        settings = self._job.settings
+        if settings.detections:
+            rules = DetectionRules(min_confidence=settings.min_confidence)
+            detector = FileDetector(self._classifier, rules, hop_of(Options(), self._classifier.config))
+            for path, found, _ in detector.detect(_opened(paths, poisoned, position)):
+                yield path, found
+
+
+def _opened(paths: Sequence[str], poisoned: set[int], position: int) -> Iterator[str]:
+    """The paths that are not poisoned; the number of each is written down before its file is opened."""
+    for number, path in enumerate(paths):
+        if number not in poisoned:
+            os.pwrite(position, f"{number:9}".encode(), 0)
+            yield path
 
 
 def poison_files(out: Path, chunk: int) -> set[int]:

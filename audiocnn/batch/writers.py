@@ -9,6 +9,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +20,14 @@ import pyarrow.parquet as pq
 from audiocnn.arrays import FloatArray
 from audiocnn.batch.aggregate import ClassEvidence, FileResult, WindowEmbedding, WindowResult
 from audiocnn.batch.audacity import AudacityTrackWriter
+from audiocnn.batch.state import TABLES
 from audiocnn.config import Config
+from audiocnn.detection_writers import Recording, arrow_row, arrow_schema, to_row
+from audiocnn.detections import Detection
 from audiocnn.embedding_table import parquet_schema
 from audiocnn.files import publish
 from audiocnn.model.mel import map_axes
+from audiocnn.recording_time import recording_start
 
 FORMATS = ("parquet", "csv", "audacity")
 Row = dict[str, Any]
@@ -58,7 +63,7 @@ FILES = pa.schema(
 WINDOWS = pa.schema(
     [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), *_NAMED, ("evidence", _EVIDENCE)]
 )
-SCHEMAS = {"files": FILES, "windows": WINDOWS}
+SCHEMAS = {"files": FILES, "windows": WINDOWS, "detections": arrow_schema()}
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,15 @@ class RowBuilder:
             assert self.config.num_features is not None, "checked at the start of the run"
             return parquet_schema(self.config.num_features, self.model)
         return SCHEMAS[table]
+
+    def detection_rows(self, path: str, detections: Sequence[Detection]) -> list[Row]:
+        """Rows of the table `detections`; times without a zone in the file's metadata or name are in UTC."""
+        if not detections:
+            return []
+        frontend = self.config.frontend
+        nyquist = min(frontend.f_max, frontend.sample_rate / 2)
+        recording = Recording(Path(path), recording_start(path, UTC), nyquist)
+        return [to_row(recording, one) | {"file": shown(path)} for one in detections]
 
     def _named(self, probs: FloatArray) -> Row:
         order = np.argsort(-probs, kind="stable")[: self.top_k]
@@ -150,11 +164,12 @@ class ParquetPart:
 
     def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
         self._schema = builder.schema(table)
+        self._convert = arrow_row if table == "detections" else dict[str, Any]
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, rows: Sequence[Row]) -> None:
         """See `Writer`."""
-        self._writer.write_table(pa.Table.from_pylist(list(rows), self._schema))
+        self._writer.write_table(pa.Table.from_pylist([self._convert(row) for row in rows], self._schema))
 
     def close(self) -> None:
         """See `Writer`."""
@@ -193,14 +208,14 @@ def csv_columns(table: str, top_k: int) -> list[str]:
 
 def _flat(row: Row) -> Row:
     flat = {name: value for name, value in row.items() if name not in ("predictions", "evidence")}
-    for rank, prediction in enumerate(row["predictions"][1:], start=2):
+    for rank, prediction in enumerate(row.get("predictions", [])[1:], start=2):
         flat[f"class_{rank}"] = prediction["class"]
         flat[f"confidence_{rank}"] = f"{prediction['confidence']:.6f}"
-    if row["confidence"] is not None:
+    if row.get("confidence") is not None:
         flat["confidence"] = f"{row['confidence']:.6f}"
     if "warnings" in row:
         flat["warnings"] = " ".join(row["warnings"])
-    if evidence := row["evidence"]:
+    if evidence := row.get("evidence"):
         flat |= {"evidence_hz": evidence["peak_hz"], "evidence_seconds": evidence["peak_seconds"]}
     return flat
 
@@ -214,7 +229,7 @@ class ChunkWriter:
         self._attempt, self._builder, self._labels = attempt, builder, labels
         kinds: dict[str, type[ParquetPart] | type[CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
         self._kinds = {name: kinds[name] for name in formats if name in kinds}
-        self._rows: dict[str, list[Row]] = {"files": [], "windows": [], "embeddings": []}
+        self._rows: dict[str, list[Row]] = {table: [] for table in TABLES}
         self._writers: dict[tuple[str, str], Writer] = {}
         self.window_rows = 0
 
@@ -243,6 +258,11 @@ class ChunkWriter:
                 row["warnings"] = [*row["warnings"], f"It has no label track: {error}"]
         self._append("files", row)
 
+    def detections(self, path: str, detections: Sequence[Detection]) -> None:
+        """The events of a file."""
+        for row in self._builder.detection_rows(path, detections):
+            self._append("detections", row)
+
     def _append(self, table: str, row: Row) -> None:
         self._rows[table].append(row)
         if len(self._rows[table]) == (_VECTORS_IN_MEMORY if table == "embeddings" else _ROWS_IN_MEMORY):
@@ -264,7 +284,7 @@ class ChunkWriter:
         removed."""
         if self._labels:
             self._labels.close()
-        for table in ("embeddings", "windows", "files"):
+        for table in reversed(TABLES):
             self._flush(table)
             for suffix in self._kinds_of(table):
                 if writer := self._writers.get((table, suffix)):

@@ -24,19 +24,22 @@ async def stream(
     sample_rate: int,
     hop_seconds: float = 1.0,
     top_k: int = 3,
+    detections: bool = False,
     url: str = URL,
     api_key: str | None = None,
     on_reply: Callable[[dict[str, Any]], None],
 ) -> None:
     """Send mono PCM in real time and call `on_reply` with each reply of the gateway.
 
-    `pcm` is little-endian float32 at `sample_rate` Hz. Raises `ServerError` if the gateway cannot be
+    `pcm` is little-endian float32 at `sample_rate` Hz. With `detections` there is a reply when an event
+    begins and when it is over. Raises `ServerError` if the gateway cannot be
     reached or closes the stream early, `ImportError` without the package websockets.
     """
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed, WebSocketException
 
-    start = {"sample_rate": sample_rate, "hop_seconds": hop_seconds, "top_k": top_k}
+    start: dict[str, Any] = {"sample_rate": sample_rate, "hop_seconds": hop_seconds, "top_k": top_k}
+    start |= {"detections": True} if detections else {}
     headers = {"X-API-Key": api_key} if api_key else {}
     is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     proxy: Literal[True] | None = None if is_local else True

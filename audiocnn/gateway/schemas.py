@@ -41,6 +41,17 @@ class Window(BaseModel):
     class_: str = Field(alias="class")
     confidence: float
     embedding: list[float] | None = Field(None, description="with embedding and windows")
+    predictions: list[Prediction] | None = Field(None, description="with `windows_top_k` above 1")
+
+
+class Detection(BaseModel):
+    """An event, in seconds from the start of the clip; confidences of its frames of half a hop."""
+
+    class_: str = Field(alias="class", examples=["siren"])
+    start: float = Field(ge=0, examples=[301.5])
+    end: float = Field(ge=0, examples=[303.75])
+    peak_confidence: float = Field(ge=0, le=1, examples=[0.97])
+    mean_confidence: float = Field(ge=0, le=1, examples=[0.81])
 
 
 class Map(BaseModel):
@@ -97,6 +108,8 @@ class Answer(BaseModel):
         None, examples=[{"predictions": "int8", "pictures": "float32"}], description="with maps or evidence"
     )
     windows: list[Window] | None = None
+    detections: list[Detection] | None = Field(None, description="by start")
+    model_info: dict[str, Any] | None = Field(None, description="classes, front end, thresholds, ...")
     visualization: dict[str, Map] | None = None
     evidence: Evidence | None = None
     input_spectrogram: PlacedMap | None = None
@@ -208,8 +221,18 @@ class StreamLimits(BaseModel):
     max_streams: int
 
 
+class ThresholdReply(BaseModel):
+    """Confidences at which a detection begins and ends, and what was measured at them."""
+
+    on: float = Field(ge=0, le=1, examples=[0.9])
+    off: float = Field(ge=0, le=1, examples=[0.315])
+    precision: float | None = Field(description="of detections; null: not measured")
+    recall: float | None
+    false_alarms_per_hour: float | None = Field(description="on recordings without events")
+
+
 class ConfigReply(BaseModel):
-    """The served model, its front end if MODEL_CONFIG_FILE describes it, and the limits."""
+    """The served model, what it can give, and the limits. Null: an earlier archive that does not say it."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -218,6 +241,9 @@ class ConfigReply(BaseModel):
     embedding_size: int | None = Field(description="numbers of an embedding; null: the model has none")
     has_feature_maps: bool = Field(description="whether feature maps and evidence can be asked for")
     frontend: dict[str, Any] | None
+    thresholds: dict[str, ThresholdReply] | None = Field(
+        description="of the detections of every class; null: the model has no detections"
+    )
     limits: Limits
     stream: StreamLimits
     needs_key: bool

@@ -23,19 +23,23 @@ class BadSoundError(ValueError):
 
 
 class RingBuffer:
-    """The newest `window_seconds` of a stream at the model's rate: memory that does not grow.
+    """The newest sound of a stream at the model's rate: memory that does not grow.
 
-    The buffer is made with the first sample: a connection that sends nothing costs nothing.
+    It keeps `window_seconds`, or `kept_seconds` if these are more. The buffer is made with the first sample:
+    a connection that sends nothing costs nothing.
     """
 
-    def __init__(self, *, input_rate: int, sample_rate: int, window_seconds: float) -> None:
+    def __init__(
+        self, *, input_rate: int, sample_rate: int, window_seconds: float, kept_seconds: float = 0.0
+    ) -> None:
         self.input_rate = input_rate  # Hz, of what comes
         self.sample_rate = sample_rate  # Hz, of what is kept
         self.received = 0  # samples at the input rate
         self.is_too_loud = False
-        self._size = round(window_seconds * sample_rate)
+        self.end = 0  # samples at the model's rate since the beginning; the next one goes there, modulo size
+        self._window = round(window_seconds * sample_rate)
+        self._size = round(max(window_seconds, kept_seconds) * sample_rate)
         self._ring: FloatArray | None = None  # (size,)
-        self._kept = 0  # samples kept since the beginning; the next one goes to this place, modulo size
         self._total = self._energy = 0.0  # sums of samples and of their squares since the last `take_level`
         self._count = 0
         self._resampler: soxr.ResampleStream | None = None
@@ -70,21 +74,29 @@ class RingBuffer:
         """Over the oldest. Browsers send 128 samples at a time: moving the whole window would cost."""
         if self._ring is None:
             self._ring = np.zeros(self._size, np.float32)
-        self._kept += max(0, len(samples) - self._size)
+        self.end += max(0, len(samples) - self._size)
         samples = samples[-self._size :]
-        place = self._kept % self._size
+        place = self.end % self._size
         first = samples[: self._size - place]
         self._ring[place : place + len(first)] = first
         self._ring[: len(samples) - len(first)] = samples[len(first) :]
-        self._kept += len(samples)
+        self.end += len(samples)
+
+    @property
+    def start(self) -> int:
+        """The oldest sample that is kept, counted from the beginning of the stream."""
+        return max(0, self.end - self._size)
+
+    def part(self, start: int, end: int) -> FloatArray:
+        """A copy of the samples from `start` up to `end`, which are kept yet."""
+        assert self.start <= start <= end <= self.end
+        if self._ring is None:
+            return np.zeros(0, np.float32)
+        return self._ring.take(np.arange(start, end), mode="wrap")
 
     def newest(self) -> FloatArray:
         """The window, oldest sample first: `(num_samples,)`, shorter at the beginning of the stream."""
-        if self._ring is None:
-            return np.zeros(0, np.float32)
-        if self._kept < self._size:
-            return self._ring[: self._kept].copy()
-        return np.roll(self._ring, -(self._kept % self._size))
+        return self.part(max(0, self.end - self._window), self.end)
 
     @property
     def seconds(self) -> float:
@@ -100,15 +112,18 @@ class RingBuffer:
     def wav(self) -> bytes | None:
         """The newest window as a 16-bit WAV file; None before the first sample."""
         waveform = self.newest()
-        if not len(waveform):
-            return None
-        file = io.BytesIO()
-        with wave.open(file, "wb") as writer:
-            writer.setnchannels(1)
-            writer.setsampwidth(2)
-            writer.setframerate(self.sample_rate)
-            writer.writeframes(np.round(waveform * 32_767).astype("<i2").tobytes())
-        return file.getvalue()
+        return wav_of(waveform, self.sample_rate) if len(waveform) else None
+
+
+def wav_of(waveform: FloatArray, sample_rate: int) -> bytes:
+    """Samples `(num_samples,)` as a 16-bit WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(sample_rate)
+        writer.writeframes(np.round(waveform * 32_767).astype("<i2").tobytes())
+    return file.getvalue()
 
 
 class ExponentialAverage:

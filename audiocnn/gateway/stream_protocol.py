@@ -29,6 +29,7 @@ class Start(BaseModel):
     sample_rate: Annotated[int, Field(ge=MIN_SAMPLE_RATE, le=MAX_SAMPLE_RATE)]
     hop_seconds: Annotated[float, Field(ge=MIN_HOP_SECONDS, le=MAX_HOP_SECONDS)] = 1.0
     top_k: Annotated[int, Field(ge=1, le=1000)] = 3
+    detections: bool = False  # a frame when an event begins and when it ends
     api_key: str | None = None  # browsers cannot send headers with a WebSocket
 
 

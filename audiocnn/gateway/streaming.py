@@ -4,6 +4,7 @@
     <- {"type": "ready", ...}
     -> float32 samples, little-endian, mono                        binary frames of any size up to 1 MiB
     <- {"type": "answer", "end": 1.0, "predictions": [...], ...}   one a hop
+    <- {"type": "detection", "class": "siren", "start": ..., ...}  with `detections`, for every event
     -> {"end": true}                                               what is left is answered, then 1000
 
 One task receives, one answers, so that inference never keeps sound waiting. The one that answers takes
@@ -23,6 +24,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from audiocnn.config import Config
+from audiocnn.detections import window_seconds
 from audiocnn.errors import AudioError, ServerError
 from audiocnn.gateway.auth import AccessControl, error_response, key_in, request_id_in
 from audiocnn.gateway.backend import Backend
@@ -32,6 +35,7 @@ from audiocnn.gateway.model_info import ALL_CLASSES, ModelInfo
 from audiocnn.gateway.origins import note_refusal
 from audiocnn.gateway.settings import Settings
 from audiocnn.gateway.stream_audio import BadSoundError, ExponentialAverage, RingBuffer
+from audiocnn.gateway.stream_detections import StreamDetector
 from audiocnn.gateway.stream_protocol import (
     BAD_DATA,
     BAD_START,
@@ -60,6 +64,7 @@ from audiocnn.tracing import TRACEPARENT, trace_headers, trace_id
 log = logging.getLogger("audiocnn.gateway.streaming")
 
 AHEAD_SECONDS = 10.0  # of sound that may come faster than real time before we stop reading
+EVENTS_AHEAD_SECONDS = 4.0  # with detections: every window of it is answered
 
 
 Converse = Callable[[WebSocket, StreamState], Awaitable[None]]
@@ -135,7 +140,20 @@ class Streams:
     async def _converse(self, socket: WebSocket, state: StreamState) -> None:
         start = await self._start(socket)
         with self.place("num_open"):
-            await Stream(self, socket, start, state).run()
+            config = await self._config() if start.detections else None
+            await Stream(self, socket, start, state, config).run()
+
+    async def _config(self) -> Config:
+        """Classes and thresholds of the served model; raises `RefusedError`."""
+        try:
+            config = await self.model.config()
+        except (AudioError, ServerError) as error:
+            problem = body_of(error)["error"]
+            raise RefusedError(TRY_LATER, problem["code"], problem["message"]) from error
+        if config is None:
+            message = "detections: the served model does not tell its thresholds; export its archive again."
+            raise RefusedError(BAD_START, "bad_start", message)
+        return config
 
     def _finish(self, state: StreamState, socket: WebSocket, seconds: float) -> None:
         """Count and log a stream that is over."""
@@ -211,7 +229,15 @@ class Streams:
 class Stream:
     """One stream that has begun."""
 
-    def __init__(self, streams: Streams, socket: WebSocket, start: Start, state: StreamState) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        socket: WebSocket,
+        start: Start,
+        state: StreamState,
+        config: Config | None = None,
+    ) -> None:
+        """`config` of the served model, if events are to be sent."""
         frontend = streams.model.frontend
         self._streams = streams
         self._socket = socket
@@ -221,7 +247,10 @@ class Stream:
             input_rate=start.sample_rate,
             sample_rate=frontend.sample_rate,
             window_seconds=frontend.clip_seconds,
+            kept_seconds=2 * EVENTS_AHEAD_SECONDS + window_seconds(config) if config else 0.0,
         )
+        self._ahead_seconds = EVENTS_AHEAD_SECONDS if config else AHEAD_SECONDS
+        self._events = StreamDetector(config, self._sound, self._ask, self._send) if config else None
         self._window_seconds = frontend.clip_seconds
         self._smoothed = ExponentialAverage(streams.settings.stream_smoothing_seconds)
         self._due = asyncio.Event()
@@ -240,7 +269,8 @@ class Stream:
                 "window_seconds": self._window_seconds,
             }
         )
-        await run_together(self._receive_sound(), self._answer_hops())
+        events = [self._events.run()] if self._events else []
+        await run_together(self._receive_sound(), self._answer_hops(), *events)
 
     async def _receive_sound(self) -> None:
         loop = asyncio.get_running_loop()
@@ -256,19 +286,23 @@ class Stream:
                 raise RefusedError(
                     BAD_DATA, "not_finite_audio" if "NaN" in str(error) else "bad_frame", str(error)
                 ) from None
+            if self._events:
+                self._events.sound_came()
             hop = int(self._sound.seconds / self._start.hop_seconds + 1e-9)
             if hop > self._hop:
                 self._hop, self._due_at = hop, loop.time()
                 self._due.set()
             # The socket is left unread for a while: TCP tells a sender that is too fast.
             ahead = self._sound.seconds - (loop.time() - began)
-            await asyncio.sleep(max(0.0, ahead - AHEAD_SECONDS))
+            await asyncio.sleep(max(0.0, ahead - self._ahead_seconds))
 
     def _end(self, text: str) -> None:
         """Answer what is left, if it is more than the last answer covered."""
         if read_json(text) != {"end": True}:
             raise RefusedError(BAD_START, "bad_frame", 'After the first frame comes sound, or {"end": true}.')
         self._is_ending = True
+        if self._events:
+            self._events.end()
         if self._sound.seconds > self._hop * self._start.hop_seconds + 1e-9:
             self._hop, self._due_at = self._hop + 1, asyncio.get_running_loop().time()
         self._due.set()
@@ -325,6 +359,19 @@ class Stream:
             "lag_seconds": round(lag_seconds, 3),
             "skipped": state.skipped,
         }
+
+    async def _ask(self, wav: bytes, suffix: str) -> dict[str, Any]:
+        """All classes of a window of the events; counts its failure."""
+        request_id = f"{self._state.request_id}-{suffix}"
+        options = {"top_k": ALL_CLASSES}
+        try:
+            async with self._streams.turns:
+                return await self._streams.client.predict(
+                    wav, options, request_id=request_id, trace=self._state.trace
+                )
+        except (AudioError, ServerError) as error:
+            self._streams.metrics.failure(error)
+            raise
 
     async def _send(self, content: dict[str, Any]) -> None:
         await send_before(self._socket, content, self._streams.settings.stream_idle_seconds)

@@ -61,6 +61,10 @@ class FeatureExtractor(Protocol):
         """Mel power `(n_mels, 1 + num_samples // hop_length)` of `(num_samples,)`, 0 or more."""
         ...
 
+    def fingerprint(self) -> str:
+        """See `mel.fingerprint`."""
+        ...
+
 
 class Engine:
     """A model ready to run, with its configuration and front end."""

@@ -42,6 +42,10 @@ class TorchFrontend:
         power: FloatArray = self._log_mel.power_mel(self._batch(waveform))[0].cpu().numpy()
         return power
 
+    def fingerprint(self) -> str:
+        """See `mel.fingerprint`."""
+        return self._log_mel.fingerprint()
+
     def _batch(self, waveform: FloatArray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(waveform))[None].to(self._device)
 

@@ -153,6 +153,7 @@ def _config(head: TaughtHead, table: FeatureTable, network: Backbone, summary: d
         embedding_size=head.weight.shape[1],
         has_background=True,
         unknown_threshold=head.unknown_threshold,
+        thresholds=head.thresholds,
         fingerprint=network.fingerprint,
         provenance=provenance,
     )

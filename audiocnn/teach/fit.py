@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 from audiocnn import calibration
 from audiocnn.arrays import FloatArray, IntArray
+from audiocnn.calibration import LEVELS, precise_levels
+from audiocnn.config import Threshold
+from audiocnn.detections import OFF_SHARE
 from audiocnn.teach.background import SILENCE
 from audiocnn.teach.examples import BACKGROUND
 from audiocnn.teach.features import FeatureTable
@@ -28,6 +31,7 @@ Doubles = npt.NDArray[np.float64]
 
 SHRINKAGES = (0.1, 1.0)  # of the mean variance, added to the diagonal of the covariance
 REJECTED_SHARE = 0.05  # of the known sounds, that the threshold for unknown sounds is to reject
+DETECTION_PRECISION = 0.9  # wanted of detections
 # The classifier of all clips gives new ones higher confidences than left-out ones got: 7.5 % of the latter
 # are about 5 % of the former (`benchmarks.few_shot`).
 _LEFT_OUT_SHARE = 0.075
@@ -74,6 +78,21 @@ class TaughtHead:
     shrinkage: float
     held_out: HeldOut
     resembling: tuple[str, ...] = ()  # kinds of made background that are left out: they resemble a class
+
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """Of detections: 9 of 10 left-out clips that reach it are right. At least `unknown_threshold`."""
+        probs, target = self.held_out.probs, self.held_out.target
+        reached = [probs >= level for level in LEVELS]
+        is_own = target[:, None] == np.arange(len(self.class_names))
+        detections = np.stack([each.sum(axis=0) for each in reached], axis=1)
+        true = np.stack([(each & is_own).sum(axis=0) for each in reached], axis=1)
+        levels = precise_levels(detections, true, precision=DETECTION_PRECISION)
+        ons = [max(self.unknown_threshold, LEVELS[level]) for level in levels]
+        return {
+            name: Threshold(on=round(on, 4), off=round(OFF_SHARE * on, 4))
+            for name, on in zip(self.class_names, ons, strict=True)
+        }
 
     def logits(self, features: FloatArray) -> FloatArray:
         """`(n, d)` -> calibrated logits `(n, num_classes)`; that of background is 0."""

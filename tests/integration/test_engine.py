@@ -13,6 +13,7 @@ import pytest
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier, softmax
 from audiocnn.errors import BadOptionError, ModelFileError
+from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
 from audiocnn.options import Options
 from export import test_signals
@@ -28,7 +29,8 @@ def eager() -> Engine:
 
 @pytest.fixture(scope="module")
 def log_mels(eager: Engine) -> np.ndarray:
-    return test_signals.log_mels(eager.log_mel, test_signals.waveforms(eager.config.frontend))
+    _, log_mel, _ = checkpoint.load(CHECKPOINT)
+    return test_signals.log_mels(log_mel, test_signals.waveforms(eager.config.frontend))
 
 
 @pytest.fixture(scope="module")

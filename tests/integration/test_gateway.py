@@ -28,6 +28,7 @@ from websockets.sync.client import connect
 from audiocnn.classifier import Classifier
 from audiocnn.client.client import Client
 from audiocnn.datasets import LabelledClip
+from audiocnn.gateway.schemas import ConfigReply, PredictReply
 from audiocnn.labels import ESC50
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
@@ -74,6 +75,30 @@ def test_config_names_the_model_its_front_end_and_the_limits(gateway: RunningGat
     assert config["frontend"]["sample_rate"] == 44_100
     assert config["limits"]["max_upload_mb"] == 40
     assert config["stream"]["window_seconds"] == 5
+
+
+def test_config_says_what_the_model_can_give(gateway: RunningGateway, server: Server) -> None:
+    """By the model itself: no configuration file is needed."""
+    config = gateway.get("/config").json()
+    ConfigReply.model_validate(config | {"request_id": "0"})
+    assert (config["embedding_size"], config["has_feature_maps"]) == (256, True)
+    assert set(config["thresholds"]) == {label.name for label in ESC50}
+    with Client(server.inference) as client:
+        info = client.predict(RAIN, {"model_info": True})["model_info"]
+    assert config["thresholds"] == info["thresholds"]
+    assert config["frontend"] == info["frontend"]
+    assert all(one["off"] < one["on"] and one["precision"] > 0 for one in config["thresholds"].values())
+    assert "provenance" not in info
+
+
+def test_detections_are_as_documented(gateway: RunningGateway) -> None:
+    query = "detections=true&windows_top_k=2&windows=true&embedding=true"
+    answer = gateway.post(f"/predict?{query}", content=RAIN).json()
+    reply = PredictReply.model_validate(answer)
+    assert reply.detections
+    assert (reply.detections[0].class_, reply.detections[0].start) == ("rain", 0.0)
+    properties = gateway.get("/openapi.json").json()["components"]["schemas"]["Detection"]["properties"]
+    assert set(properties) == set(answer["detections"][0])
 
 
 def test_documentation_is_there(gateway: RunningGateway) -> None:

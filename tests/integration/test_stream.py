@@ -20,12 +20,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from audiocnn.audio.decoder import decode
+from audiocnn.config import Config
 from audiocnn.gateway.stream_audio import SILENCE_DBFS
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
 from tests.helpers.scripted_server import script
 from tests.helpers.servers import Server
-from tests.helpers.sounds import tone
+from tests.helpers.sounds import sound_file, tone
 from tests.helpers.waiting import SLOWEST
 
 RATE = 44_100
@@ -218,6 +219,101 @@ def test_a_sender_that_is_too_fast_is_held_back(gateway: RunningGateway) -> None
         socket.transport.abort()
 
     with_stream(gateway, scene)
+
+
+# --- events ---
+
+
+def scene_with_events(sample_rate: int = RATE) -> np.ndarray:
+    """A siren from 3 to 8 s and an alarm from 12 to 17 s, in silence of 20.4 s."""
+    sound = np.zeros(round(20.4 * sample_rate), np.float32)
+    for name, second in (("siren", 3), ("clock_alarm", 12)):
+        part = sample(name, sample_rate)
+        sound[second * sample_rate :][: len(part)] = part
+    return sound
+
+
+@pytest.mark.parametrize(("sample_rate", "size"), [(RATE, 4096), (48_000, 1 << 17)])
+def test_events_are_told_when_they_begin_and_end(
+    gateway: RunningGateway, sample_rate: int, size: int
+) -> None:
+    """Those of `/predict` for the same sound, within a hop."""
+
+    async def scene(socket: ClientConnection) -> list[dict[str, Any]]:
+        await socket.send(start(sample_rate=sample_rate, hop_seconds=5.0, detections=True))
+        assert (await received(socket))["detections"] is True
+        sending = asyncio.create_task(send_sound(socket, scene_with_events(sample_rate), size))
+        frames = []
+        while not sending.done() or not frames:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    frames.append(json.loads(await socket.recv()))
+        await socket.send('{"end": true}')
+        return frames + await to_the_end(socket)
+
+    frames = with_stream(gateway, scene)
+    assert {frame["type"] for frame in frames} == {"answer", "detection"}
+    events = [frame for frame in frames if frame["type"] == "detection"]
+    begun = [(row["class"], row["start"]) for row in events if row["end"] is None]
+    over = [row for row in events if row["end"] is not None]
+    assert begun == [(row["class"], row["start"]) for row in sorted(over, key=lambda row: row["start"])]
+    first = next(n for n, row in enumerate(events) if row["end"] is not None)
+    assert events[first]["class"] == "siren"
+    assert "clock_alarm" not in [row["class"] for row in events[:first]]  # it was over long before
+    wav = sound_file(scene_with_events())
+    expected = gateway.post("/predict?detections=true", content=wav).json()["detections"]
+    assert {"siren", "clock_alarm"} <= {row["class"] for row in expected}
+    assert sorted(row["class"] for row in over) == sorted(row["class"] for row in expected)
+    for row in expected:
+        (own,) = [each for each in over if each["class"] == row["class"]]
+        assert (own["start"], own["end"]) == pytest.approx((row["start"], row["end"]), abs=0.5)
+        assert own["peak_confidence"] == pytest.approx(row["peak_confidence"], abs=0.05)
+
+
+def test_events_of_a_short_stream(gateway: RunningGateway) -> None:
+    """Shorter than a window: it is one, as a file is."""
+
+    async def scene(socket: ClientConnection) -> list[dict[str, Any]]:
+        await socket.send(start(hop_seconds=5.0, detections=True))
+        await send_sound(socket, sample("siren")[: RATE * 3 // 2])
+        await socket.send('{"end": true}')
+        return await to_the_end(socket)
+
+    events = [frame for frame in with_stream(gateway, scene) if frame["type"] == "detection"]
+    assert [(row["class"], row["start"], row["end"]) for row in events] == [
+        ("siren", 0.0, None),
+        ("siren", 0.0, 1.5),
+    ]
+
+
+def test_windows_that_the_server_fails_at_are_left_out(tmp_path: Path) -> None:
+    """The stream goes on, and says which."""
+    died = (500, {}, json.dumps({"code": 500, "type": "InternalServerException", "message": "Worker died."}))
+    info = {
+        "predictions": [{"class": "dog", "confidence": 1.0}],
+        "model": {"name": "a", "version": "1.0", "sha256": "0"},
+        "model_info": Config(class_names=("dog",)).public_dict(),
+        "warnings": [],
+        "is_silent": False,
+        "is_unknown": False,
+    }
+
+    async def scene(socket: ClientConnection) -> list[dict[str, Any]]:
+        await socket.send(start(hop_seconds=10.0, detections=True))
+        await received(socket)
+        await send_sound(socket, tone(2.4))
+        failed = await received(socket)
+        await send_sound(socket, tone(2.0))
+        await socket.send('{"end": true}')
+        return [failed, *await to_the_end(socket)]
+
+    fine = (200, {}, json.dumps(info))
+    with script(fine, died, *[fine] * 20) as torchserve, running_gateway(tmp_path, torchserve.url) as gateway:
+        failed, *frames = with_stream(gateway, scene)
+    assert (failed["type"], failed["error"]["code"]) == ("error", "server_failed")
+    assert (failed["start"], failed["end"]) == (0.0, 2.0)
+    over = [row for row in frames if row["type"] == "detection" and row["end"]]
+    assert [(row["class"], row["start"], row["end"]) for row in over] == [("dog", 0.5, 4.4)]
 
 
 # --- what is refused ---

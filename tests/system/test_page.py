@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,7 @@ from tests.helpers.browser import (
     watching,
 )
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, STORE
 from tests.helpers.prefix_proxy import prefix_proxy
 from tests.helpers.rollouts import repack
 from tests.helpers.servers import Server, running_server, server_settings
@@ -237,35 +239,45 @@ class TestAFile:
 
 
 class TestALongSound:
-    def test_it_has_a_timeline_with_exports(self, watched: Watched, long_file: Path) -> None:
+    def test_it_has_a_timeline_of_events_with_exports(
+        self, watched: Watched, long_file: Path, gateway: RunningGateway
+    ) -> None:
         watched.give(long_file)
         page = watched.page
         expect(page.locator("#timeline [data-class=siren]")).to_be_visible()
         assert page.locator("#wave .ticks.x span").last.inner_text() == "15"
         expect(page.locator("#wave .shown")).to_be_visible()
-        lines = download(page, "#save-csv").decode().splitlines()
-        assert lines[0] == "start,end,class,confidence"
-        assert lines[1].startswith("0,5,siren,0.")
+        content = long_file.read_bytes()
+        events = gateway.post("/predict?detections=true", content=content).json()["detections"]
+        lines = list(csv.DictReader(io.StringIO(download(page, "#save-csv").decode())))
+        numbers = ("start", "end", "peak_confidence", "mean_confidence")
+        assert [line | {name: float(line[name]) for name in numbers} for line in lines] == events
         rows = [line.split("\t") for line in download(page, "#save-audacity").decode().splitlines()]
+        assert [(float(row[0]), float(row[1])) for row in rows] == [
+            (event["start"], event["end"]) for event in events
+        ]
         assert rows[0][2].startswith("siren ")
-        assert [row[0] for row in rows[1:]] == [row[1] for row in rows[:-1]]  # no gaps
-        assert (rows[0][0], rows[-1][1]) == ("0.000", "15.000")
+        assert json.loads(download(page, "#save-json"))["detections"] == events
 
-    def test_windows_become_segments_without_gaps(self, watched: Watched) -> None:
-        rows = [("a", 0.0, 5.0), ("a", 2.5, 7.5), ("b", 5.0, 10.0)]
-        windows = [
-            {"class": name, "start": start, "end": end, "confidence": 0.5} for name, start, end in rows
-        ]
-        made = watched.page.evaluate(
-            "rows => import(new URL('page/timeline.js', location)).then(module => module.segments(rows))",
-            windows,
+    def test_the_threshold_of_each_class_is_shown(
+        self, watched: Watched, long_file: Path, gateway: RunningGateway
+    ) -> None:
+        watched.give(long_file)
+        siren = gateway.get("/config").json()["thresholds"]["siren"]
+        shown = watched.page.locator("#timeline [data-class=siren] .threshold")
+        expect(shown).to_have_text(f"≥ {100 * siren['on']:.0f} %")
+        expect(shown).to_have_attribute(
+            "title", re.compile(f"{100 * siren['precision']:.0f} % of such events")
         )
-        assert made == [
-            {"class": "a", "start": 0, "end": 6.25, "confidence": 0.5},
-            {"class": "b", "start": 6.25, "end": 10, "confidence": 0.5},
-        ]
 
-    def test_a_piece_is_heard_and_its_window_drawn(self, watched: Watched, long_file: Path) -> None:
+    def test_without_an_event_it_says_so(self, watched: Watched, tmp_path: Path) -> None:
+        noise = 0.1 * np.random.default_rng(0).standard_normal(9 * 44_100)
+        (tmp_path / "noise.wav").write_bytes(sound_file(noise))
+        watched.give(tmp_path / "noise.wav")
+        expect(watched.page.locator("#timeline .note")).to_contain_text("Nothing reached the confidence")
+        expect(watched.page.locator("#save-csv")).to_be_hidden()
+
+    def test_an_event_is_heard_and_its_window_drawn(self, watched: Watched, long_file: Path) -> None:
         watched.give(long_file)
         page = watched.page
         before = pixels(page.locator("#mel .tile"))
@@ -384,6 +396,39 @@ class TestNamesAreText:
             assert EVIL in seen.page.inner_text("#picker")
             assert EVIL in download(seen.page, "#save-json").decode()
             assert_nothing_ran(seen.page)
+
+
+class TestAModelFromElsewhere:
+    def test_what_it_cannot_give_is_not_shown(
+        self, browser: Browser, tmp_path: Path, long_file: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """A waveform model, as `audiocnn teach` makes them too: no evidence, no feature maps."""
+        store = tmp_path / "store"
+        for command in (
+            ["export.prebuilt", "--checkpoint", STORE / "audiocnn-waveform.onnx", "--store", store],
+            ["export.archive", "--store", store],
+        ):
+            subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, check=True)
+        settings = server_settings() | {"model_store": str(store)}
+        with (
+            running_server(tmp_path_factory.mktemp("logs"), settings) as server,
+            running_gateway(tmp_path, server.inference) as gateway,
+            watching(browser, f"{gateway.url}/") as seen,
+        ):
+            config = gateway.get("/config").json()
+            assert config["has_feature_maps"] is False
+            assert set(config["thresholds"]) == {
+                row["name"] for row in gateway.get("/labels").json()["labels"]
+            }
+            seen.give(ROOT / "samples" / "rain.wav")
+            assert seen.title == "rain"
+            assert spread(seen.page.locator("#mel .tile")) > 10
+            for part in ("#maps", "#legend", "#mel .overlay"):
+                expect(seen.page.locator(part)).to_be_hidden()
+            seen.give(long_file)
+            seen.page.locator("#timeline [data-class=siren] .piece").first.click()
+            expect(seen.page.locator("#play")).to_have_attribute("aria-label", "Pause")
+            seen.check_accessibility()
 
 
 class TestScreens:

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from audiocnn.audio import synthetic
 from audiocnn.batch.aggregate import FileResult, WindowResult, classify_files
 from audiocnn.batch.audacity import label_name
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous
-from audiocnn.batch.state import JobSettings, Outcome, read_paths
+from audiocnn.batch.state import SUFFIXES, JobSettings, Outcome, pairs, place, read_paths
+from audiocnn.batch.summary import join_csv
 from audiocnn.batch.worker import Job, Worker
 from audiocnn.batch.writers import FILES, WINDOWS, shown
 from audiocnn.classifier import Classifier
@@ -35,6 +37,7 @@ from tests.helpers.command_line import run as run_cli
 from tests.helpers.paths import STORE
 from tests.helpers.sounds import sound_file, tone
 
+EMBEDDINGS = ("files", "windows", "embeddings")
 SETTINGS = JobSettings("0" * 64, 5, 0.0, None, evidence=False, formats=("parquet",), root="/")
 
 
@@ -226,6 +229,9 @@ def test_every_part_that_is_lost_is_made_again(tmp_path: Path) -> None:
             (tmp_path / name).unlink()
             assert [chunk.id for chunk in manifest.clean_up(["parquet", "csv"])[1]] == [0]
             (tmp_path / name).touch()
+        manifest.record(0, Outcome(10, 10, 50.0, detections=3))
+        events = ("files", "windows", "detections")
+        assert [chunk.id for chunk in manifest.clean_up(["parquet", "csv"], events)[1]] == [0]
         manifest.record(0, Outcome(10, 10, 50.0))  # short files have no rows in `windows`
         (tmp_path / names[1]).unlink()
         (tmp_path / names[3]).unlink()
@@ -247,6 +253,8 @@ def test_a_run_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
         assert manifest.load_or_create(replace(SETTINGS, root="/nothing/found/there")) != (SETTINGS, False)
         assert manifest.load_or_create(SETTINGS) == (SETTINGS, False)
         manifest.add(listing(1), 64)
+    with Manifest(out) as manifest, pytest.raises(ResumeError, match="detections was False, is True"):
+        manifest.load_or_create(replace(SETTINGS, detections=True))
     with Manifest(out) as manifest:
         assert manifest.load_or_create(replace(SETTINGS, root="/elsewhere")) == (SETTINGS, True)
         other = replace(SETTINGS, top_k=3, formats=("csv", "audacity"), model="1" * 64)
@@ -473,8 +481,8 @@ def work(folder: Path, *formats: str, **wishes: Any) -> list[dict[str, Any]]:
     out = folder / "out"
     settings = replace(SETTINGS, formats=formats or ("parquet",), root=str(folder / "in"), **wishes)
     with Manifest(out) as manifest:
-        for name in ("files", "windows", "embeddings", "manifest/csv/files", "manifest/csv/windows"):
-            (out / name).mkdir(parents=True, exist_ok=True)
+        for name, suffix in pairs(settings.tables, SUFFIXES):
+            (out / place(name, suffix)).mkdir(parents=True, exist_ok=True)
         manifest.add(inputs.find([str(folder / "in")], Notes()), 4)
         worker = Worker(Job(out, served_model_path(STORE), 1, settings))
         outcomes = []
@@ -549,9 +557,42 @@ def test_a_lost_part_of_the_embeddings_is_made_again(tmp_path: Path) -> None:
     with Manifest(tmp_path / "out") as manifest:
         for chunk in manifest.pending():
             manifest.record(chunk.id, Outcome(chunk.files, chunk.files))
-        assert manifest.clean_up(["parquet"], embeddings=True) == ([], [])
+        assert manifest.clean_up(["parquet"], EMBEDDINGS) == ([], [])
         parts[1].unlink()
-        assert [chunk.id for chunk in manifest.clean_up(["parquet"], embeddings=True)[1]] == [1]
+        assert [chunk.id for chunk in manifest.clean_up(["parquet"], EMBEDDINGS)[1]] == [1]
+
+
+def test_events_are_those_of_the_classifier(tmp_path: Path, classifier: Classifier) -> None:
+    """Those of `/predict`, file by file, with the times of day that the names of the files tell."""
+    (tmp_path / "in").mkdir()
+    silence = np.zeros(3 * 44_100, np.float32)
+    sound = np.concatenate([silence, synthetic.siren(), silence, synthetic.clock_alarm(), silence])
+    fill_bad(tmp_path / "in" / "bad")
+    for name in ("20261125_063000.wav", "plain.wav", "silence.wav"):
+        data = sound_file(silence if name == "silence.wav" else sound)
+        (tmp_path / "in" / name).write_bytes(data)
+    outcomes = work(tmp_path, "parquet", "csv", detections=True)
+    rows = table(tmp_path / "out", "detections")
+    result = classifier.predict(sound_file(sound), Options(detections=True))
+    expected = [one.to_dict() for one in result.detections]
+    assert {"siren", "clock_alarm"} <= {one["class"] for one in expected}
+    for name in ("20261125_063000.wav", "plain.wav"):
+        own = [row for row in rows if row["file"] == str(tmp_path / "in" / name)]
+        assert [row["class"] for row in own] == [one["class"] for one in expected]
+        for row, one in zip(own, expected, strict=True):
+            assert (row["start"], row["end"]) == (one["start"], one["end"])
+            assert row["peak_confidence"] == pytest.approx(one["peak_confidence"], abs=1e-3)
+    assert len(rows) == 2 * len(expected) == sum(outcome["detections"] for outcome in outcomes)
+    dated: Any = rows[0]
+    began = datetime(2026, 11, 25, 6, 30, tzinfo=UTC) + timedelta(seconds=dated["start"])
+    assert dated["start_time"] == began
+    assert rows[-1]["start_time"] is None
+    join_csv(tmp_path / "out", "detections", top_k=5)
+    with (tmp_path / "out" / "detections.csv").open(newline="", encoding="utf-8") as text:
+        lines = sorted(csv.DictReader(text), key=lambda line: (line["file"], float(line["start"])))
+    assert list(lines[0]) == list(rows[0])
+    assert lines[0]["start_time"] == began.isoformat(timespec="milliseconds")
+    assert [float(line["start"]) for line in lines] == [row["start"] for row in rows]
 
 
 def test_csv_has_one_line_of_header_and_a_column_for_each_class(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from audiocnn.detection_writers import (
     RavenWriter,
     Recording,
 )
+from audiocnn.detections import Detection
 from audiocnn.recording_time import recording_start, start_in_name, time_at
-from audiocnn.results import Detection
 from tests.helpers.command_line import run
 from tests.helpers.sounds import SAMPLE_RATE, sound_file
 

@@ -20,7 +20,7 @@ from audiocnn.options import Options
 from audiocnn.teach.command import Teaching, teach
 from audiocnn.teach.examples import Clip, load_clips
 from audiocnn.teach.features import FeatureTable, views_for
-from audiocnn.teach.fit import fit, unknown_threshold
+from audiocnn.teach.fit import HeldOut, TaughtHead, fit, unknown_threshold
 from audiocnn.teach.report import advice, model_card, wilson_interval
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
@@ -92,6 +92,23 @@ def white_noise(seed: int) -> bytes:
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(5 * SAMPLE_RATE).astype(np.float32)
     return sound_file(noise * rng.uniform(0.02, 0.1))
+
+
+def test_detections_have_thresholds(taught: tuple[Path, Teaching]) -> None:
+    config = Classifier.load(taught[0]).config
+    assert set(config.thresholds) == {"high", "low", "middle"}
+    assert all(one.on >= config.unknown_threshold - 1e-4 for one in config.thresholds.values())
+    assert all(one.precision is None for one in config.thresholds.values())  # too few clips to say
+
+
+def test_a_class_that_others_are_taken_for_gets_a_higher_threshold() -> None:
+    """Of the clips that reach 0.7 for `dog` half are cats; from 0.9 on all are dogs."""
+    probs = np.array([[0.95, 0.05]] * 20 + [[0.7, 0.3]] * 10 + [[0.05, 0.95]] * 20, np.float32)
+    target = np.array([0] * 20 + [1] * 10 + [1] * 20)
+    held_out = HeldOut(probs, target, np.arange(50), 50)
+    empty = np.zeros((3, 1), np.float32)
+    head = TaughtHead(("dog", "cat"), empty, empty[:, 0], 1.0, 0.4, 0.1, held_out)
+    assert {name: one.on for name, one in head.thresholds.items()} == {"dog": 0.75, "cat": 0.4}
 
 
 def test_few_recordings_are_a_warning(taught: tuple[Path, Teaching]) -> None:

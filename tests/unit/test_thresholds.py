@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 
 from audiocnn import audio
+from audiocnn.calibration import LEVELS
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.detections import thresholds_of
 from audiocnn.errors import DatasetError, ModelFileError
+from tests.helpers.paths import ROOT
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 from training import scenes, thresholds
-from training.thresholds import LEVELS, Counts
+from training.thresholds import Counts
 
 
 @pytest.fixture
@@ -121,10 +124,22 @@ def test_a_config_carries_thresholds(tmp_path: Path) -> None:
     config = Config(class_names=("dog", "cat"), unknown_threshold=0.4)
     (tmp_path / "config.json").write_text(config.to_json())
     fitted = {"dog": Threshold(on=0.7, off=0.25, precision=0.9, recall=0.8)}
-    thresholds.write(tmp_path, fitted)
+    thresholds.write(tmp_path, {"thresholds": fitted})
     read = Config.from_json((tmp_path / "config.json").read_text())
     assert read == replace(config, thresholds=fitted)
     assert {name: one.on for name, one in thresholds_of(read).items()} == {"dog": 0.7, "cat": 0.4}
+
+
+def test_the_card_of_a_release_has_the_thresholds(tmp_path: Path) -> None:
+    for name in ("config.json", "metrics.json"):
+        shutil.copy(ROOT / "checkpoints" / "esc50" / name, tmp_path)
+    easy, hard = counts([100], [100], [0]), counts([100, 50], [50, 50], [0])
+    summary = thresholds.summarise({1: easy, 2: hard}, ["dog"], **WANTED)
+    thresholds.write(tmp_path, summary)
+    card = (tmp_path / "README.md").read_text()
+    assert "| dog | 0.15 | 0.052 | 0.75 | 0.75 | 0.00 |" in card
+    assert "precision 0.750,\nrecall 0.750, 0.00 false alarms per hour" in card
+    assert json.loads((tmp_path / "metrics.json").read_text())["detections"]["all"]["events"] == 200
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ export function fillBar(row, { class: name, confidence }) {
   return row;
 }
 
-/** Classes that at least one window of a long clip is sure of, in the order of the clip. */
-function confidentClasses(answer) {
-  const names = (answer.windows ?? []).filter((row) => row.confidence >= SURE).map((row) => row.class);
-  return [...new Set(names)].slice(0, 8);
+/** Classes of the events of a long clip, in their order; until these are known, of windows that are sure. */
+function confidentClasses({ detections, windows = [] }) {
+  const rows = detections ?? windows.filter((row) => row.confidence >= SURE);
+  return [...new Set(rows.map((row) => row.class))].slice(0, 8);
 }
 
 /** Kind, emoji, title and text of an answer. */

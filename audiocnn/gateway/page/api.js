@@ -15,6 +15,9 @@ let askForKey = async () => null;
 export const model = { labels: new Map(), config: null };
 
 export const currentKey = () => key;
+/** What the served model gives: feature maps and evidence; detections. */
+export const hasMaps = () => model.config.has_feature_maps;
+export const hasDetections = () => Boolean(model.config.thresholds);
 export const emojiOf = (name) => model.labels.get(name)?.emoji ?? "🔊";
 
 export class ApiError extends Error {

@@ -1,19 +1,15 @@
 // The tab for one sound: a file, a recording or an example goes in, everything about it is drawn.
 
 import { bars, isNamed, showAnswer, showCard, showProblem } from "./answer.js";
-import { ApiError, curlLine, emojiOf, example, model, predict } from "./api.js";
+import { ApiError, curlLine, emojiOf, example, hasDetections, hasMaps, loadModel, model, predict } from "./api.js";
 import { byId, clock, element, kept, save, showLevel, spoken, stem } from "./dom.js";
 import { showMaps } from "./maps.js";
 import { missingReason, openMicrophone, wavOf } from "./microphone.js";
 import { clearSound, markWindow, play, setSound } from "./player.js";
 import { showEvidence, showSpectrogram, shownSpan, spectrogramPng } from "./spectrogram.js";
-import { audacityOf, csvOf, showTimeline } from "./timeline.js";
+import { audacityOf, csvOf, showTimeline, showTimelineNote } from "./timeline.js";
+import { wordsFor } from "./words.js";
 
-/** What is drawn; a model behind the Open Inference Protocol has no maps. */
-const pictures = () => ({
-  spectrogram: "png",
-  ...(model.config?.has_feature_maps === false ? {} : { feature_maps: "png", evidence: true }),
-});
 const SECTIONS = ["timeline", "wave", "mel", "classes", "maps", "keep"];
 const MAX_RECORDING_SECONDS = 600;
 const OVERLAY = "audiocnn-overlay", CLASSES = "audiocnn-classes";
@@ -22,6 +18,9 @@ const panel = byId("panel-sound"), card = byId("answer"), picker = byId("picker"
 let current = null; // the sound that is shown: {blob, name, isRecording, answer, cancel}
 let recording = null;
 
+/** Options for the pictures that the served model gives. */
+const pictures = () => ({ spectrogram: "png", ...(hasMaps() && { feature_maps: "png", evidence: true }) });
+
 /** Ask about a sound, and show everything. A new sound takes the place of one that is under way. */
 export async function analyse(blob, name, { isRecording = false } = {}) {
   current?.cancel.abort();
@@ -29,6 +28,7 @@ export async function analyse(blob, name, { isRecording = false } = {}) {
   clear(name);
   try {
     await check(blob);
+    await loadModel();
     const began = performance.now();
     mine.answer = await predict(blob, { ...pictures(), top_k: 1_000_000, waveform: true }, mine.cancel.signal);
     if (mine !== current) return;
@@ -68,7 +68,8 @@ function clear(name) {
 
 async function showAll(mine, milliseconds) {
   const { answer, blob, name, isRecording } = mine;
-  showAnswer(card, answer, milliseconds);
+  const show = () => showAnswer(card, answer, milliseconds);
+  show();
   panel.dataset.state = "answered";
   byId("wave").hidden = byId("mel").hidden = byId("keep").hidden = false;
   byId("maps").hidden = answer.is_silent || !answer.visualization;
@@ -80,15 +81,32 @@ async function showAll(mine, milliseconds) {
   picker.replaceChildren(...answer.predictions.map((row) =>
     element("option", { value: row.class }, `${emojiOf(row.class)} ${spoken(row.class)}`)));
   setSound(blob, answer);
-  showTimeline(answer.is_silent ? {} : answer, playSegment);
   await showPictures(answer);
-  if (mine === current) panel.dataset.state = "drawn";
+  await showEvents(mine);
+  if (mine !== current) return;
+  if (answer.is_unknown) show(); // the events may say more than the windows
+  panel.dataset.state = "drawn";
+}
+
+/** The timeline of a long sound: its events take more windows than the answer, so they are asked for later. */
+async function showEvents(mine) {
+  const { answer, blob, cancel } = mine;
+  if (mine !== current || answer.is_silent || !(answer.windows?.length > 1) || !hasDetections()) return;
+  showTimelineNote("Looking for events …", { isBusy: true });
+  try {
+    answer.detections = (await predict(blob, { detections: true, top_k: 1 }, cancel.signal)).detections;
+    if (mine === current) showTimeline(answer, playEvent);
+  } catch (error) {
+    if (error.name === "AbortError" || !(error instanceof ApiError)) throw error;
+    if (mine === current) showTimelineNote(wordsFor(error.code).join(": "));
+  }
 }
 
 /** Spectrogram, evidence and maps of the window that an answer was asked for. */
 async function showPictures(answer) {
   const { evidence, input_spectrogram: spectrogram, representative_window: span, visualization } = answer;
-  await showSpectrogram(spectrogram, span.start, span.end);
+  byId("mel").querySelector(":scope > .note").hidden = !hasMaps(); // else it is drawn for the eye
+  await showSpectrogram(spectrogram, span.start, span.end, hasMaps() ? " σ" : "");
   showEvidence(current.answer.is_silent ? null : evidence);
   if (evidence) picker.value = evidence.class;
   showWindow();
@@ -131,10 +149,10 @@ function step(count) {
   if (row) showPart(row, picker.value);
 }
 
-function playSegment(segment) {
-  play(segment.start, segment.end);
-  const distance = (row) => Math.abs(middleOf(row) - middleOf(segment));
-  showPart(current.answer.windows.reduce((a, b) => (distance(b) < distance(a) ? b : a)), segment.class);
+function playEvent(event) {
+  play(event.start, event.end);
+  const distance = (row) => Math.abs(middleOf(row) - middleOf(event));
+  showPart(current.answer.windows.reduce((a, b) => (distance(b) < distance(a) ? b : a)), event.class);
 }
 
 const showPart = ({ start, end }, name) => repaint({ start, end, class: name });
@@ -216,9 +234,9 @@ picker.addEventListener("change", () => repaint({ class: picker.value }));
 byId("overlay").addEventListener("change", ({ target }) => setOverlay(target.checked));
 byId("window-before").addEventListener("click", () => step(-1));
 byId("window-after").addEventListener("click", () => step(1));
-byId("save-csv").addEventListener("click", () => save(`${stem(current.name)}.csv`, csvOf(current.answer.windows), "text/csv"));
+byId("save-csv").addEventListener("click", () => save(`${stem(current.name)}.csv`, csvOf(current.answer.detections), "text/csv"));
 byId("save-audacity").addEventListener("click", () =>
-  save(`${stem(current.name)}-labels.txt`, audacityOf(current.answer.windows), "text/plain"));
+  save(`${stem(current.name)}-labels.txt`, audacityOf(current.answer.detections), "text/plain"));
 byId("save-json").addEventListener("click", () =>
   save(`${stem(current.name)}.json`, JSON.stringify(current.answer, null, 1), "application/json"));
 byId("save-png").addEventListener("click", async () =>

@@ -24,8 +24,8 @@ function cut({ rows, values, columns }, real) {
   return { rows, columns: real, values: part };
 }
 
-/** Draw `input_spectrogram` of an answer, from `start` to `end` in seconds, with its axes. */
-export async function showSpectrogram(spectrogram, start, end) {
+/** Draw `input_spectrogram` of an answer, from `start` to `end` in seconds, with its axes; `unit` is that of the scale. */
+export async function showSpectrogram(spectrogram, start, end, unit) {
   const whole = await decodeMap(spectrogram);
   const real = Math.max(2, spectrogram.seconds.filter((second) => second <= end).length);
   const map = cut(whole, real);
@@ -40,7 +40,7 @@ export async function showSpectrogram(spectrogram, start, end) {
   const marks = {
     x: secondTicks(start, end),
     y: hzTicks(spectrogram.hz),
-    scale: [[0, signed(low)], [0.5, signed((low + high) / 2)], [1, `${signed(high)} σ`]],
+    scale: [[0, signed(low)], [0.5, signed((low + high) / 2)], [1, `${signed(high)}${unit}`]],
   };
   showTicks(plot.querySelector(":scope > .ticks.x"), "x", marks.x);
   showTicks(plot.querySelector(":scope > .ticks.y"), "y", marks.y);
