@@ -76,10 +76,10 @@ def watched(browser: Browser, url: str) -> Iterator[Watched]:
 
 @pytest.fixture(scope="module")
 def long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A siren for ten seconds, then five of a clock."""
+    """An alarm for ten seconds, then five of a clock."""
     path = tmp_path_factory.mktemp("long") / "long.wav"
     path.write_bytes(
-        sound_file(np.concatenate([synthetic.siren(), synthetic.siren(), synthetic.clock_tick()]))
+        sound_file(np.concatenate([synthetic.clock_alarm(), synthetic.clock_alarm(), synthetic.clock_tick()]))
     )
     return path
 
@@ -244,7 +244,7 @@ class TestALongSound:
     ) -> None:
         watched.give(long_file)
         page = watched.page
-        expect(page.locator("#timeline [data-class=siren]")).to_be_visible()
+        expect(page.locator("#timeline [data-class=clock_alarm]")).to_be_visible()
         assert page.locator("#wave .ticks.x span").last.inner_text() == "15"
         expect(page.locator("#wave .shown")).to_be_visible()
         content = long_file.read_bytes()
@@ -256,18 +256,18 @@ class TestALongSound:
         assert [(float(row[0]), float(row[1])) for row in rows] == [
             (event["start"], event["end"]) for event in events
         ]
-        assert rows[0][2].startswith("siren ")
+        assert rows[0][2].startswith("clock alarm ")
         assert json.loads(download(page, "#save-json"))["detections"] == events
 
     def test_the_threshold_of_each_class_is_shown(
         self, watched: Watched, long_file: Path, gateway: RunningGateway
     ) -> None:
         watched.give(long_file)
-        siren = gateway.get("/config").json()["thresholds"]["siren"]
-        shown = watched.page.locator("#timeline [data-class=siren] .threshold")
-        expect(shown).to_have_text(f"≥ {100 * siren['on']:.0f} %")
+        alarm = gateway.get("/config").json()["thresholds"]["clock_alarm"]
+        shown = watched.page.locator("#timeline [data-class=clock_alarm] .threshold")
+        expect(shown).to_have_text(f"≥ {100 * alarm['on']:.0f} %")
         expect(shown).to_have_attribute(
-            "title", re.compile(f"{100 * siren['precision']:.0f} % of such events")
+            "title", re.compile(f"{100 * alarm['precision']:.0f} % of such events")
         )
 
     def test_without_an_event_it_says_so(self, watched: Watched, tmp_path: Path) -> None:
@@ -380,17 +380,17 @@ class TestNamesAreText:
         """A model whose class is called so, served as any other."""
         store = tmp_path / "store"
         store.mkdir()
-        repack(store / "audiocnn.mar", "1.0", with_class("siren", EVIL))
+        repack(store / "audiocnn.mar", "1.0", with_class("clock_alarm", EVIL))
         settings = server_settings() | {"model_store": str(store)}
         with (
             running_server(tmp_path_factory.mktemp("logs"), settings) as server,
             running_gateway(tmp_path, server.inference) as gateway,
             watching(browser, f"{gateway.url}/") as seen,
         ):
-            expect(seen.page.locator("#examples button")).to_have_count(4)  # none of a siren
+            expect(seen.page.locator("#examples button")).to_have_count(4)  # none of an alarm
             seen.give(long_file)
             assert EVIL in seen.page.inner_text("#timeline")
-            seen.give(ROOT / "samples" / "siren.wav")
+            seen.give(ROOT / "samples" / "clock_alarm.wav")
             assert seen.title == EVIL
             assert EVIL in seen.page.inner_text("#classes")
             assert EVIL in seen.page.inner_text("#picker")
@@ -426,7 +426,7 @@ class TestAModelFromElsewhere:
             for part in ("#maps", "#legend", "#mel .overlay"):
                 expect(seen.page.locator(part)).to_be_hidden()
             seen.give(long_file)
-            seen.page.locator("#timeline [data-class=siren] .piece").first.click()
+            seen.page.locator("#timeline [data-class=clock_alarm] .piece").first.click()
             expect(seen.page.locator("#play")).to_have_attribute("aria-label", "Pause")
             seen.check_accessibility()
 

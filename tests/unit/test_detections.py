@@ -239,7 +239,7 @@ def test_two_seconds_of_siren_in_ten_minutes_of_rain_are_an_event(
     answer = json.loads(json.dumps(classifier.predict(data, options).to_dict()))
     surest = {row["class"]: row["confidence"] for row in answer["predictions"]}
     mean = classifier.predict(data, Options(top_k=50)).to_dict()["predictions"]
-    assert surest["siren"] > 0.8
+    assert surest["siren"] > 0.5
     assert {row["class"]: row["confidence"] for row in mean}["siren"] < 0.05  # 2 s in 10 minutes
     (siren,) = [row for row in answer["detections"] if row["class"] == "siren"]
     assert siren["start"] == pytest.approx(314.0, abs=0.75)
