@@ -58,6 +58,8 @@ def read_json_object(body: bytes) -> dict[str, Any]:
         raise BadOptionError(f"The JSON body has too many values: at most {_MAX_JSON_VALUES:,}.")
     try:
         content = json.loads(body, object_pairs_hook=_unique)
+    except BadOptionError:
+        raise
     except (ValueError, RecursionError) as error:
         raise BadOptionError(f"The body is not valid JSON: {str(error)[:80]}.") from error
     if not isinstance(content, dict):

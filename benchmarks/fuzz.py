@@ -3,7 +3,8 @@
 20,000 inputs go through the classifier, in processes that may crash or hang; 2,000 more go over HTTP to a
 TorchServe and a gateway, as raw bodies, JSON and forms, some of these damaged too. Every 50th input is an
 undamaged clip and must get its expected result. The same seed makes the same inputs. Inputs that crash, hang
-or get a server error are written to a file: `--replay FILE` sends one again.
+or get a server error are written to a file: `--replay FILE` sends one again. The second table has the
+number of inputs that reached each branch of decoding; over HTTP only what the reply tells of is counted.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from audiocnn.model.loading import served_model_path
 from benchmarks.background_load import TOLERANCE
+from benchmarks.branches import BRANCHES
 from benchmarks.command import CONFIG, STORE, add_path, new_parser
 from benchmarks.fuzz_inputs import INTACT_EVERY, FuzzInput, fuzz_input, intact_inputs
 from benchmarks.http_fuzz import PARSER_500, FuzzRequest, RequestSender, fuzz_request
@@ -38,10 +40,11 @@ _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
 
 
 class FuzzSummary:
-    """The number of results by outcome, and the bad ones."""
+    """The number of results by outcome and by branch of decoding, and the bad ones."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
+        self.branches: Counter[str] = Counter()
         self.bad: list[FuzzResult] = []
         self.slowest_ms = self.peak_mb = 0.0
         self.intact = self.wrong = 0
@@ -54,6 +57,7 @@ class FuzzSummary:
     def add(self, result: FuzzResult, key: str) -> None:
         """Count a result; `key` identifies an undamaged clip."""
         self.outcomes[result.outcome] += 1
+        self.branches.update(result.branches)
         self.slowest_ms = max(self.slowest_ms, result.ms)
         if result.outcome in BAD_OUTCOMES:
             self.bad.append(result)
@@ -140,10 +144,14 @@ def replay(path: Path, model: Path, config: Path, console: Console) -> int:
 
 
 def print_table(console: Console, parts: dict[str, FuzzSummary]) -> None:
-    """Print a row for each outcome."""
+    """Print a row for each outcome, and for each branch of decoding."""
     table = Table("outcome", *parts)
     for name in sorted({name for part in parts.values() for name in part.outcomes}):
         table.add_row(name, *(str(part.outcomes[name]) for part in parts.values()))
+    console.print(table)
+    table = Table("branch of decoding", *parts)
+    for name in BRANCHES:
+        table.add_row(name, *(str(part.branches[name]) for part in parts.values()))
     console.print(table)
 
 
@@ -227,6 +235,7 @@ def summarise(parts: dict[str, FuzzSummary], survived: bool) -> dict[str, Any]:
         "wrong": sum(part.wrong for part in parts.values()),
         "peak_mb": round(max(part.peak_mb for part in parts.values())),
         "slowest_ms": round(max(part.slowest_ms for part in parts.values())),
+        "branches": {name: {each: part.branches[each] for each in BRANCHES} for name, part in parts.items()},
         "outcomes": {name: dict(part.outcomes.most_common()) for name, part in parts.items()},
     }
 

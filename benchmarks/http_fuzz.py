@@ -6,6 +6,8 @@ Some of the JSON texts, forms and content types are damaged too.
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import http.client
 import json
 import time
@@ -15,10 +17,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from audiocnn.options import OPTION_NAMES
+from audiocnn.options import AUDIO_FIELDS, OPTION_NAMES
+from benchmarks.branches import branches_of_answer
 from benchmarks.fuzz_inputs import FuzzInput, fuzz_input
 from benchmarks.load import JSON, OCTETS, as_headers
-from benchmarks.mutations import Rng, choice
+from benchmarks.mutations import Rng, choice, mutate
 from benchmarks.sandbox import FuzzResult, first_prediction
 
 # TorchServe 0.12 itself (Java, before any code of ours) answers 500 to a form that it cannot parse.
@@ -30,6 +33,7 @@ _TIMEOUT_SECONDS = 60.0
 _BOUNDARY = "boundary-of-a-form"
 _DAMAGED_SHARE = 0.15  # of the forms and JSON texts
 _EXPLANATION_SHARE = 0.1
+_GZIP_SHARE = 0.2
 _FORM = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
 _ODD_TYPES = ["", "audio/wav", "text/plain", "application/json", "x"]
 
@@ -72,9 +76,16 @@ def fuzz_request(seed: int, number: int) -> FuzzRequest:
     kind = choice(kinds, rng)
     path = _path(target, kind, one, rng)
     damage = not one.intact and rng.random() < _DAMAGED_SHARE
-    headers, body = _content(kind, one, "file" if target == "gateway" else "data", rng, damage=damage)
+    headers, body = _content(kind, one, choice(AUDIO_FIELDS, rng), rng, damage=damage)
+    if target == "gateway" and rng.random() < _GZIP_SHARE:
+        headers, body = headers | {"Content-Encoding": "gzip"}, _gzip(body, rng, damage=damage)
     how = f"{target} {kind}{', damaged' if damage else ''}; {one.how}"
     return FuzzRequest(number, target, path, headers, body, how, one.intact)
+
+
+def _gzip(body: bytes, rng: Rng, *, damage: bool) -> bytes:
+    packed = gzip.compress(body, 1, mtime=0)
+    return mutate(packed, rng)[0] if damage else packed
 
 
 def _path(target: str, kind: str, one: FuzzInput, rng: Rng) -> str:
@@ -163,11 +174,14 @@ class RequestSender:
 
     def _send_once(self, request: FuzzRequest) -> FuzzResult:
         began = time.perf_counter()
+        branches: tuple[str, ...] = ()
         connection = http.client.HTTPConnection(self._hosts[request.target], timeout=_TIMEOUT_SECONDS)
         try:
             connection.request("POST", request.path, request.body, request.headers)
             reply = connection.getresponse()
-            outcome, top, confidence, why = _outcome(reply.status, reply.read())
+            content = reply.read()
+            outcome, top, confidence, why = _outcome(reply.status, content)
+            branches = _branches(content)
         except TimeoutError:
             outcome, top, confidence, why = "hang", "", 0.0, f"no reply after {_TIMEOUT_SECONDS:.0f} s"
         except (OSError, http.client.HTTPException) as error:
@@ -175,7 +189,14 @@ class RequestSender:
         finally:
             connection.close()
         why = f"{request.how}: {why}" if why else ""
-        return FuzzResult(request.number, outcome, top, confidence, 1000 * (time.perf_counter() - began), why)
+        ms = 1000 * (time.perf_counter() - began)
+        return FuzzResult(request.number, outcome, top, confidence, ms, why, branches)
+
+
+def _branches(body: bytes) -> tuple[str, ...]:
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        return tuple(sorted(branches_of_answer(json.loads(body))))
+    return ()
 
 
 def _outcome(status: int, body: bytes) -> tuple[str, str, float, str]:

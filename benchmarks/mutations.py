@@ -15,12 +15,12 @@ import av
 import numpy as np
 
 from audiocnn.arrays import FloatArray
-from benchmarks import corpus
+from benchmarks import corpus, unusual_files
 
 SECONDS = (0.2, 0.5, 1.0, 1.5)
 _WAVEFORMS = 24
 _AV_KINDS = {"m4a": ("mp4", "aac"), "aac": ("adts", "aac"), "webm": ("webm", "libopus")}
-KINDS = (*corpus.FORMATS, *_AV_KINDS)
+KINDS = (*corpus.FORMATS, *_AV_KINDS, *unusual_files.ENCODERS)
 _HEADER_BYTES = 96
 _NUMBERS = [0, 1, 2, 3, 4, 8, 16, 24, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0xFFFFFF, 0x7FFFFFFF, 0x80000000]
 _NUMBERS += [0xFFFFFFF0, 0xFFFFFFFF]
@@ -44,6 +44,8 @@ def _waveforms() -> list[FloatArray]:
 def intact_file(kind: str, sound: int, seconds: float) -> bytes:
     """An undamaged file of one of `KINDS`."""
     waveform = np.resize(_waveforms()[sound % len(_waveforms())], round(seconds * corpus.SAMPLE_RATE))
+    if kind in unusual_files.ENCODERS:
+        return unusual_files.ENCODERS[kind](waveform)
     return _encode_av(waveform, *_AV_KINDS[kind]) if kind in _AV_KINDS else corpus.encode(waveform, kind)
 
 
@@ -136,6 +138,13 @@ _AIFF = [(4, 4), (16, 4), (20, 2), (22, 4), (26, 2), (28, 2), (30, 4), (42, 4)]
 _FLAC = [(4, 4), (8, 2), (10, 2), (12, 2), (18, 4), (20, 2), (22, 4), (42, 4)]
 _ID3 = [(5, 1), (6, 4), (14, 4)]
 _OTHER = [(4, 4), (8, 4)]
+_WAV_TAGS = [b"\x45\0", b"\x64\0", b"\x42\0", b"\x00\x20", b"\xff\0", b"\x34\x12"]
+_CODEC_NAMES = {
+    b"\x01vorbis": [b"\x80theora", b"\x01video\0"],
+    b"OpusHead": [b"CELT    "],
+    b"A_AAC": [b"A_DTS"],
+}
+_CODEC_NAMES |= {b"A_OPUS": [b"A_WMAV"], b"mp4a": [b"ac-3", b"samr"]}
 _MP4_BOXES = (b"stts", b"stsc", b"stsz", b"stco", b"mdhd", b"esds")
 
 
@@ -166,6 +175,25 @@ def _chunk(data: bytes, rng: Rng) -> bytes:
     size = len(content).to_bytes(4, order) if rng.random() < 0.5 else _odd_number(4, order, rng)
     at = int(rng.choice([12, 36, len(data)]))
     return data[:at] + name + size + content + data[at:]
+
+
+def _length(data: bytes, rng: Rng) -> bytes:
+    """A length of WAV or AIFF samples that was never written, or is the largest number."""
+    changed = bytearray(data)
+    for name in (b"data", b"SSND"):
+        at = changed.find(name) + 4
+        if 4 <= at - 4 < len(changed) - 8:
+            changed[at : at + 4] = choice((bytes(4), b"\xff" * 4), rng)
+    return bytes(changed)
+
+
+def _codec(data: bytes, rng: Rng) -> bytes:
+    """A codec that is not read: a tag of WAV, else an identifier of Ogg or Matroska."""
+    if data.startswith(b"RIFF"):
+        return data[:20] + choice(_WAV_TAGS, rng) + data[22:]
+    for name, others in _CODEC_NAMES.items():
+        data = data.replace(name, choice(others, rng), 1)
+    return data
 
 
 def _page(data: bytes, rng: Rng) -> bytes:
@@ -218,4 +246,6 @@ _MUTATIONS: tuple[tuple[str, Mutation], ...] = (
     ("field", _field),
     ("chunk", _chunk),
     ("Ogg page", _page),
+    ("length", _length),
+    ("codec", _codec),
 )

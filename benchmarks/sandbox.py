@@ -23,6 +23,7 @@ from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError
 from audiocnn.options import Options
 from audiocnn.results import Result
+from benchmarks.branches import branches_of_answer, branches_of_file
 from benchmarks.fuzz_inputs import FuzzInput, fuzz_input
 
 START_SECONDS = 120.0
@@ -40,6 +41,7 @@ class FuzzResult:
     confidence: float = 0.0
     ms: float = 0.0
     why: str = ""
+    branches: tuple[str, ...] = ()  # of `benchmarks.branches`
 
 
 class SandboxedClassifier:
@@ -63,9 +65,7 @@ class SandboxedClassifier:
     def _classify(self, inputs: Sequence[FuzzInput]) -> list[FuzzResult]:
         options = [self._options(one.options) for one in inputs]
         results = self._classifier.predict_batch([one.body for one in inputs], options)
-        return [
-            FuzzResult(one.number, *_outcome(result)) for one, result in zip(inputs, results, strict=True)
-        ]
+        return [_to_fuzz_result(one, result) for one, result in zip(inputs, results, strict=True)]
 
     def _options(self, given: dict[str, Any]) -> Options | AudioError:
         try:
@@ -74,14 +74,15 @@ class SandboxedClassifier:
             return error
 
 
-def _outcome(result: Result | AudioError) -> tuple[str, str, float]:
+def _to_fuzz_result(one: FuzzInput, result: Result | AudioError) -> FuzzResult:
     reply = orjson.loads(orjson.dumps(result.to_dict()))
+    branches = tuple(sorted(branches_of_answer(reply) | branches_of_file(one.body)))
     if isinstance(result, AudioError):
-        return result.code, "", 0.0
+        return FuzzResult(one.number, result.code, branches=branches)
     top, confidence = first_prediction(reply)
     if not 0.0 <= confidence <= 1.0:
         raise ValueError(f"a confidence of {confidence}")
-    return "answered", top, confidence
+    return FuzzResult(one.number, "answered", top, confidence, branches=branches)
 
 
 def first_prediction(reply: dict[str, Any]) -> tuple[str, float]:

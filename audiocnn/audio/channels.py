@@ -26,6 +26,7 @@ _KEPT_BONUS = 4.0  # times its power, for a channel that was kept before
 _SILENT_POWER = 1e-6  # of a channel, to that of the loudest
 _RAMP_SECONDS = 0.01
 _OFFSET_PARTS = 16  # of a block; an offset is the same in all of them
+_PART_SHARES = np.full(_OFFSET_PARTS, 1 / _OFFSET_PARTS, np.float32)
 _LEAST_OFFSET = 1e-4  # -80 dB: 3 steps of 16-bit audio
 _CONSTANT = 4.0  # times the standard deviation between the parts
 
@@ -154,8 +155,10 @@ def _offset_of(block: FloatArray, before: FloatArray | None) -> FloatArray:
     if not length:
         return known
     parts = _means(block[: length * _OFFSET_PARTS].reshape(_OFFSET_PARTS, length, -1))
-    mean = parts.mean(axis=0)
-    is_another = np.abs(mean - known) > np.maximum(_LEAST_OFFSET, _CONSTANT * parts.std(axis=0))
+    mean = _PART_SHARES @ parts  # like the variance, a tenth of the time of numpy's `mean` and `std`
+    variance = _PART_SHARES @ np.square(parts - mean)
+    change = np.square(mean - known)  # infinite: too large to compute with, and no offset
+    is_another = (change > np.maximum(_LEAST_OFFSET**2, _CONSTANT**2 * variance)) & (change < np.inf)
     return np.where(is_another, mean, known) if is_another.any() else known
 
 

@@ -9,7 +9,7 @@ _KINDS = (
     (re.compile(rb"\x1f\x8b"), f"gzip. {_UNPACK}"),
     (re.compile(rb"PK\x03\x04"), f"a ZIP archive. {_UNPACK}"),
     (re.compile(rb"7z\xbc\xaf|Rar!|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd"), f"a compressed archive. {_UNPACK}"),
-    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE), "a web page, not a download of a sound."),
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE), "a web page. Send the sound file itself."),
     (re.compile(rb"\s*[{\[]\s*[\"}\[]"), "JSON. Send it with Content-Type: application/json."),
     (re.compile(rb"--[^\r\n]+\r?\n"), "a form. Send it with Content-Type: multipart/form-data; boundary=..."),
     (re.compile(rb"data:[\w/+.-]*[;,]"), "a data: URL. Send the bytes of the file, or JSON with base64."),
@@ -17,7 +17,7 @@ _KINDS = (
         re.compile(rb"(UklGR|T2dnU|ZkxhQ|SUQz|//[suMF]|AAAA[A-Za-z0-9+/]{2}Z0eX)[A-Za-z0-9+/\s]{8}"),
         "base64. Send the bytes of the file, or JSON with base64.",
     ),
-    (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|%PDF"), "a picture or a document."),
+    (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|%PDF"), "a picture or a document. Send a sound file."),
 )
 HEAD_BYTES = 64
 

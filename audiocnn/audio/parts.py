@@ -25,7 +25,6 @@ from audiocnn.audio.source import Part, Source, find
 from audiocnn.errors import UndecodableAudioError, UnsupportedFormatError
 
 FORMATS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, M4A/AAC or WebM"
-_SEND = f"Send {FORMATS}."
 
 _MAX_PARTS = 1_000
 _MAX_BOXES = 100_000
@@ -94,12 +93,12 @@ class FileParts:
     def _refuse(self) -> None:
         head = self._source.between(0, HEAD_BYTES)
         if other := name_file(head):
-            raise UnsupportedFormatError(f"The bytes are {other} {_SEND}")
+            raise UnsupportedFormatError(f"The bytes are {other}")
         if head[:3] in (b"ID3", b"TAG", b"APE") or _is_frame_sync(head):
             raise UndecodableAudioError(
                 "The file begins like MP3 or AAC, but not two frames can be found in it. Is it complete?"
             )
-        raise UnsupportedFormatError(f"The bytes are in no known audio container. {_SEND}")
+        raise UnsupportedFormatError(f"The bytes are in no known audio container. Send {FORMATS}.")
 
     def _part_at(self, start: int) -> Part | None:
         """The recording that starts at this byte."""

@@ -16,6 +16,7 @@ from audiocnn.errors import UndecodableAudioError
 
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a stream whose header gives no length
 _BLOCK_FRAMES = 1 << 16
+_LAST_FRAMES = 1 << 10
 _SLACK_FRAMES = 2 * 1152  # two of MP3
 _MISSING_SECONDS = 0.25  # less is an estimate that is off
 
@@ -78,9 +79,10 @@ class SndFile:
         Where a file breaks off, libsndfile has written the last good frames into the buffer, and soundfile
         raises without saying how many: the NaNs that are left in the buffer do.
         """
-        is_broken, frames = False, _BLOCK_FRAMES
+        is_broken, frames, wanted = False, _BLOCK_FRAMES, _BLOCK_FRAMES
         while frames and not is_broken:
-            block = np.full((_BLOCK_FRAMES, self.channels), np.nan, np.float32)
+            wanted = _BLOCK_FRAMES if frames == wanted else _LAST_FRAMES  # after less than that: nothing
+            block = np.full((wanted, self.channels), np.nan, np.float32)
             try:
                 frames = len(self._file.read(out=block))
             except soundfile.LibsndfileError:

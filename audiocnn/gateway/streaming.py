@@ -199,6 +199,8 @@ class Streams:
 
     async def _start(self, socket: WebSocket) -> Start:
         """The first frame, its key checked: before the frame if a header has a key."""
+        if names := ", ".join(socket.query_params)[:100]:
+            raise RefusedError(BAD_START, "bad_start", f"Send {names} in the first frame, not in the query.")
         key = key_in(socket.headers)
         if key:
             self._check_key(key)

@@ -356,6 +356,17 @@ def test_a_start_that_makes_no_sense(gateway: RunningGateway, first: str | bytes
     assert refusal(gateway, first) == (4400, "bad_start")
 
 
+def test_options_in_the_query_are_refused_by_name(gateway: RunningGateway) -> None:
+    async def ask() -> tuple[int | None, dict[str, Any]]:
+        async with connect(gateway.stream + "?top_k=3", proxy=None) as socket:
+            answers = await to_the_end(socket)
+            return socket.close_code, answers[-1]["error"]
+
+    close_code, error = asyncio.run(ask())
+    assert (close_code, error["code"]) == (4400, "bad_start")
+    assert "top_k" in error["message"]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_no_numbers(gateway: RunningGateway, value: float) -> None:
     sound = np.array([0, value, 0], np.float32)

@@ -13,6 +13,7 @@ from audiocnn.client.client import Client
 from audiocnn.errors import AudioError, ServerBusyError, ServerFailedError, UndecodableAudioError
 from benchmarks import chaos, soak_report
 from benchmarks.background_load import ReferenceClip, RequestLog, RequestRecord, send
+from benchmarks.branches import branches_of_answer, branches_of_file
 from benchmarks.chaos import FaultResult
 from benchmarks.fuzz import FuzzSummary, summarise
 from benchmarks.fuzz_inputs import INTACT_EVERY, FuzzInput, fuzz_input
@@ -131,6 +132,21 @@ def test_some_inputs_decode_and_some_do_not() -> None:
             pass
     assert 0.2 < answered / 100 < 0.9
     assert [n for n in range(100) if fuzz_input(0, n).intact] == list(range(0, 100, INTACT_EVERY))
+
+
+def test_branches_of_decoding() -> None:
+    """The structure of a file, and what an answer tells of."""
+    assert branches_of_file(intact_file("wav", 0, 0.5)) == set()
+    assert branches_of_file(intact_file("unwritten", 0, 0.5)) == {"rebuilt header"}
+    assert branches_of_file(intact_file("oggs", 0, 0.5)) == {"several recordings"}
+    assert branches_of_file(intact_file("tracks", 0, 0.5)) == {"PyAV"}
+    assert branches_of_file(b"") == set()
+    for kind, branch in (("unwritten", "length not written"), ("cancelling", "cancelling channels")):
+        clip = audio.decode(intact_file(kind, 1, 1.0), sample_rate=44_100)
+        assert branches_of_answer({"warnings": clip.warnings}) == {branch}
+    with pytest.raises(AudioError) as caught:
+        audio.decode(b"no sound", sample_rate=44_100)
+    assert branches_of_answer(caught.value.to_dict()) == {"no audio container"}
 
 
 def test_the_checksum_of_an_ogg_page_is_that_of_the_encoder() -> None:
