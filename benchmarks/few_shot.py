@@ -12,7 +12,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="(%(default)s)")
     add("--fold", type=int, default=3, help="fold to test on (%(default)s)")
     add("--checkpoint", type=Path, metavar="DIR", help="not trained on it (checkpoints/validation/foldN)")
+    add("--backbone", choices=["aisfx", "checkpoint"], help="only this one (both)")
     add("--clips", default="5,10,20", metavar="N,...", help="clips a class (%(default)s)")
     add("--classes", type=int, default=10, help="classes in a draw (%(default)s)")
     add("--draws", type=int, default=10, help="(%(default)s)")
@@ -212,7 +213,12 @@ def run(args: Any) -> list[dict[str, Any]]:
     dataset = read_dataset(args.data)
     folder = args.checkpoint or Path("checkpoints/validation") / f"fold{args.fold}"
     results = []
-    for features in (CheckpointFeatures(folder), AisfxFeatures(args.cache)):
+    opened: dict[str, Callable[[], Features]] = {
+        "checkpoint": lambda: CheckpointFeatures(folder),
+        "aisfx": lambda: AisfxFeatures(args.cache),
+    }
+    for name in [args.backbone] if args.backbone else opened:
+        features = opened[name]()
         for shots in map(int, args.clips.split(",")):
             rng = np.random.default_rng(args.seed)  # the same draws for each backbone
             draws = [draw(dataset, args.fold, args.classes, shots, rng) for _ in range(args.draws)]

@@ -1,8 +1,8 @@
 """Throughput and accuracy without a server: `python -m benchmarks.offline --model FILE --data DIR`.
 
 Reads ESC-50, UrbanSound8K, a CSV, or a folder of sound files, and classifies them in one process: clips a
-second, the real-time factor, and the accuracy if there are labels. Use `--folds` to choose clips that the
-model was not trained on.
+second, the real-time factor, the share that is unknown to the model, and the accuracy if there are labels.
+Use `--folds` to choose clips that the model was not trained on.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Totals:
     wall_seconds: float = 0.0
     labelled: int = 0
     right: int = 0
+    unknown: int = 0
 
 
 def items(data: Path, folds: Sequence[int]) -> list[Item]:
@@ -110,13 +111,14 @@ def add(totals: Totals, item: Item, result: Result | AudioError, known: set[str]
         print(f"{item.path.name}: {result}", file=sys.stderr)
         return
     totals.seconds += result.clip.seconds
+    totals.unknown += result.is_unknown
     if item.label in known:
         totals.labelled += 1
         totals.right += result.config.class_names[int(result.probs.argmax())] == item.label
 
 
 def summarise(classifier: Classifier, totals: Totals) -> dict[str, object]:
-    """The line of JSON. `real_time_factor` is seconds of computing per second of audio."""
+    """The line of JSON. `real_time_factor` is seconds of computing per second of audio, `unknown` a share."""
     return {
         "model": classifier.engine.path.name,  # float32 if int8 fails its parity check here
         "device": classifier.engine.device,
@@ -125,6 +127,7 @@ def summarise(classifier: Classifier, totals: Totals) -> dict[str, object]:
         "clips_per_second": totals.clips / totals.wall_seconds,
         "real_time_factor": totals.wall_seconds / totals.seconds if totals.seconds else None,
         "times_real_time": totals.seconds / totals.wall_seconds,
+        "unknown": totals.unknown / answered if (answered := totals.clips - totals.errors) else None,
         "labelled": totals.labelled,
         "accuracy": totals.right / totals.labelled if totals.labelled else None,
     }

@@ -19,7 +19,15 @@ import onnx
 from audiocnn import command
 from audiocnn.files import replacing, sha256, write_text
 from audiocnn.model.engine import CONFIG_KEY, INT8, Engine
-from audiocnn.model.loading import PARITY_REPORT, REFERENCE, served_model_path, synthetic_logits
+from audiocnn.model.loading import (
+    PARITY_REPORT,
+    REFERENCE,
+    float32_of,
+    largest_difference,
+    served_model_path,
+    synthetic_logits,
+)
+from audiocnn.model.loading import TOLERANCE as INT8_TOLERANCE
 from export import common
 from export.common import NAME
 from export.parity import check_gates, print_report
@@ -30,17 +38,34 @@ TOLERANCE = 1e-2  # of the largest logit, between two machines, and alone or in 
 def put(source: Path, store: Path) -> dict[str, Any]:
     """Copy the model with its metadata; returns the parity report. Raises `ModelFileError`."""
     path = served_model_path(source) if source.is_dir() else source
-    engine = Engine(path)
-    name = f"{NAME}{INT8}.onnx" if path.stem.endswith(INT8) else f"{NAME}.onnx"
+    float32 = float32_of(path) if float32_of(path).is_file() else path
     _clear(store)
-    proto = onnx.load(path)
+    name = _copy(float32, store)
+    files = {name: _compare(Engine(store / name), source)}
+    if float32 != path and (row := _compare_int8(path, float32))["passes"]:
+        name = _copy(path, store)
+        files[name] = row
+    for own, row in files.items():
+        row["sha256"] = sha256(store / own)
+    if (source / REFERENCE).is_file():
+        (store / REFERENCE).write_bytes((source / REFERENCE).read_bytes())
+    return {"checkpoint": sha256(path), "files": files, "serves": name}
+
+
+def _copy(path: Path, store: Path) -> str:
+    """Copy a model with its metadata; returns its name in the store."""
+    engine, proto = Engine(path), onnx.load(path)
+    name = f"{NAME}{INT8}.onnx" if path.stem.endswith(INT8) else f"{NAME}.onnx"
     onnx.helper.set_model_props(proto, engine.metadata | {CONFIG_KEY: engine.config.to_json()})
     with replacing(store / name) as part:
         onnx.save(proto, part)
-    row = _compare(Engine(store / name), source) | {"sha256": sha256(store / name)}
-    if (source / REFERENCE).is_file():
-        (store / REFERENCE).write_bytes((source / REFERENCE).read_bytes())
-    return {"checkpoint": sha256(path), "files": {name: row}, "serves": name}
+    return name
+
+
+def _compare_int8(path: Path, float32: Path) -> dict[str, Any]:
+    """int8 on this machine: where it computes something else than float32, it does not go into the store."""
+    difference = largest_difference(Engine(path), Engine(float32))
+    return {"largest_difference": difference, "passes": difference <= INT8_TOLERANCE}
 
 
 def _clear(store: Path) -> None:

@@ -43,12 +43,17 @@ class WaveformFeatures(nn.Module):
         return pooled(self.network(self.frontend(waveform)))
 
 
+def onnx_path(cache: Path | None = None) -> Path:
+    """Where `onnx_file` keeps the file."""
+    return (cache or cache_folder()) / f"aisfx-{WHEEL_SHA256[:12]}-{_REVISION}.onnx"
+
+
 def onnx_file(cache: Path | None = None) -> Path:
     """The file, `waveform (b, n)` -> `embedding (b, 5952)`; written the first time, which needs the weights.
 
     `cache` is the folder that keeps it (`weights.cache_folder()`). Raises `ModelFileError` as `load_weights`.
     """
-    path = (cache or cache_folder()) / f"aisfx-{WHEEL_SHA256[:12]}-{_REVISION}.onnx"
+    path = onnx_path(cache)
     if not path.is_file():
         export(load_weights(cache), path)
     return path

@@ -62,6 +62,11 @@ class Backbone:
         return self._engine.run(inputs, ("embedding",))["embedding"]
 
     @property
+    def takes_waveform(self) -> bool:
+        """Whether its input is the waveform, not a log-mel."""
+        return self._graph is not None or bool(self._engine and self._engine.takes_waveform)
+
+    @property
     def fingerprint(self) -> str:
         """Of its stored front end; empty if it takes waveforms."""
         return self._engine.config.fingerprint if self._engine else ""

@@ -79,9 +79,10 @@ def metadata_of(config: Config, backbone_metadata: dict[str, str]) -> dict[str, 
     return {CONFIG_KEY: config.to_json(), **frontend}
 
 
-def write_reports(folder: Path, serves: str, extra: dict[str, Any]) -> None:
-    """Write which file answers, and the logits of the synthetic sounds that it has to return anywhere."""
-    engine = Engine(folder / serves)
+def write_reports(folder: Path, name: str, serves: str, extra: dict[str, Any]) -> None:
+    """Write which file answers, and the logits of the synthetic sounds that the file `name` has to return
+    anywhere."""
+    engine = Engine(folder / name)
     _write_json(folder / REFERENCE, {"logits": synthetic_logits(engine).round(4).tolist()})
     _write_json(folder / PARITY_REPORT, {"serves": serves, **extra})
 

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from audiocnn import __version__
+from audiocnn.arrays import FloatArray
 from audiocnn.backbone.backbone import NAMES, Backbone
 from audiocnn.config import Config
 from audiocnn.datasets import LabelledClip, check_labels
 from audiocnn.errors import AudioCNNError, DatasetError
 from audiocnn.files import write_text
-from audiocnn.teach import artefact, report
+from audiocnn.teach import artefact, int8, report
 from audiocnn.teach.background import COUNT
 from audiocnn.teach.examples import (
     BACKGROUND,
@@ -173,14 +174,28 @@ def _write(
     artefact.write_model(network.path, head, metadata, out / name)
     for other in {artefact.MODEL, artefact.MODEL_INT8} - {name}:
         (out / other).unlink(missing_ok=True)
-    windows = np.concatenate([clip.windows for clip in clips])[:_COMPARED]
-    expected = head.logits(view_features(windows, "clean", network))
-    summary["parity"] = artefact.check_parity(out / name, windows, expected)
+    windows = np.concatenate([clip.windows for clip in clips])
+    expected = head.logits(view_features(windows[:_COMPARED], "clean", network))
+    summary["parity"] = artefact.check_parity(out / name, windows[:_COMPARED], expected)
+    serves = name
+    if network.takes_waveform:
+        serves, summary["int8"] = _quantise(out, windows)
     table.save(out / artefact.FEATURES)
     write_text(out / artefact.CONFIG, config.to_json())
     write_text(out / artefact.CARD, report.model_card(config, summary))
     write_text(out / artefact.NOTICE, report.notice(config))
-    artefact.write_reports(out, name, {"taught": summary})
+    artefact.write_reports(out, name, serves, {"taught": summary})
+
+
+def _quantise(out: Path, windows: FloatArray) -> tuple[str, dict[str, float]]:
+    """The name of the file to serve, and how int8 compares with float32; int8 that differs is removed."""
+    chosen, path = int8.chosen(windows), out / artefact.MODEL_INT8
+    int8.write_int8(out / artefact.MODEL, chosen, path)
+    comparison = int8.compare(path, out / artefact.MODEL, chosen)
+    if int8.is_acceptable(comparison):
+        return artefact.MODEL_INT8, comparison
+    path.unlink()
+    return artefact.MODEL, comparison
 
 
 @app.command(epilog="Example: audiocnn teach recordings/ --out mine")

@@ -296,6 +296,7 @@ def test_offline_counts_labels_and_real_time(tmp_path: Path, capsys: pytest.Capt
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["clips"], found["errors"], found["labelled"]) == (4, 1, 2)
     assert found["accuracy"] == 1.0
+    assert found["unknown"] == 0.0
     assert found["device"] == "cpu"
     assert found["times_real_time"] * found["real_time_factor"] == pytest.approx(1)
     seconds = found["clips"] / found["clips_per_second"]

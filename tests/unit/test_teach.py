@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from audiocnn.audio import synthetic
+from audiocnn.backbone import aisfx
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import check_labels, read_dataset
 from audiocnn.errors import BadOptionError, DatasetError
@@ -21,6 +23,7 @@ from audiocnn.teach.command import Teaching, teach
 from audiocnn.teach.examples import Clip, load_clips
 from audiocnn.teach.features import FeatureTable, views_for
 from audiocnn.teach.fit import HeldOut, TaughtHead, fit, unknown_threshold
+from audiocnn.teach.int8 import is_acceptable
 from audiocnn.teach.report import advice, model_card, wilson_interval
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
@@ -251,6 +254,32 @@ def test_a_taught_model_goes_into_the_store(taught: tuple[Path, Teaching], tmp_p
     logits = (np.array(reference["logits"]) * 1.5).tolist()
     (changed / "reference.json").write_text(json.dumps({"logits": logits}))
     assert prebuilt.main(["--checkpoint", str(changed), "--store", str(tmp_path)]) == 2
+
+
+def test_a_backbone_of_waveforms_makes_int8_too(
+    copy: Path, tmp_path: Path, random_weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing is downloaded
+    aisfx.export(random_weights, aisfx.onnx_path())
+    folder = tmp_path / "mine"
+    result = teach(copy, folder, threads=1)
+    assert result.summary["int8"]["agreement"] == 1.0
+    assert result.summary["int8"]["largest_difference"] <= 0.05
+    int8, float32 = (Classifier.load(path) for path in (folder, folder / "audiocnn.onnx"))
+    assert int8.engine.path.name == "audiocnn-int8.onnx"
+    assert int8.engine.path.stat().st_size < float32.engine.path.stat().st_size
+    for hz in (200.0, 1500.0, 6000.0):
+        sound = beep(hz, seed=100)
+        np.testing.assert_allclose(int8.predict(sound).probs, float32.predict(sound).probs, atol=0.05)
+    assert prebuilt.main(["--checkpoint", str(folder), "--store", str(tmp_path / "store")]) == 0
+    assert Classifier.load(tmp_path / "store").engine.path.name == "audiocnn-int8.onnx"
+    assert (tmp_path / "store" / "audiocnn.onnx").is_file()
+
+
+def test_int8_that_differs_is_not_served() -> None:
+    assert is_acceptable({"agreement": 1.0, "largest_difference": 0.05})
+    assert not is_acceptable({"agreement": 0.99, "largest_difference": 0.01})
+    assert not is_acceptable({"agreement": 1.0, "largest_difference": 0.06})
 
 
 # --- datasets ---
