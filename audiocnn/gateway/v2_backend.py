@@ -3,8 +3,8 @@
     file -> waveform -> windows -> `POST /v2/models/NAME/infer` -> probabilities -> answer
 
 Only the network runs there, on waveforms, or on log-mels if the model has the input `log_mel`. Decoding,
-windows, calibration, pooling and detections are those of `audiocnn.classifier`, in threads, so answers are the
-same as with TorchServe. Feature maps and evidence are a `BadOptionError`.
+windows, calibration, pooling and detections are those of `audiocnn.classifier`, in threads, so answers are
+the same as with TorchServe. Feature maps and evidence are a `BadOptionError`.
 """
 
 from __future__ import annotations

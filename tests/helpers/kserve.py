@@ -14,7 +14,6 @@ from tests.helpers.paths import ROOT, STORE
 from tests.helpers.ports import free_ports
 from tests.helpers.waiting import wait_until
 
-
 LOG_MEL = "audiocnn-log-mel"  # the model from log-mels
 
 
