@@ -4,14 +4,15 @@ Starts `audiocnn serve --gateway` and sends the same clips to TorchServe and to 
 rounds on the same cores; ratios are taken within a round, and their median counts. Then the size and latency
 of replies: `/inference` with everything as numbers, feature maps as pictures, and predictions only.
 
-With `--v2-server COMMAND` only the two backends are compared, in one run: TorchServe, and the server of the
-Open Inference Protocol that the command starts with the model `audiocnn-waveform` on the port `{port}`.
+With `--v2-server MODEL=COMMAND` (several are possible) backends are compared instead, in one run: TorchServe,
+and servers of the Open Inference Protocol, which the command starts on the port `{port}`.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import statistics
@@ -111,12 +112,13 @@ def compare_backends(args: argparse.Namespace) -> int:
     """Print what each backend takes; returns the exit code."""
     classifier = Classifier.load()
     expected = [classifier.predict(synthetic.wav(name)).label for name in synthetic.SOUNDS]
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        v2_stack(args.v2_server, expected[0]) as v2,
-        torchserve_stack(tuned_server(Path(folder)), expected[0]) as torchserve,
-    ):
-        stacks = {"torchserve": torchserve, "v2": v2}
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        server = tuned_server(Path(folder))
+        stacks = {"torchserve": stack.enter_context(torchserve_stack(server, expected[0]))}
+        for each in args.v2_server:
+            model, _, command = each.partition("=")
+            stacks[model] = stack.enter_context(v2_stack(command, model, expected[0]))
         rows = compare(stacks, expected, args.seconds, args.rounds, CONCURRENCY)
     print_table(Console(stderr=True), rows, "backend")
     result = {"benchmark": "gateway", "seconds": args.seconds, "rounds": args.rounds}
@@ -129,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser("gateway", __doc__, "--seconds 2 --rounds 5")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
-    parser.add_argument("--v2-server", metavar="COMMAND", help="compare the backends instead")
+    parser.add_argument(
+        "--v2-server", action="append", metavar="MODEL=COMMAND", help="compare backends instead"
+    )
     args = parser.parse_args(arguments)
     if args.v2_server:
         return compare_backends(args)

@@ -71,10 +71,15 @@ def torchserve_stack(server: ServerFixture, expected: str) -> Iterator[Stack]:
 
 
 @contextmanager
-def v2_stack(command: str, expected: str) -> Iterator[Stack]:
+def v2_stack(command: str, model: str, expected: str) -> Iterator[Stack]:
     """The server that `command` starts on the port `{port}`, and a gateway with `BACKEND=v2`."""
     port, own = free_port(), free_port()
-    settings = {"BACKEND": "v2", "V2_URL": f"http://127.0.0.1:{port}", "GATEWAY_PORT": str(own)}
+    settings = {
+        "BACKEND": "v2",
+        "V2_URL": f"http://127.0.0.1:{port}",
+        "V2_MODEL": model,
+        "GATEWAY_PORT": str(own),
+    }
     commands = [shlex.split(command.format(port=port)), [sys.executable, "-m", "audiocnn", "gateway"]]
     began = time.perf_counter()
     running = [

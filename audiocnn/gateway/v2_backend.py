@@ -2,9 +2,9 @@
 
     file -> waveform -> windows -> `POST /v2/models/NAME/infer` -> probabilities -> answer
 
-Only the network runs there. Decoding, windows, calibration, pooling and detections are those of
-`audiocnn.classifier`, in threads, so answers are the same as with TorchServe. What a waveform model has no
-output for (feature maps, evidence) is a `BadOptionError`.
+Only the network runs there, on waveforms, or on log-mels if the model has the input `log_mel`. Decoding,
+windows, calibration, pooling and detections are those of `audiocnn.classifier`, in threads, so answers are
+the same as with TorchServe. Feature maps and evidence are a `BadOptionError`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier
 from audiocnn.client.base import TRANSPORT_ERRORS
 from audiocnn.client.retry import Endpoint, RequestState, server_error, unreachable
-from audiocnn.config import WEIGHTS, AudioLimits, Config
+from audiocnn.config import SERVED_OUTPUTS, WEIGHTS, AudioLimits, Config
 from audiocnn.errors import (
     AudioError,
     ModelFileError,
@@ -39,11 +39,12 @@ from audiocnn.errors import (
 from audiocnn.gateway.settings import Settings
 from audiocnn.gateway.tensor_client import read_response, write_request
 from audiocnn.gateway.tensors import HEADER_LENGTH
-from audiocnn.model.engine import CONFIG_KEY, SHA256_KEY, Engine, pack_metadata
+from audiocnn.model.engine import CONFIG_KEY, FRONTEND_KEY, SHA256_KEY, Engine, pack_metadata
 from audiocnn.model.waveform import INPUT, WaveformGraph
 from audiocnn.options import HEADERS, Options, option_headers
 from audiocnn.probe import probe_wav
 
+LOG_MEL = "log_mel"  # the input of exported files
 _FRONTEND = "frontend."  # begins the names of its arrays in a checkpoint
 _THREADS = 4  # requests at a time: each holds one decoded file, 106 MB at most, twice for a moment
 _DECODE_SECONDS = 40.0
@@ -72,6 +73,7 @@ class RemoteModel:
         self.shapes = {row["name"]: [n if n >= 0 else None for n in row["shape"]] for row in both}
         if not self.shapes:  # the protocol allows a server to know none
             self.shapes = {INPUT: [None, None], "probs": [None, None]}
+        self.input_name = LOG_MEL if LOG_MEL in self.shapes else INPUT
 
     def parameters(self) -> dict[str, str]:
         """Those of the model configuration (a protocol extension); empty if the server has none."""
@@ -84,7 +86,7 @@ class RemoteModel:
     def run(self, inputs: FloatArray, outputs: Sequence[str]) -> list[FloatArray]:
         """See `Runnable`. Raises `ServerError`, also for outputs of another shape or that are not finite."""
         request_id = _request.get().request_id
-        body, headers = write_request(INPUT, inputs, outputs, request_id, is_binary=self._is_binary)
+        body, headers = write_request(self.input_name, inputs, outputs, request_id, is_binary=self._is_binary)
         reply = self._send("POST", f"{self._url}/infer", content=body, headers=headers)
         self._is_binary = self._is_binary or HEADER_LENGTH in reply.headers
         try:
@@ -125,6 +127,24 @@ class RemoteModel:
         if not reply.is_success:
             raise server_error(reply.status_code, "", reply.text[:200], reply.headers)
         return reply
+
+
+class LogMelGraph:
+    """See `audiocnn.model.engine.Graph`: a model from log-mels to logits, as exported files are."""
+
+    takes_waveform = uses_torch = False
+
+    def __init__(self, model: RemoteModel, config: Config, metadata: dict[str, str]) -> None:
+        """Raises `ModelFileError` if the model does not fit, or the arrays of the front end are not there."""
+        frontend = config.frontend
+        self.metadata, self.run = metadata, model.run
+        self.output_names = tuple(name for name in SERVED_OUTPUTS if name in model.shapes)
+        if model.shapes[LOG_MEL][1:] != [1, frontend.n_mels, frontend.num_frames]:
+            raise ModelFileError(f"log_mel has the shape {model.shapes[LOG_MEL]}")
+        if "logits" not in self.output_names:
+            raise ModelFileError("there is no output logits")
+        if FRONTEND_KEY not in metadata:
+            raise ModelFileError(f"log_mel is computed here, which needs {WEIGHTS} beside MODEL_CONFIG_FILE")
 
 
 class V2Backend:
@@ -219,7 +239,7 @@ class V2Backend:
             model.shapes.pop("embedding", None)
         metadata = self._metadata | {SHA256_KEY: parameters.get("sha256", "")}
         try:
-            graph = WaveformGraph(model, config, metadata)
+            graph = (LogMelGraph if model.input_name == LOG_MEL else WaveformGraph)(model, config, metadata)
         except ModelFileError as error:
             raise RequestRefusedError(
                 f"MODEL_CONFIG_FILE does not fit the server's model: {error}"

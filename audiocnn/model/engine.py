@@ -84,7 +84,7 @@ class Engine:
         self.config = Config.from_json(self._graph.metadata[CONFIG_KEY])
         self.takes_waveform = self._graph.takes_waveform
         self.log_mel = _frontend(self._graph, self.config, device)
-        if self.takes_waveform:
+        if self.takes_waveform or graph:  # there is no file with maps
             self.config = replace(self.config, model=None, embedding_size=self.config.num_features)
         if graph:
             self.sha256 = graph.metadata.get(SHA256_KEY, "")

@@ -1,6 +1,6 @@
-"""KServe's Python server with ONNX Runtime, serving one file: run in the clients' environment.
+"""KServe's Python server with ONNX Runtime, serving files: run in the clients' environment.
 
-kserve_server.py MODEL.onnx NAME PORT
+kserve_server.py PORT NAME=MODEL.onnx ...
 """
 
 from __future__ import annotations
@@ -41,6 +41,6 @@ def _described(tensor):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    path, name, port = sys.argv[1:]
+    port, *models = sys.argv[1:]
     server = kserve.ModelServer(http_port=int(port), enable_grpc=False, workers=1)
-    server.start([OnnxModel(path, name)])
+    server.start([OnnxModel(path, name) for name, _, path in (each.partition("=") for each in models)])

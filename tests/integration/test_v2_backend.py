@@ -26,6 +26,7 @@ from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.options import Options
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
+from tests.helpers.kserve import LOG_MEL
 from tests.helpers.paths import CHECKPOINT, ROOT, STORE
 from tests.helpers.servers import Server
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
@@ -65,17 +66,31 @@ def before_gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def before_kserve(kserve: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """In front of KServe's server with the float32 waveform file; the library with the float32 network."""
-    classifier = Classifier.load(STORE / "audiocnn.onnx")
-
-    def expected(content: bytes, options: dict[str, Any]) -> dict[str, Any]:
-        return classifier.predict(content, Options.parse(options, classifier.config)).to_dict()
-
     folder, url = tmp_path_factory.mktemp("v2"), f"http://127.0.0.1:{kserve}"
     with running_gateway(folder, "", backend="v2", v2_url=url) as running:
-        yield Pair(running, expected)
+        yield Pair(running, asking(Classifier.load(STORE / "audiocnn.onnx")))
 
 
-@pytest.fixture(params=["before_gateway", "before_kserve"])
+@pytest.fixture(scope="module")
+def before_log_mel(
+    kserve: int, classifier: Classifier, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    """In front of KServe's server with the served file, which takes log-mels; the library with that file."""
+    folder, url = tmp_path_factory.mktemp("v2"), f"http://127.0.0.1:{kserve}"
+    with running_gateway(folder, "", backend="v2", v2_url=url, v2_model=LOG_MEL) as running:
+        yield Pair(running, asking(classifier))
+
+
+def asking(classifier: Classifier) -> Ask:
+    """The library's answers."""
+
+    def ask(content: bytes, options: dict[str, Any]) -> dict[str, Any]:
+        return classifier.predict(content, Options.parse(options, classifier.config)).to_dict()
+
+    return ask
+
+
+@pytest.fixture(params=["before_gateway", "before_kserve", "before_log_mel"])
 def pair(request: pytest.FixtureRequest) -> Pair:
     found: Pair = request.getfixturevalue(request.param)
     return found
@@ -319,6 +334,15 @@ def test_a_server_that_is_down(tmp_path: Path) -> None:
         tmp_path, "", backend="v2", v2_url="http://127.0.0.1:1", deadline_seconds=1
     ) as gateway:
         check_refusal(gateway, 503, "server_unreachable")
+
+
+def test_a_log_mel_is_computed_with_the_arrays_of_the_checkpoint(kserve: int, tmp_path: Path) -> None:
+    """Without them the model is refused."""
+    (tmp_path / "config.json").write_text((CHECKPOINT / "config.json").read_text())
+    settings = {"v2_model": LOG_MEL, "model_config_file": tmp_path / "config.json"}
+    url = f"http://127.0.0.1:{kserve}"
+    with running_gateway(tmp_path, "", backend="v2", v2_url=url, **settings) as gateway:
+        check_refusal(gateway, 502, "request_refused")
 
 
 def test_a_server_with_other_classes(tmp_path: Path) -> None:

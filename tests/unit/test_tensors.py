@@ -11,7 +11,15 @@ import pytest
 
 from audiocnn.errors import BadBase64Error
 from audiocnn.gateway.errors import BadRequestError
-from audiocnn.gateway.tensors import MAX_JSON_VALUES, Tensor, count_json_values, read_request, write_response
+from audiocnn.gateway.tensor_client import read_response, write_request
+from audiocnn.gateway.tensors import (
+    HEADER_LENGTH,
+    MAX_JSON_VALUES,
+    Tensor,
+    count_json_values,
+    read_request,
+    write_response,
+)
 
 
 def body(*inputs: dict[str, Any], binary: bytes = b"", **more: Any) -> tuple[bytes, str | None]:
@@ -127,3 +135,40 @@ def test_a_response_has_text_or_bytes() -> None:
     rows = json.loads(content[:length])["outputs"]
     assert [row["parameters"]["binary_data_size"] for row in rows] == [4 + 3 + 4 + 5, 16]
     assert content[length:] == b"\3\0\0\0dog\5\0\0\0h\xc3\xa4hn" + (FOUR / 10).tobytes()
+
+
+# --- the caller's side ---
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_what_is_written_is_read(is_binary: bool) -> None:
+    content, headers = write_request("waveform", FOUR, ["probs"], "mine", is_binary=is_binary)
+    request, (tensor,) = read_request(content, headers.get(HEADER_LENGTH))
+    assert (request.id, request.outputs[0].name, tensor.name) == ("mine", "probs", "waveform")
+    np.testing.assert_array_equal(tensor.values, FOUR)
+    outputs = [(Tensor(name, (2, 2), scale * FOUR), is_binary) for scale, name in enumerate(("a", "b"))]
+    body_, length = write_response({"model_name": "m"}, outputs)
+    read = read_response(body_, None if length is None else str(length))
+    for scale, name in enumerate(("a", "b")):
+        np.testing.assert_array_equal(read[name], scale * FOUR)
+
+
+INT8 = (
+    b'{"outputs": [{"name": "a", "datatype": "INT8", "shape": [1], "parameters": {"binary_data_size": 4}}]}'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "length"),
+    [
+        (b"", None),
+        (b"[]", None),
+        (b'{"outputs": [1]}', None),
+        (b'{"outputs": [{"name": "a", "shape": [2], "data": [1]}]}', None),
+        (b'{"outputs": []}', "x"),
+        (INT8 + b"1234", str(len(INT8))),
+    ],
+)
+def test_what_is_no_response(content: bytes, length: str | None) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        read_response(content, length)
