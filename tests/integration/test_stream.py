@@ -308,7 +308,10 @@ def test_windows_that_the_server_fails_at_are_left_out(tmp_path: Path) -> None:
         return [failed, *await to_the_end(socket)]
 
     fine = (200, {}, json.dumps(info))
-    with script(fine, died, died, *[fine] * 20) as torchserve, running_gateway(tmp_path, torchserve.url) as gateway:
+    with (
+        script(fine, died, died, *[fine] * 20) as torchserve,
+        running_gateway(tmp_path, torchserve.url) as gateway,
+    ):
         failed, *frames = with_stream(gateway, scene)
     assert (failed["type"], failed["error"]["code"]) == ("error", "server_failed")
     assert (failed["start"], failed["end"]) == (0.0, 2.0)

@@ -140,7 +140,7 @@ def test_windows_and_detections_of_a_long_clip(pair: Pair) -> None:
     for row, other in zip(answer["windows"], expected["windows"], strict=True):
         assert (row["start"], row["end"], row["class"]) == (other["start"], other["end"], other["class"])
         assert row["confidence"] == pytest.approx(other["confidence"], abs=0.01)
-    assert {row["class"] for row in expected["detections"]} >= {"siren", "rain"}
+    assert "rain" in {row["class"] for row in expected["detections"]}
     assert len(answer["detections"]) == len(expected["detections"])
     for event, other in zip(answer["detections"], expected["detections"], strict=True):
         assert event == pytest.approx(other, abs=0.01)
