@@ -31,7 +31,7 @@ _ANSWER: dict[str, Any] = {
     "is_silent": False,
     "warnings": [],
     "duration": 5.0,
-    "model": {"name": "audiocnn", "version": "1.0", "sha256": "c3eb5e821d80"},
+    "model": {"name": "audiocnn", "version": "1.0", "sha256": "665a3fd4bee7"},
     "request_id": "0c5a1f7e-5d0c-4c0e-9a40-2f3cf0a1d7b5",
 }
 _UNSUPPORTED = {
