@@ -61,11 +61,6 @@ def as_logits(probs: AnyFloatArray, temperature: float) -> AnyFloatArray:
     return np.log(np.maximum(probs.astype(np.float64), _SMALLEST)) * temperature
 
 
-def softmax(logits: AnyFloatArray, temperature: float = 1.0) -> AnyFloatArray:
-    """Probabilities float64 `(n, k)` of logits divided by a temperature."""
-    return np.asarray(np.exp(log_softmax(logits.astype(np.float64) / temperature)))
-
-
 def log_softmax(logits: AnyFloatArray) -> AnyFloatArray:
     """Log-probabilities `(n, k)` of logits."""
     shifted = logits - logits.max(axis=1, keepdims=True)

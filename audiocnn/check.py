@@ -22,10 +22,11 @@ from rich.table import Table
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import synthetic, windows
-from audiocnn.classifier import Classifier, probabilities
+from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioCNNError, ModelFileError
 from audiocnn.model.engine import CONFIG_KEY, Engine, OnnxGraph
 from audiocnn.model.waveform import interface_problems, mismatches, read_description
+from audiocnn.probabilities import probabilities
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

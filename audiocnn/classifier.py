@@ -26,19 +26,19 @@ from audiocnn.audio import windows
 from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
-from audiocnn.config import AudioLimits, Config, FrontendConfig
+from audiocnn.config import AudioLimits, FrontendConfig
 from audiocnn.detections import Detection
 from audiocnn.errors import (
     AudioError,
     AudioTooLongError,
     BadOptionError,
     BudgetExceededError,
-    ModelOutputError,
 )
 from audiocnn.model.engine import INT8, MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
 from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
+from audiocnn.probabilities import probabilities
 from audiocnn.results import RepresentativeWindow, Result, StreamEnd, WindowProbs
 
 _MAX_EMBEDDING_VALUES = 2_000_000  # in one answer: 20 MB of JSON
@@ -402,35 +402,3 @@ class Classifier:
             detections.rules_of(options),
             hop_seconds=detections.hop_of(options, self.config),
         )
-
-
-def probabilities(logits: FloatArray, config: Config) -> FloatArray:
-    """Calibrated probabilities `(..., num_classes)` of logits; raises as `softmax`.
-
-    With a background class they sum to less than 1: the rest is the probability of the background.
-    """
-    logits = logits / config.temperature
-    if config.activation == "sigmoid":
-        return sigmoid(logits)
-    if not config.has_background:
-        return softmax(logits)
-    background = np.zeros((*logits.shape[:-1], 1), np.float32)
-    return softmax(np.concatenate([logits, background], axis=-1))[..., :-1]
-
-
-def sigmoid(logits: FloatArray) -> FloatArray:
-    """Probabilities of each class by itself, float32. Raises `ModelOutputError` if a logit is not finite."""
-    _check_finite(logits)
-    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), dtype=np.float32)
-
-
-def softmax(logits: FloatArray) -> FloatArray:
-    """Probabilities along the last axis, float32. Raises `ModelOutputError` if a logit is not finite."""
-    _check_finite(logits)
-    exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-def _check_finite(logits: FloatArray) -> None:
-    if not np.isfinite(logits).all():
-        raise ModelOutputError("the network returned logits that are not finite")

@@ -27,11 +27,12 @@ from rich.table import Table
 
 from audiocnn.arrays import FloatArray
 from audiocnn.calibration import LEVELS
-from audiocnn.classifier import Classifier, softmax
+from audiocnn.classifier import Classifier
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.detections import OFF_SHARE, Detection, DetectionRules, EventTracker, FrameAverager, ended
 from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.probabilities import softmax
 from benchmarks import event_metrics
 from benchmarks.command import new_parser
 from benchmarks.event_metrics import Rows

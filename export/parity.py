@@ -27,7 +27,6 @@ from tqdm import tqdm
 from audiocnn import audio, command
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
-from audiocnn.classifier import probabilities
 from audiocnn.config import WEIGHTS, Config, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
@@ -39,6 +38,7 @@ from audiocnn.model.frontend import LogMel
 from audiocnn.model.loading import PARITY_REPORT
 from audiocnn.model.network import WithEmbedding
 from audiocnn.model.torch_graphs import EagerGraph
+from audiocnn.probabilities import probabilities
 from export import common, onnx, program, quantize, test_signals, waveform
 from export.common import NAME, TOLERANCE
 

@@ -24,6 +24,7 @@ from audiocnn.arrays import AnyFloatArray, FloatArray, IntArray
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
+from audiocnn.probabilities import sigmoid, softmax
 from training import multilabel
 from training.data import add_data_option, parse_folds
 from training.evaluate import predict, trained_on
@@ -57,7 +58,7 @@ class FoldPredictions:
 
     def scaled(self, temperature: float) -> AnyFloatArray:
         """Probabilities at another temperature."""
-        activation = multilabel.sigmoid if self.has_several_labels else calibration.softmax
+        activation = sigmoid if self.has_several_labels else softmax
         return activation(self.logits, temperature)
 
 

@@ -60,11 +60,6 @@ def as_logits(probs: AnyFloatArray, temperature: float) -> AnyFloatArray:
     return np.asarray(special.logit(clipped) * temperature)
 
 
-def sigmoid(logits: AnyFloatArray, temperature: float = 1.0) -> AnyFloatArray:
-    """Probabilities float64 of logits divided by a temperature."""
-    return np.asarray(special.expit(logits.astype(np.float64) / temperature))
-
-
 def fit_temperature(logits: AnyFloatArray, target: AnyIntArray) -> float:
     """The temperature that minimises the negative log-likelihood of all decisions."""
 

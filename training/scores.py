@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from audiocnn.arrays import AnyFloatArray, FloatArray
-from audiocnn.calibration import softmax
+from audiocnn.probabilities import softmax
 
 _NEIGHBOURS = 10
 

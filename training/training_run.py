@@ -24,6 +24,7 @@ from audiocnn.errors import DatasetError
 from audiocnn.files import replacing
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
+from audiocnn.probabilities import sigmoid, softmax
 from training import multilabel, synthesisers
 from training.data import fit_normalisation, load_waveforms, targets, validation_split
 from training.recipe import Recipe
@@ -273,7 +274,7 @@ def _calibrated(config: Config, trainer: Trainer, held_out: Data) -> Config:
     temperature = (multilabel if several else calibration).fit_temperature(logits, target)
     if len(target) < _FEW_CLIPS:
         temperature = max(1.0, temperature)
-    activation = multilabel.sigmoid if several else calibration.softmax
+    activation = sigmoid if several else softmax
     highest = activation(logits, temperature).max(axis=1)
     threshold = calibration.threshold_for(highest)
     if len(target) < _FEW_CLIPS:

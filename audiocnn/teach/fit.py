@@ -23,6 +23,7 @@ from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.calibration import LEVELS, precise_levels
 from audiocnn.config import Threshold
 from audiocnn.detections import OFF_SHARE
+from audiocnn.probabilities import softmax
 from audiocnn.teach.background import SILENCE
 from audiocnn.teach.examples import BACKGROUND
 from audiocnn.teach.features import FeatureTable
@@ -246,7 +247,7 @@ def _with_background(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _probs(logits: npt.NDArray[Any], temperature: float) -> FloatArray:
-    return calibration.softmax(_with_background(logits), temperature)[:, :-1].astype(np.float32)
+    return softmax(_with_background(logits), temperature)[:, :-1].astype(np.float32)
 
 
 def _fit_temperature(logits: Doubles, target: IntArray) -> float:
@@ -257,4 +258,4 @@ def _fit_temperature(logits: Doubles, target: IntArray) -> float:
 
 
 def _nll(logits: Doubles, target: IntArray, temperature: float) -> float:
-    return calibration.nll(calibration.softmax(_with_background(logits), temperature), target)
+    return calibration.nll(softmax(_with_background(logits), temperature), target)

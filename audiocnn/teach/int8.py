@@ -20,9 +20,9 @@ from onnxruntime.quantization import (
 )
 
 from audiocnn.arrays import FloatArray
-from audiocnn.classifier import probabilities
 from audiocnn.files import replacing
 from audiocnn.model.engine import Engine
+from audiocnn.probabilities import probabilities
 
 MAX_WINDOWS = 40  # to calibrate on, and as many to compare
 MAX_DIFFERENCE = 0.05  # of a confidence, else float32 is served

@@ -11,11 +11,12 @@ import onnx
 import pytest
 
 from audiocnn.audio import synthetic
-from audiocnn.classifier import Classifier, softmax
+from audiocnn.classifier import Classifier
 from audiocnn.errors import BadOptionError, ModelFileError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
 from audiocnn.options import Options
+from audiocnn.probabilities import softmax
 from export import test_signals
 from tests.helpers.paths import CHECKPOINT, STORE
 

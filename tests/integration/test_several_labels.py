@@ -16,6 +16,7 @@ from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
 from audiocnn.options import Options
+from audiocnn.probabilities import sigmoid
 from export import onnx, parity, program, torchscript, waveform
 from tests.helpers.sounds import sound_file, tone
 from training import calibrate, evaluate, multilabel, train
@@ -169,8 +170,8 @@ def test_average_precision_by_hand() -> None:
 def test_calibration_of_calibrated_probabilities() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (4000, 3))
-    target = (rng.random((4000, 3)) < multilabel.sigmoid(logits)).astype(int)
-    assert multilabel.ece(multilabel.sigmoid(logits), target) < 0.02
+    target = (rng.random((4000, 3)) < sigmoid(logits)).astype(int)
+    assert multilabel.ece(sigmoid(logits), target) < 0.02
     assert multilabel.fit_temperature(3.0 * logits, target) == pytest.approx(3.0, rel=0.1)
-    again = multilabel.as_logits(multilabel.sigmoid(logits, 1.4), 1.4)
+    again = multilabel.as_logits(sigmoid(logits, 1.4), 1.4)
     np.testing.assert_allclose(again, logits, atol=1e-6)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from audiocnn import calibration
+from audiocnn.probabilities import softmax
 
 
 def sampled(count: int, temperature: float, *, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Logits and targets such that the logits divided by `temperature` are exactly calibrated."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (count, classes))
-    probs = calibration.softmax(logits)
+    probs = softmax(logits)
     target = (rng.random((count, 1)) > probs.cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
     return logits * temperature, target
 
@@ -28,9 +29,7 @@ def test_the_temperature_of_scaled_logits_is_found(temperature: float) -> None:
 def test_the_temperature_is_the_minimum_also_of_few_clips_and_stays_in_bounds() -> None:
     logits, target = sampled(40, 1.7)
     found = calibration.fit_temperature(logits, target)
-    losses = [
-        calibration.nll(calibration.softmax(logits, t), target) for t in (found * 0.98, found, found / 0.98)
-    ]
+    losses = [calibration.nll(softmax(logits, t), target) for t in (found * 0.98, found, found / 0.98)]
     assert losses[1] == min(losses)
     perfect = np.eye(4) * 5
     assert calibration.fit_temperature(perfect, np.arange(4)) == pytest.approx(calibration.MIN_TEMPERATURE)
@@ -40,7 +39,7 @@ def test_the_temperature_is_the_minimum_also_of_few_clips_and_stays_in_bounds() 
 
 def test_probabilities_give_their_logits_back() -> None:
     logits, _ = sampled(50, 1.0)
-    again = calibration.as_logits(calibration.softmax(logits, 1.4).astype(np.float32), 1.4)
+    again = calibration.as_logits(softmax(logits, 1.4).astype(np.float32), 1.4)
     offset = again - logits
     np.testing.assert_allclose(offset - offset[:, :1], 0, atol=1e-5)
     assert np.isfinite(calibration.as_logits(np.array([[1.0, 0.0]]), 1.0)).all()
@@ -59,9 +58,9 @@ def test_ece_against_numbers_counted_by_hand() -> None:
 
 def test_ece_is_small_for_calibrated_and_large_for_scaled_logits() -> None:
     logits, target = sampled(20_000, 3.0)
-    assert calibration.ece(calibration.softmax(logits, 3.0), target) < 0.015
-    assert calibration.ece(calibration.softmax(logits), target) > 0.1
-    counts = [row["count"] for row in calibration.reliability(calibration.softmax(logits), target)]
+    assert calibration.ece(softmax(logits, 3.0), target) < 0.015
+    assert calibration.ece(softmax(logits), target) > 0.1
+    counts = [row["count"] for row in calibration.reliability(softmax(logits), target)]
     assert len(counts) == 15
     assert max(counts) - min(counts) <= 1
 

@@ -14,9 +14,10 @@ import pytest
 
 import audiocnn
 from audiocnn.audio import synthetic
-from audiocnn.classifier import Classifier, softmax
+from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioCNNError, AudioError, ModelOutputError
 from audiocnn.options import Options
+from audiocnn.probabilities import probabilities
 from tests.helpers.command_line import run
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file
@@ -73,9 +74,9 @@ def test_options_mean_what_they_say(model: Classifier) -> None:
     assert {"conv1", "layer1", "layer4"} <= set(maps)
 
 
-def test_logits_that_are_not_finite_are_an_error() -> None:
+def test_logits_that_are_not_finite_are_an_error(model: Classifier) -> None:
     with pytest.raises(ModelOutputError):
-        softmax(np.array([0.0, np.nan], np.float32))
+        probabilities(np.array([0.0, np.nan], np.float32), model.config)
 
 
 def test_importing_the_package_or_a_client_loads_no_torch() -> None:

@@ -12,6 +12,7 @@ import pytest
 from audiocnn import calibration
 from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
+from audiocnn.probabilities import softmax
 from tests.helpers.paths import CHECKPOINT
 from training import calibrate, evaluate, report, robustness
 
@@ -25,7 +26,7 @@ def numbers() -> dict[str, object]:
     target = rng.integers(0, 3, 60)
     logits = rng.normal(0, 1, (60, 4)) + 2 * np.eye(4)[target]
     logits[:, 3] = -9
-    result = evaluate.metrics(calibration.softmax(logits).astype(np.float32), target)
+    result = evaluate.metrics(softmax(logits).astype(np.float32), target)
     return result | {
         "per_class": evaluate.per_class(result["confusion"], NAMES),
         "worst_confusions": evaluate.worst_confusions(result["confusion"], NAMES),
@@ -90,9 +91,9 @@ def part(fold: int, temperature: float, *, seed: int = 0, run: str = "run") -> c
     """2,000 answers of a model whose logits are too large by the factor `temperature`."""
     rng = np.random.default_rng(10 * fold + seed)
     honest = rng.normal(0, 2, (2000, 5))
-    chances = calibration.softmax(honest)
+    chances = softmax(honest)
     target = (rng.random((2000, 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(max=4)
-    probs = calibration.softmax(honest * temperature).astype(np.float32)
+    probs = softmax(honest * temperature).astype(np.float32)
     return calibrate.FoldPredictions(run, fold, probs, calibration.as_logits(probs, 1.0), target)
 
 

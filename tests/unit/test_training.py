@@ -11,13 +11,14 @@ import torch
 
 from audiocnn import audio
 from audiocnn.audio import windows
-from audiocnn.classifier import Classifier, softmax
+from audiocnn.classifier import Classifier
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, ResidualBlock
+from audiocnn.probabilities import softmax
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
 from training import evaluate, train

@@ -13,11 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from audiocnn.audio import synthetic
 from audiocnn.check import problems_of
-from audiocnn.classifier import Classifier, probabilities
+from audiocnn.classifier import Classifier
 from audiocnn.config import Config
 from audiocnn.errors import BadOptionError, ModelFileError
 from audiocnn.model.waveform import WaveformGraph
 from audiocnn.options import Options
+from audiocnn.probabilities import probabilities
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
 from tests.helpers.sounds import sound_file, tone

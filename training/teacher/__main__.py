@@ -28,6 +28,7 @@ from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, l
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
+from audiocnn.probabilities import softmax
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
 from training.data import add_data_option, load_waveforms, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
@@ -106,7 +107,7 @@ def measure_fine_tuned(
 
 
 def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
-    probs = calibration.softmax(log_probs)
+    probs = softmax(log_probs)
     return {
         "accuracy": float((probs.argmax(axis=1) == target).mean()),
         "nll": calibration.nll(probs, target),
