@@ -1,4 +1,4 @@
-"""Files that are sent by mistake and are no sound, by their first bytes."""
+"""Files that are not read, by their first bytes: other formats of sound, and what is no sound."""
 
 from __future__ import annotations
 
@@ -19,9 +19,32 @@ _KINDS = (
     ),
     (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|%PDF"), "a picture or a document. Send a sound file."),
 )
-HEAD_BYTES = 64
+HEAD_BYTES = 192
+_FORMATS = (
+    (rb"RIFF.{4}AVI ", "AVI"),
+    (rb"caff", "CAF"),
+    (rb"\.snd", "AU"),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "ASF (WMA, WMV)"),
+    (rb"wvpk", "WavPack"),
+    (rb"MAC ", "Monkey's Audio"),
+    (rb"TTA1", "True Audio"),
+    (rb"MPCK|MP\+", "Musepack"),
+    (rb"DSD |FRM8", "DSD"),
+    (rb"#!AMR", "AMR"),
+    (rb"MThd", "MIDI"),
+    (rb"FLV\x01", "FLV"),
+    (rb"\.RMF|\.ra\xfd", "RealMedia"),
+    (rb"Creative Voice File", "VOC"),
+    (rb"\x0b\x77", "AC-3"),
+    (rb"\x7f\xfe\x80\x01", "DTS"),
+    (rb"\x00\x00\x01\xba", "an MPEG program stream"),
+    (rb"\x47.{187}\x47", "an MPEG transport stream"),
+)
 
 
 def name_file(head: bytes) -> str | None:
-    """What the first `HEAD_BYTES` of a file are, and what to do; None if that is not known."""
-    return next((name for pattern, name in _KINDS if pattern.match(head)), None)
+    """What a file is by its first `HEAD_BYTES`, and what to do; None if that is not known."""
+    for pattern, name in _FORMATS:
+        if re.match(pattern, head, re.DOTALL):
+            return f"{name}, which is not read. Send WAV, FLAC, Ogg, MP3, M4A or WebM."
+    return next((name for kind, name in _KINDS if kind.match(head)), None)

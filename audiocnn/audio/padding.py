@@ -1,6 +1,8 @@
-"""Tags and zeros around recordings: ID3v2, ID3v1, APE and Lyrics3, and what recorders fill blocks with."""
+"""Tags, zeros and white space around recordings; tags are ID3v2, ID3v1, APE and Lyrics3."""
 
 from __future__ import annotations
+
+import codecs
 
 from audiocnn.audio.source import Source, find
 
@@ -11,7 +13,7 @@ _MAX_TAGS = 1_000
 
 
 def skip_padding(source: Source, position: int) -> int:
-    """The first byte from there on that is neither of a tag nor a zero; a box of MP4 starts with zeros."""
+    """The first byte from there on that is no tag, zero or white space; a box of MP4 starts with zeros."""
     for _ in range(_MAX_TAGS):
         head = source.between(position, position + 32)
         if head[:1] == b"\0":
@@ -54,4 +56,6 @@ def _tag_length(source: Source, position: int, head: bytes) -> int:
         for last in (b"LYRICS200", b"LYRICSEND"):
             if end := find(source, last, position, position + _CHUNK_BYTES):
                 return end + len(last) - position
-    return 0
+    if head[:3] == codecs.BOM_UTF8:  # scripts that echo a file write it, and lines
+        return 3
+    return len(head) - len(head.lstrip(b"\r\n\t "))

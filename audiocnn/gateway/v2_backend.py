@@ -41,7 +41,7 @@ from audiocnn.gateway.tensor_client import read_response, write_request
 from audiocnn.gateway.tensors import HEADER_LENGTH
 from audiocnn.model.engine import CONFIG_KEY, FRONTEND_KEY, SHA256_KEY, Engine, pack_metadata
 from audiocnn.model.waveform import INPUT, WaveformGraph
-from audiocnn.options import HEADERS, Options, option_headers
+from audiocnn.options import Options, option_headers, options_in_headers
 from audiocnn.probe import probe_wav
 
 LOG_MEL = "log_mel"  # the input of exported files
@@ -190,7 +190,7 @@ class V2Backend:
         trace: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """See `Backend`."""
-        given = {HEADERS[name.lower()]: value for name, value in option_headers(options or {}).items()}
+        given = options_in_headers(option_headers(options or {}).items())
         state = RequestState(self._endpoint, dict(trace or {}), None, request_id, self._on_retry)
         return await self._run(state, clip, given)
 

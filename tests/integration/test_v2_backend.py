@@ -318,6 +318,18 @@ def test_a_server_that_fails(tmp_path: Path, status: int, body: bytes, expected:
         check_refusal(gateway, *expected)
 
 
+def test_an_option_that_is_not_ascii_is_named_as_it_was_sent(tmp_path: Path) -> None:
+    with (
+        scripted(200, output([1, 50])) as url,
+        running_gateway(tmp_path, "", backend="v2", v2_url=url) as gateway,
+    ):
+        reply = gateway.post("/predict", files={"file": BELLS}, data={"classes": "gr\u00fcn"})
+        assert reply.json()["error"]["code"] == "bad_option"
+        assert "gr\u00fcn" in reply.json()["error"]["message"]
+        reply = gateway.post("/predict", files={"file": BELLS}, data={"classes": 'rain,"dog"'})
+        assert {row["class"] for row in reply.json()["predictions"]} == {"rain", "dog"}
+
+
 def check_refusal(gateway: RunningGateway, status: int, code: str) -> None:
     """The error of a request; the gateway goes on, and does not call itself ready."""
     with ThreadPoolExecutor(1) as pool:

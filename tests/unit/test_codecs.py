@@ -140,3 +140,21 @@ def test_an_old_quicktime_file_has_no_type() -> None:
     data = tracks("mov", ["aac"])
     clip = decode(data.replace(b"ftyp", b"wide", 1))
     assert clip.seconds == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"RIFF\0\0\0\0AVI LIST", "AVI"),
+        (b"caff\0\1\0\0desc", "CAF"),
+        (b".snd\0\0\0\x18", "AU"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9", "WMA"),
+        (b"#!AMR\n\x3c", "AMR"),
+        (b"MThd\0\0\0\6", "MIDI"),
+        (b"\x0b\x77\x12\x34", "AC-3"),
+        (b"\x47" + bytes(187) + b"\x47" + bytes(187), "transport stream"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(head: bytes, name: str) -> None:
+    with pytest.raises(UnsupportedFormatError, match=name):
+        audio.decode(head + bytes(range(1, 200)), sample_rate=44_100)

@@ -103,6 +103,8 @@ def test_limits_count_all_recordings() -> None:
 
 TAGS = {
     "zeros": bytes(5_000),
+    "lines": b"\r\n \t\n" * 20,
+    "byte order mark": b"\xef\xbb\xbf",
     "ID3v2": b"ID3\4\0\0\0\0\0\x0a" + b"x" * 10,
     "ID3v2 and zeros": b"ID3\4\0\0\0\0\0\x0a" + b"x" * 10 + bytes(700),
     "two ID3v2": (b"ID3\4\0\0\0\0\0\x0a" + b"x" * 10) * 2,
