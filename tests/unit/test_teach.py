@@ -16,7 +16,7 @@ from audiocnn.audio import synthetic
 from audiocnn.backbone import aisfx
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import check_labels, read_dataset
-from audiocnn.errors import BadOptionError, DatasetError
+from audiocnn.errors import AudioTooLongError, BadOptionError, DatasetError
 from audiocnn.model.engine import Engine
 from audiocnn.options import Options
 from audiocnn.teach.command import Teaching, teach
@@ -271,6 +271,9 @@ def test_a_backbone_of_waveforms_makes_int8_too(
     for hz in (200.0, 1500.0, 6000.0):
         sound = beep(hz, seed=100)
         np.testing.assert_allclose(int8.predict(sound).probs, float32.predict(sound).probs, atol=0.05)
+    long = (np.zeros(400 * SAMPLE_RATE, np.float32), SAMPLE_RATE)
+    with pytest.raises(AudioTooLongError, match="2,356,992 numbers"):
+        int8.predict(long, Options(embedding=True, windows=True, hop_seconds=1.0))
     assert prebuilt.main(["--checkpoint", str(folder), "--store", str(tmp_path / "store")]) == 0
     assert Classifier.load(tmp_path / "store").engine.path.name == "audiocnn-int8.onnx"
     assert (tmp_path / "store" / "audiocnn.onnx").is_file()
