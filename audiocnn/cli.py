@@ -22,6 +22,7 @@ COMMANDS = {
     "teach": ("audiocnn.teach.command", "Teach a model your own sounds, from a few recordings of each."),
     "embed": ("audiocnn.embed", "Feature vectors of sound files, as a Parquet or NumPy table."),
     "search": ("audiocnn.search", "The most similar sounds in such a table."),
+    "bench": ("audiocnn.bench", "Latency and throughput of a model, without a server."),
     "check": ("audiocnn.check", "Whether an ONNX model from elsewhere can be served, and how fast it is."),
     "listen": ("audiocnn.listen", "Send a file to a running gateway in real time."),
     "batch": ("audiocnn.batch.runner", "Label folders of sound files, millions of them (Ray)."),

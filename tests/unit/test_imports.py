@@ -13,6 +13,7 @@ TOP = ("audiocnn", "training", "export", "handler", "benchmarks", "tests")
 PARTS = ("client", "gateway", "batch", "torchserve")  # sub-packages of `audiocnn` beside its core
 HEAVY = {"torch", "numpy", "soundfile", "onnxruntime"}  # what light modules do without
 COMMANDS = (
+    "bench",
     "cli",
     "classify",
     "detect",
