@@ -24,7 +24,7 @@ _SENTENCES = {
     "no audio container": "no known audio container",
     "clipped samples": "times full scale",
 }
-_FROM_PARTS = ("rebuilt header", "several recordings", "left out", "PyAV")
+_FROM_PARTS = ("rebuilt header", "several recordings", "damaged bytes left out", "PyAV")
 BRANCHES = (*_SENTENCES, *_FROM_PARTS)
 
 
