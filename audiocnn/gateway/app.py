@@ -29,7 +29,7 @@ from audiocnn.gateway.openapi import describe_app, operation_id
 from audiocnn.gateway.origins import OriginMiddleware
 from audiocnn.gateway.page.static_files import add_page
 from audiocnn.gateway.plain_errors import PlainErrorMiddleware
-from audiocnn.gateway.routes import add_asking_routes, add_metrics_route, add_reading_routes
+from audiocnn.gateway.routes import add_metrics_route, add_predict_routes, add_reading_routes
 from audiocnn.gateway.service import PredictionService
 from audiocnn.gateway.settings import Settings
 
@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyMiddleware, upload_seconds=settings.upload_seconds)
     add_error_handlers(app)
     add_reading_routes(app, gateway)
-    add_asking_routes(app, gateway)
+    add_predict_routes(app, gateway)
     add_embedding_route(app, gateway)
     add_open_inference_routes(app, gateway)
     add_hugging_face_routes(app, gateway)

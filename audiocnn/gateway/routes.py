@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -95,12 +97,12 @@ def add_metrics_route(app: FastAPI, gateway: PredictionService) -> None:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
-    """`POST`: clips in, answers out."""
+def add_predict_routes(app: FastAPI, gateway: PredictionService) -> None:
+    """Clips in, answers out."""
     failures = schemas.errors(*schemas.ASKED)
-
+    tags: list[str | Enum] = ["predict"]
     predict_route: dict[str, Any] = {
-        "tags": ["predict"],
+        "tags": tags,
         "responses": {200: {"model": schemas.PredictReply}, **failures},
         "openapi_extra": schemas.clip_body(),
     }
@@ -121,35 +123,17 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
 
     @app.post(
         "/spectrogram",
-        tags=["predict"],
-        responses={
-            200: {"model": schemas.SpectrogramReply, "content": {"image/png": {}}},
-            **failures,
-        },
+        tags=tags,
+        responses={200: {"model": schemas.SpectrogramReply, "content": {"image/png": {}}}, **failures},
         openapi_extra=schemas.form_body("file", more=schemas.FORMAT) | schemas.FORMAT_PARAMETER,
     )
     async def spectrogram(request: Request) -> Response:
         """The log-mel spectrogram that the network saw, with Hz and seconds, or `?format=png`."""
-        async with contextlib.AsyncExitStack() as stack:
-            given = given_options(request, schemas.FORMAT_NAMES)
-            form = await gateway.form(request, stack, schemas.FORMAT_NAMES)
-            if unknown := form.fields.keys() - schemas.FORMAT_NAMES:
-                raise BadOptionError(f"There is no option {min(unknown)[:40]!r} here: only format.")
-            output = str((given | form.fields).get("format", "json"))
-            if output not in ("json", "png"):
-                raise BadOptionError(f"format={output[:40]!r} is not possible: it must be json or png.")
-            options = {"spectrogram": True, "top_k": 1}
-            state = request.state
-            answer = await gateway.predict(form.only_file(), state.request_id, options, state.trace)
-        if output == "png":
-            png = await asyncio.to_thread(visualization.spectrogram_png, answer["input_spectrogram"])
-            return Response(png, media_type="image/png")
-        names = ("input_spectrogram", "duration", "warnings", "request_id")
-        return json_reply({name: answer[name] for name in names})
+        return await answer_spectrogram(gateway, request)
 
     @app.post(
         "/inference",
-        tags=["predict"],
+        tags=tags,
         responses={200: {"model": schemas.PredictReply}, **failures},
         openapi_extra=schemas.json_body(),
     )
@@ -158,28 +142,11 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
 
         For the front ends of the projects that this one grew from; options change what is sent.
         """
-        if not request.headers.get("content-type", "").lower().startswith("application/json"):
-            raise WrongMediaTypeError(
-                'Send JSON: {"audio_data": "<base64>"}, Content-Type: application/json.'
-            )
-        given = given_options(request)
-        limit = json_limit(gateway.settings)
-        async with receiving(
-            request, gateway.settings, gateway.budget, max_bytes=limit, copies=JSON_COPIES
-        ) as chunks:
-            body = await read_all(chunks)
-            audio, options = await asyncio.to_thread(read_request, body, gateway.settings)
-            state = request.state
-            wanted = DEMO_OPTIONS | given | options
-            if not await gateway.model.has_feature_maps():
-                wanted["feature_maps"] = ({"feature_maps": "none"} | given | options)["feature_maps"]
-            wanted.setdefault("clip_spectrogram", wanted["spectrogram"] != "png" and wanted["spectrogram"])
-            answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
-        return await asyncio.to_thread(_with_scaled_maps, answer)
+        return await answer_inference(gateway, request)
 
     @app.post(
         "/predict_batch",
-        tags=["predict"],
+        tags=tags,
         responses={200: {"model": schemas.BatchReply}, **failures},
         openapi_extra=schemas.form_body("files", many=True),
     )
@@ -190,6 +157,48 @@ def add_asking_routes(app: FastAPI, gateway: PredictionService) -> None:
             form = await gateway.form(request, stack)
             results = await answer_files(gateway, form, options | form.fields, request)
         return json_reply({"results": results, "request_id": request.state.request_id})
+
+
+async def answer_spectrogram(gateway: PredictionService, request: Request) -> Response:
+    """The spectrogram of the file of a form, as JSON or PNG."""
+    async with contextlib.AsyncExitStack() as stack:
+        given = given_options(request, schemas.FORMAT_NAMES)
+        form = await gateway.form(request, stack, schemas.FORMAT_NAMES)
+        output = _spectrogram_format(given | form.fields)
+        options = {"spectrogram": True, "top_k": 1}
+        state = request.state
+        answer = await gateway.predict(form.only_file(), state.request_id, options, state.trace)
+    if output == "png":
+        png = await asyncio.to_thread(visualization.spectrogram_png, answer["input_spectrogram"])
+        return Response(png, media_type="image/png")
+    names = ("input_spectrogram", "duration", "warnings", "request_id")
+    return json_reply({name: answer[name] for name in names})
+
+
+def _spectrogram_format(options: Mapping[str, Any]) -> str:
+    if unknown := options.keys() - schemas.FORMAT_NAMES:
+        raise BadOptionError(f"There is no option {min(unknown)[:40]!r} here: only format.")
+    output = str(options.get("format", "json"))
+    if output not in ("json", "png"):
+        raise BadOptionError(f"format={output[:40]!r} is not possible: it must be json or png.")
+    return output
+
+
+async def answer_inference(gateway: PredictionService, request: Request) -> Response:
+    """The answer to JSON with base64, with all that a front end draws."""
+    if not request.headers.get("content-type", "").lower().startswith("application/json"):
+        raise WrongMediaTypeError('Send JSON: {"audio_data": "<base64>"}, Content-Type: application/json.')
+    given, settings, state = given_options(request), gateway.settings, request.state
+    async with receiving(
+        request, settings, gateway.budget, max_bytes=json_limit(settings), copies=JSON_COPIES
+    ) as chunks:
+        body = await read_all(chunks)
+        audio, options = await asyncio.to_thread(read_request, body, settings)
+        has_maps = await gateway.model.has_feature_maps()
+        wanted = DEMO_OPTIONS | ({} if has_maps else {"feature_maps": "none"}) | given | options
+        wanted.setdefault("clip_spectrogram", wanted["spectrogram"] != "png" and wanted["spectrogram"])
+        answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
+    return await asyncio.to_thread(_with_scaled_maps, answer)
 
 
 def _with_scaled_maps(answer: dict[str, Any]) -> Response:
