@@ -17,17 +17,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import onnxruntime
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from audiocnn import __version__
 from audiocnn.errors import AudioCNNError
 from audiocnn.model.engine import BATCH_SIZES, Engine
 from audiocnn.model.loading import find_model
@@ -40,7 +41,7 @@ _MIN_RUNS = 10
 
 
 @dataclass(frozen=True)
-class Setting:
+class Cell:
     """A row of the table."""
 
     provider: str  # a key of `DEVICES`
@@ -49,7 +50,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Round:
     """What one process measured."""
 
     load_ms: float
@@ -60,14 +61,14 @@ class Sample:
     window_seconds: float
 
 
-def measure(model: Path, setting: Setting, seconds: float, warm_up: int) -> Sample:
+def measure(model: Path, cell: Cell, seconds: float, warm_up: int) -> Round:
     """Load and run the model in this process, for `seconds` and at least ten times."""
     began = time.perf_counter()
-    engine = Engine(model, device=DEVICES[setting.provider], threads=setting.threads)
+    engine = Engine(model, device=DEVICES[cell.provider], threads=cell.threads)
     load_ms = 1000 * (time.perf_counter() - began)
     config = engine.config.frontend
     noise = np.random.default_rng(0).normal(0, 0.1, config.window_samples).astype(np.float32)
-    stack = np.stack([engine.prepare(noise)] * setting.batch)
+    stack = np.stack([engine.prepare(noise)] * cell.batch)
     first_ms, *_ = [_run_ms(engine, stack) for _ in range(1 + warm_up)]
     times: list[float] = []
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -75,7 +76,7 @@ def measure(model: Path, setting: Setting, seconds: float, warm_up: int) -> Samp
         times.append(_run_ms(engine, stack))
     cpu_percent = 100 * (time.process_time() - cpu_began) / (time.perf_counter() - began)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Sample(load_ms, first_ms, times, cpu_percent, peak_mb, config.clip_seconds)
+    return Round(load_ms, first_ms, times, cpu_percent, peak_mb, config.clip_seconds)
 
 
 def _run_ms(engine: Engine, stack: np.ndarray[Any, Any]) -> float:
@@ -84,20 +85,20 @@ def _run_ms(engine: Engine, stack: np.ndarray[Any, Any]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def summary(setting: Setting, samples: Sequence[Sample]) -> dict[str, Any]:
+def summary(cell: Cell, rounds: Sequence[Round]) -> dict[str, Any]:
     """A row of the table: all runs of all rounds together, medians of the rest."""
-    times = np.concatenate([sample.run_ms for sample in samples])
-    clips_per_second = setting.batch * len(times) / (times.sum() / 1000)
+    times = np.concatenate([each.run_ms for each in rounds])
+    clips_per_second = cell.batch * len(times) / (times.sum() / 1000)
     of_rounds = {
-        name: round(float(np.median([getattr(sample, name) for sample in samples])), 2)
+        name: round(float(np.median([getattr(each, name) for each in rounds])), 2)
         for name in ("load_ms", "first_ms", "cpu_percent", "peak_mb")
     }
     latencies = {"min_ms": times.min(), "mean_ms": times.mean()}
     latencies |= {f"p{p:g}_ms": np.percentile(times, p) for p in PERCENTILES}
     return (
-        asdict(setting)
+        asdict(cell)
         | {"runs": len(times), "clips_per_second": round(clips_per_second, 2)}
-        | {"real_time_factor": round(clips_per_second * samples[0].window_seconds, 1)}
+        | {"real_time_factor": round(clips_per_second * rounds[0].window_seconds, 1)}
         | {name: round(float(value), 3) for name, value in latencies.items()}
         | of_rounds
     )
@@ -113,7 +114,9 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "flags": " ".join(flags),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("audiocnn-serve", "numpy", "onnxruntime")},
+        "audiocnn": __version__,
+        "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
     }
 
 
@@ -125,19 +128,17 @@ def _cpuinfo() -> str:
 
 
 def bench_rows(
-    model: Path, settings: Sequence[Setting], *, seconds: float, rounds: int, warm_up: int
+    model: Path, cells: Sequence[Cell], *, seconds: float, rounds: int, warm_up: int
 ) -> list[dict[str, Any]]:
     """The table. Raises `ModelFileError` if the model cannot be loaded."""
-    samples: dict[Setting, list[Sample]] = {setting: [] for setting in settings}
-    order = [setting for _ in range(rounds) for setting in settings]
+    measured: dict[Cell, list[Round]] = {cell: [] for cell in cells}
+    order = [cell for _ in range(rounds) for cell in cells]
     console = Console(stderr=True)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for setting in track(
-            order, description="measuring", console=console, disable=not console.is_terminal
-        ):
-            arguments = (model, setting, seconds / rounds, warm_up)
-            samples[setting].append(pool.apply(measure, arguments))
-    return [summary(setting, samples[setting]) for setting in settings]
+        for cell in track(order, description="measuring", console=console, disable=not console.is_terminal):
+            arguments = (model, cell, seconds / rounds, warm_up)
+            measured[cell].append(pool.apply(measure, arguments))
+    return [summary(cell, measured[cell]) for cell in cells]
 
 
 def _numbers(text: str, name: str, allowed: Sequence[int] | None = None) -> list[int]:
@@ -183,8 +184,8 @@ def bench(
         cores = os.cpu_count() or 1
         counts = _numbers(threads or ",".join(map(str, sorted({1, cores}))), "--threads")
         sizes = _numbers(batches, "--batches", BATCH_SIZES)
-        settings = [Setting(*each) for each in product(wanted, counts, sizes)]
-        rows = bench_rows(path, settings, seconds=seconds, rounds=rounds, warm_up=warm_up)
+        cells = [Cell(*each) for each in product(wanted, counts, sizes)]
+        rows = bench_rows(path, cells, seconds=seconds, rounds=rounds, warm_up=warm_up)
         _write(rows, path, to_csv, to_json)
     except (AudioCNNError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from audiocnn.bench import Sample, Setting, summary
+from audiocnn.bench import Round, Cell, summary
 from tests.helpers.command_line import run
 
 
 def test_a_row_has_percentiles_of_all_rounds() -> None:
-    rounds = [Sample(50, 9, [float(n) for n in range(1, 51)], 100, 90, 5.0)]
-    rounds.append(Sample(70, 7, [float(n) for n in range(51, 101)], 90, 110, 5.0))
-    row = summary(Setting("cpu", 1, 8), rounds)
+    rounds = [Round(50, 9, [float(n) for n in range(1, 51)], 100, 90, 5.0)]
+    rounds.append(Round(70, 7, [float(n) for n in range(51, 101)], 90, 110, 5.0))
+    row = summary(Cell("cpu", 1, 8), rounds)
     assert (row["runs"], row["min_ms"], row["mean_ms"], row["p50_ms"]) == (100, 1, 50.5, 50.5)
     assert row["p99_ms"] == pytest.approx(99.01)
     assert row["clips_per_second"] == pytest.approx(8 * 1000 / 50.5, rel=1e-3)
