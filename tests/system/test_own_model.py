@@ -134,7 +134,7 @@ def rename(path: Path, names: dict[str, str], out: Path) -> None:
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
     config = Config.from_json(metadata[CONFIG_KEY])
     renamed = tuple(names.get(name, name) for name in config.class_names)
-    metadata[CONFIG_KEY] = replace(config, class_names=renamed).to_json()
+    metadata[CONFIG_KEY] = replace(config, class_names=renamed, thresholds={}).to_json()
     onnx.helper.set_model_props(proto, metadata)
     onnx.save(proto, out)
 
