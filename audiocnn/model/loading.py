@@ -38,6 +38,11 @@ def served_model_path(store: Path) -> Path:
     return store / name
 
 
+def model_file(path: Path) -> Path:
+    """The file to serve of a taught model or a model store; any other path as it is."""
+    return served_model_path(path) if (path / PARITY_REPORT).is_file() else path
+
+
 def find_model() -> Path:
     """The model to use if none is named: what this checkout serves, else what the package carries.
 
@@ -63,8 +68,7 @@ def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) 
     int8 file without it is compared with the logits in `reference.json` beside it. Raises `ModelFileError`
     as `Engine` does, and if int8 is wrong here and there is nothing else.
     """
-    if path.is_dir() and (path / PARITY_REPORT).is_file():  # a taught model, or a model store
-        path = served_model_path(path)
+    path = model_file(path)
     float32 = float32_of(path)
     if float32 == path:
         return Engine(path, device=device, threads=threads)

@@ -38,7 +38,9 @@ DETECTION_PRECISION = 0.9  # wanted of detections
 _LEFT_OUT_SHARE = 0.075
 # Fewer clips have no 5th percentile: a class has to be more likely than all else together.
 FEW_CLIPS, FEW_CLIPS_THRESHOLD = 20, 0.5
-_RESEMBLING_SHARE = 0.8  # of the made sounds of a kind, assigned to one class: no background then
+# A kind of made sounds resembles a class, and is no background, if this share of them is assigned to it, with
+# this share of the score of its own clips.
+_RESEMBLING_SHARE, _RESEMBLING_SCORE = 0.8, 0.5
 MAX_GROUPS = 40  # of recordings that are left out together; fewer recordings: one at a time
 _FEW_GROUPS = 10  # for the choice of the shrinkage
 _UNIT = 10.0  # scores are divided by it before a temperature is fitted, which has bounds
@@ -150,11 +152,14 @@ def _resembling_kinds(table: FeatureTable, names: tuple[str, ...]) -> tuple[str,
     layer = _discriminant(space.coordinates, target[own.clip], max(SHRINKAGES))
     weight, bias = space.to_features(*layer)
     scores = _relative(table.features @ weight.T + bias, len(names))
-    assigned = np.where(scores.max(axis=1) > 0, scores.argmax(axis=1), len(names))
+    own_scores = _relative(own.features @ weight.T + bias, len(names))
     found = []
     for kind in sorted(set(kinds) - {"", SILENCE}):
-        counts = np.bincount(assigned[kinds[table.clip] == kind], minlength=len(names) + 1)
-        if counts[:-1].max() >= _RESEMBLING_SHARE * counts.sum():
+        rows = scores[kinds[table.clip] == kind]
+        top = int(np.bincount(rows.argmax(axis=1)).argmax())
+        typical = np.median(own_scores[target[own.clip] == top, top])
+        is_top = (rows.argmax(axis=1) == top) & (rows[:, top] > 0)
+        if is_top.mean() >= _RESEMBLING_SHARE and np.median(rows[:, top]) >= _RESEMBLING_SCORE * typical:
             found.append(str(kind))
     return tuple(found)
 

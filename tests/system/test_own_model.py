@@ -12,9 +12,11 @@ import pytest
 
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config
+from audiocnn.embedding_table import EmbeddingTable
 from audiocnn.model.engine import CONFIG_KEY
 from audiocnn.teach.command import teach
 from export import archive, prebuilt
+from tests.helpers import batch
 from tests.helpers.gateways import RunningGateway, running_gateway
 from tests.helpers.paths import STORE
 from tests.helpers.rollouts import RAIN, manage, versions
@@ -134,7 +136,7 @@ def rename(path: Path, names: dict[str, str], out: Path) -> None:
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
     config = Config.from_json(metadata[CONFIG_KEY])
     renamed = tuple(names.get(name, name) for name in config.class_names)
-    metadata[CONFIG_KEY] = replace(config, class_names=renamed).to_json()
+    metadata[CONFIG_KEY] = replace(config, class_names=renamed, thresholds={}).to_json()
     onnx.helper.set_model_props(proto, metadata)
     onnx.save(proto, out)
 
@@ -155,3 +157,14 @@ def test_a_model_without_an_embedding_says_so(
     assert "cannot give embedding" in refused.json()["error"]["message"]
     assert wait_until(lambda: gateway.get("/config").json()["embedding_size"] is None, 30)
     assert gateway.post("/predict", files={"file": beep(200.0, seed=50)}).status_code == 200
+
+
+def test_the_batch_job_takes_the_folder_of_a_taught_model(mine: Path, tmp_path: Path) -> None:
+    for name, hz in PITCHES.items():
+        write_class(tmp_path / "in", name, hz, 1, first_seed=70)
+    batch.score(tmp_path / "in", "--out", tmp_path / "out", "--model", mine, "--embeddings", "--workers", "1")
+    rows = batch.table(tmp_path / "out")
+    assert {Path(str(row["file"])).parent.name: row["class"] for row in rows} == {n: n for n in PITCHES}
+    found = EmbeddingTable.load(tmp_path / "out" / "embeddings")
+    assert len(found.files) == 3
+    assert found.model == Classifier.load(mine).engine.sha256
