@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from audiocnn.bench import Round, Cell, summary
+from audiocnn.bench import Cell, Round, summary
 from tests.helpers.command_line import run
 
 
