@@ -167,12 +167,12 @@ def test_bwf_origination_wins_over_the_name(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording with 4 s of a synthetic siren from 6 s on, and a file that is no sound."""
+    """A recording with 4 s of a synthetic alarm clock from 6 s on, and a file that is no sound."""
     from audiocnn.audio import synthetic
 
     folder = tmp_path_factory.mktemp("recordings")
     scene = 0.002 * np.random.default_rng(0).standard_normal(16 * SAMPLE_RATE)
-    scene[6 * SAMPLE_RATE :][: 4 * SAMPLE_RATE] += 0.5 * synthetic.SOUNDS["siren"]()[: 4 * SAMPLE_RATE]
+    scene[6 * SAMPLE_RATE :][: 4 * SAMPLE_RATE] += 0.5 * synthetic.SOUNDS["clock_alarm"]()[: 4 * SAMPLE_RATE]
     (folder / "20261125_063000.wav").write_bytes(sound_file(scene))
     (folder / "broken.wav").write_bytes(b"no sound")
     return folder
@@ -181,11 +181,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_outputs_of_one_run(folder: Path, tmp_path: Path) -> None:
     names = ("--raven", "--audacity", "--clips", "--csv", "--parquet")
     outputs = [argument for name in names for argument in (name, str(tmp_path / name.strip("-")))]
-    done = run("detect", str(folder), "--ndjson", *outputs, "--classes", "siren", "--min-confidence", "0.3")
+    done = run(
+        "detect", str(folder), "--ndjson", *outputs, "--classes", "clock_alarm", "--min-confidence", "0.3"
+    )
     assert done.returncode == 1  # one file is broken
     assert "broken.wav: unsupported_format: " in done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {row["class"] for row in rows} == {"siren"}
+    assert {row["class"] for row in rows} == {"clock_alarm"}
     assert rows[0]["start"] == pytest.approx(6.0, abs=1.0)
     assert rows[-1]["end"] == pytest.approx(10.0, abs=1.0)
     began = datetime.fromisoformat(rows[0]["start_time"])
