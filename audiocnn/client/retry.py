@@ -91,6 +91,7 @@ class RequestState:
         self._on_retry = on_retry
         self._began = time.monotonic()
         self._attempts = self._failures = self._refusals = 0
+        self._last_reply: ServerError | None = None
 
     def next_headers(self) -> dict[str, str]:
         """Headers of the next attempt, with the current key."""
@@ -127,7 +128,10 @@ class RequestState:
             or wait >= self.seconds_left
         )
         if is_final:
-            raise self.sign(error)
+            is_cut_off = isinstance(error, ServerUnreachableError) and self.seconds_left <= 0
+            raise self.sign(self._last_reply or error if is_cut_off else error)
+        if not isinstance(error, ServerUnreachableError):
+            self._last_reply = error  # says more than that the deadline cut an attempt off
         if self._on_retry:
             self._on_retry(error)
         return wait

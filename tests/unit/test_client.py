@@ -129,6 +129,12 @@ def test_a_busy_server_is_retried_until_the_deadline(ask: Ask) -> None:
     assert 1 < len(server.seen) < 100
 
 
+@both
+def test_the_last_reply_is_told_where_the_deadline_cuts_off_an_attempt(ask: Ask) -> None:
+    with script(BUSY, SILENT) as server, pytest.raises(ServerBusyError, match="queue is full"):
+        ask(server.url, deadline_seconds=1.5)
+
+
 @pytest.mark.parametrize(("ask", "form"), [(ask_sync, "date"), (ask_async, "seconds")])
 def test_retry_after_is_honoured(ask: Ask, form: str) -> None:
     when = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
