@@ -26,7 +26,7 @@ from audiocnn.teach import artefact, int8, report
 from audiocnn.teach.background import COUNT
 from audiocnn.teach.examples import (
     BACKGROUND,
-    Clip,
+    Example,
     check_contents,
     check_recordings,
     load_clips,
@@ -95,7 +95,7 @@ def _backbone_name(out: Path, backbone: str | None, *, add: bool) -> str:
 
 def _features(
     dataset: Any, network: Backbone, known: FeatureTable | None, console: Console
-) -> tuple[FeatureTable, list[Clip], list[str]]:
+) -> tuple[FeatureTable, list[Example], list[str]]:
     """The table to fit on, with that of earlier classes, the new clips, and warnings."""
     with Progress(console=console, transient=True) as progress:
         reading = progress.add_task("reading", total=len(dataset.clips))
@@ -122,8 +122,8 @@ def _features(
     return (known.merged(table) if known else table), clips, warnings
 
 
-def _load(rows: Sequence[LabelledClip], network: Backbone, advance: Callable[[], None]) -> list[Clip]:
-    clips: list[Clip] = []
+def _load(rows: Sequence[LabelledClip], network: Backbone, advance: Callable[[], None]) -> list[Example]:
+    clips: list[Example] = []
     problems: list[str] = []
     for loaded in load_clips(rows, network.frontend):
         (problems if isinstance(loaded, str) else clips).append(loaded)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def _write(
     table: FeatureTable,
     network: Backbone,
     summary: dict[str, Any],
-    clips: Sequence[Clip],
+    clips: Sequence[Example],
 ) -> None:
     metadata = artefact.metadata_of(config, network.metadata())
     name = artefact.model_name(network.path)

@@ -25,7 +25,7 @@ MAX_WINDOWS = 6  # of one clip: the first, the last and others between
 
 
 @dataclass(frozen=True)
-class Clip:
+class Example:
     """One file, decoded."""
 
     path: Path
@@ -58,7 +58,7 @@ def _background_clips(folder: Path) -> list[LabelledClip]:
     return [LabelledClip(path, BACKGROUND, 0, f"background/{path.relative_to(folder)}") for path in paths]
 
 
-def load_clips(rows: Sequence[LabelledClip], config: FrontendConfig) -> Iterator[Clip | str]:
+def load_clips(rows: Sequence[LabelledClip], config: FrontendConfig) -> Iterator[Example | str]:
     """Each clip decoded and cut into windows, or a sentence that says why it cannot be used."""
     for row in rows:
         try:
@@ -69,7 +69,7 @@ def load_clips(rows: Sequence[LabelledClip], config: FrontendConfig) -> Iterator
             continue
         cut = windows.cut(decoded.waveform, config)
         chosen = np.unique(np.linspace(0, len(cut) - 1, MAX_WINDOWS).round().astype(int))
-        yield Clip(row.path, row.label, row.source, hashlib.sha256(data).hexdigest(), cut[chosen])
+        yield Example(row.path, row.label, row.source, hashlib.sha256(data).hexdigest(), cut[chosen])
 
 
 def check_contents(rows: Iterable[tuple[str, str, str]]) -> None:

@@ -14,7 +14,7 @@ from audiocnn.backbone.backbone import Backbone
 from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
 from audiocnn.teach.background import kind_of, made_background
-from audiocnn.teach.examples import BACKGROUND, Clip
+from audiocnn.teach.examples import BACKGROUND, Example
 from audiocnn.teach.views import TEACH_VIEWS, VIEWS
 
 MAX_PASSES = 600  # of the backbone, as far as more than one view a window is concerned
@@ -84,7 +84,7 @@ def views_for(num_windows: int, num_others: int) -> tuple[str, ...]:
 
 
 def compute(
-    clips: Sequence[Clip], backbone: Backbone, views: Sequence[str], advance: Callable[[int], None]
+    clips: Sequence[Example], backbone: Backbone, views: Sequence[str], advance: Callable[[int], None]
 ) -> FeatureTable:
     """Features of every view of every window; `advance` is told of passes that are done."""
     rows, numbers, of_clip = [], [], []

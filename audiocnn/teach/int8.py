@@ -30,7 +30,7 @@ _QUANTISED = ["Conv", "Relu", "MaxPool"]
 _FLOAT_CONVOLUTIONS = 3  # the DFT of the front end, and the first block
 
 
-class _Windows(CalibrationDataReader):  # type: ignore[misc]  # untyped
+class _CalibrationWindows(CalibrationDataReader):  # type: ignore[misc]  # untyped
     """Yields one window after another."""
 
     def __init__(self, name: str, windows: FloatArray) -> None:
@@ -61,7 +61,7 @@ def write_int8(source: Path, windows: FloatArray, out: Path) -> None:
         quantize_static(
             proto,
             built,
-            _Windows(proto.graph.input[0].name, windows[::2][:MAX_WINDOWS]),
+            _CalibrationWindows(proto.graph.input[0].name, windows[::2][:MAX_WINDOWS]),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_QUANTISED,
             nodes_to_exclude=excluded,

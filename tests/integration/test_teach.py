@@ -20,7 +20,7 @@ from audiocnn.errors import AudioTooLongError, BadOptionError, DatasetError
 from audiocnn.model.engine import Engine
 from audiocnn.options import Options
 from audiocnn.teach.command import Teaching, teach
-from audiocnn.teach.examples import Clip, load_clips
+from audiocnn.teach.examples import Example, load_clips
 from audiocnn.teach.features import FeatureTable, views_for
 from audiocnn.teach.fit import HeldOut, TaughtHead, fit, unknown_threshold
 from audiocnn.teach.int8 import is_acceptable
@@ -178,7 +178,7 @@ def test_the_onnx_file_has_the_features_that_it_was_taught_with(
     folder = taught[0]
     table, engine = FeatureTable.load(folder / "features.npz"), Engine(folder / "audiocnn.onnx", threads=1)
     for clip in load_clips(read_dataset(sounds).clips, engine.config.frontend):
-        assert isinstance(clip, Clip)
+        assert isinstance(clip, Example)
         outputs = engine.run(np.stack([engine.prepare(w) for w in clip.windows]), ("logits", "embedding"))
         rows = (table.clip == table.digests.index(clip.sha256)) & (table.view == 0)
         largest = np.abs(table.features[rows]).max()
