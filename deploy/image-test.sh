@@ -48,8 +48,8 @@ for role in gateway server; do
         --build-arg PIP_FIND_LINKS=/wheels --target "${image[$role]#*audiocnn-}" --tag "${image[$role]}" . \
         &>"$log" || die "$(tail -n 30 "$log")"
     root[$role]=$(store mount "$(store from --pull-never "${image[$role]}")")
-    unwanted='cc|c\+\+|gcc|g\+\+|clang|make|javac|pip3?|torchaudio|tensorboard|matplotlib|scipy|onnxscript|pytest'
-    if [ $role = gateway ]; then unwanted+='|torch|onnxruntime|ts'; else unwanted+='|onnx'; fi
+    unwanted='cc|c\+\+|gcc|g\+\+|clang|make|javac|pip3?|torchaudio|tensorboard|matplotlib|onnxscript|pytest'
+    if [ $role = gateway ]; then unwanted+='|torch|scipy|onnxruntime|ts'; else unwanted+='|onnx'; fi
     found=$(cd "${root[$role]}" && find app ! -user root && find usr/bin usr/local/bin opt/*/bin \
         opt/venv/lib/*/site-packages -maxdepth 1 -regextype posix-extended -regex ".*/($unwanted)")
     [ -z "$found" ] || die "in the image of the $role: $found"
