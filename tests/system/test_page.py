@@ -751,7 +751,7 @@ class TestAModelWithoutMaps:
             page = seen.page
             expect(page.locator("#model")).to_contain_text("50 classes")
             seen.give(long_file)
-            assert seen.title == "siren"
+            assert seen.title == "clock alarm"
             assert spread(page.locator("#mel .tile")) > 10
             assert spread(page.locator("#wave canvas")) > 0
             expect(page.locator("#timeline")).to_be_visible()
