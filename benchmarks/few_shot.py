@@ -2,8 +2,9 @@
 
 Ten classes are drawn, and clips of each from all folds but one; a head is fitted as `audiocnn teach` does
 and tested on all clips of the fold that was left out: those of the ten classes are known sounds, all others
-unknown ones. The backbones: `aisfx`, which was not trained on ESC-50, and the embedding of a checkpoint. That
-in `checkpoints/validation` did not see the fold, but knows the ten classes.
+unknown ones. The backbones: `aisfx`, which was not trained on ESC-50, and the embedding of a checkpoint.
+Those in `checkpoints/validation` did not see their fold. If a checkpoint lacks ten classes, as `without-ten`
+does, the draws are of these; the other checkpoints know the classes that are drawn.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.table import Table
 from audiocnn.arrays import FloatArray
 from audiocnn.backbone.backbone import Backbone
 from audiocnn.backbone.weights import cache_folder
+from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.model.engine import Engine
@@ -110,9 +112,18 @@ class Draw:
     test: tuple[LabelledClip, ...]
 
 
-def draw(dataset: Dataset, fold: int, num_classes: int, shots: int, rng: np.random.Generator) -> Draw:
-    """Clips of random classes. Raises `DatasetError` if a class has fewer clips than `shots`."""
-    chosen = sorted(rng.choice(np.array(dataset.class_names), num_classes, replace=False).tolist())
+def candidates(dataset: Dataset, checkpoint: Path, num_classes: int) -> list[str]:
+    """The classes that the checkpoint was not told, if these are enough; else all."""
+    known = Config.from_json((checkpoint / "config.json").read_text(encoding="utf-8")).class_names
+    untold = [name for name in dataset.class_names if name not in known]
+    return untold if len(untold) >= num_classes else list(dataset.class_names)
+
+
+def draw(
+    dataset: Dataset, fold: int, names: Sequence[str], num_classes: int, shots: int, rng: np.random.Generator
+) -> Draw:
+    """Clips of random classes of `names`. Raises `DatasetError` if a class has fewer clips than `shots`."""
+    chosen = sorted(rng.choice(np.array(names), num_classes, replace=False).tolist())
     others = dataset.folds({clip.fold for clip in dataset.clips} - {fold})
     taught: list[LabelledClip] = []
     for label in chosen:
@@ -212,6 +223,7 @@ def run(args: Any) -> list[dict[str, Any]]:
     """All rows of the table. Raises `DatasetError` and `ModelFileError`."""
     dataset = read_dataset(args.data)
     folder = args.checkpoint or Path("checkpoints/validation") / f"fold{args.fold}"
+    names = candidates(dataset, folder, args.classes)
     results = []
     opened: dict[str, Callable[[], Features]] = {
         "checkpoint": lambda: CheckpointFeatures(folder),
@@ -221,7 +233,7 @@ def run(args: Any) -> list[dict[str, Any]]:
         features = opened[name]()
         for shots in map(int, args.clips.split(",")):
             rng = np.random.default_rng(args.seed)  # the same draws for each backbone
-            draws = [draw(dataset, args.fold, args.classes, shots, rng) for _ in range(args.draws)]
+            draws = [draw(dataset, args.fold, names, args.classes, shots, rng) for _ in range(args.draws)]
             row = summarise(measure(features, draws))
             results.append({"backbone": features.name, "clips": shots, **row})
     return results
