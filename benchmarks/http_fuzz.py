@@ -27,7 +27,7 @@ from benchmarks.sandbox import FuzzResult, first_prediction
 # TorchServe 0.12 itself (Java, before any code of ours) answers 500 to a form that it cannot parse.
 PARSER_500 = "TorchServe's form parser, 500"
 GATEWAY_SHARE = 0.25
-_ATTEMPTS = 5
+_ATTEMPTS = 20
 _BROKEN = "the connection broke"
 _TIMEOUT_SECONDS = 60.0
 _BOUNDARY = "boundary-of-a-form"
