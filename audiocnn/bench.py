@@ -30,6 +30,7 @@ from rich.table import Table
 
 from audiocnn import __version__
 from audiocnn.errors import AudioCNNError
+from audiocnn.machine import cpu_description
 from audiocnn.model.engine import BATCH_SIZES, Engine
 from audiocnn.model.loading import find_model
 
@@ -106,7 +107,7 @@ def summary(cell: Cell, rounds: Sequence[Round]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Processor, its vector instructions, and versions."""
-    lines = _cpuinfo().splitlines()
+    lines = cpu_description().splitlines()
     fields = {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in lines)}
     flags = [flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "amx", "fma"))]
     return {
@@ -118,13 +119,6 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:  # no Linux
-        return ""
 
 
 def bench_rows(

@@ -26,7 +26,7 @@ from audiocnn.audio import windows
 from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
-from audiocnn.config import AudioLimits, FrontendConfig
+from audiocnn.config import SERVED_OUTPUTS, AudioLimits, FrontendConfig
 from audiocnn.detections import Detection
 from audiocnn.errors import (
     AudioError,
@@ -235,7 +235,7 @@ class Classifier:
     ) -> Iterator[tuple[FloatArray, dict[str, FloatArray]]]:
         """Probabilities and further outputs of each window."""
         log_mels = np.stack([self._log_mel(window) for window in samples])
-        served = [name for name in ("logits", "embedding") if name == "logits" or name in outputs]
+        served = [name for name in SERVED_OUTPUTS if name == "logits" or name in outputs]
         further = self.engine.run(log_mels, served)
         probs = self._probabilities(further["logits"])
         if others := [name for name in outputs if name not in served]:

@@ -32,7 +32,7 @@ SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
 # Parts of `audiocnn` that a worker does not import.
 _NOT_SERVED = (
     *("__pycache__", "batch", "client", "gateway", "torchserve", "released", "teach", "backbone"),
-    *("bench.py", "cli.py", "command.py", "classify.py", "listen.py", "check.py"),
+    *("bench.py", "machine.py", "cli.py", "command.py", "classify.py", "listen.py", "check.py"),
     *("embed.py", "embedding_table.py", "search.py"),
 )
 _MODEL_LINE = "model: audiocnn.onnx"

@@ -24,6 +24,7 @@ from audiocnn.backbone.network import NUM_FEATURES
 from audiocnn.config import Config
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing
+from audiocnn.machine import cpu_description
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
 from training.recipe import Augmenter, Recipe
@@ -321,11 +322,3 @@ def _digest(*tensors: Tensor | None) -> str:
     for tensor in tensors:
         digest.update(b"-" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def cpu_description() -> str:
-    """The text of `/proc/cpuinfo`; empty where there is none."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""

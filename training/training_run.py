@@ -22,6 +22,7 @@ from audiocnn.config import Config, FrontendConfig
 from audiocnn.datasets import Dataset, LabelledClip
 from audiocnn.errors import DatasetError
 from audiocnn.files import replacing
+from audiocnn.machine import cpu_description
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.probabilities import sigmoid, softmax
@@ -30,7 +31,7 @@ from training.data import fit_normalisation, load_waveforms, targets, validation
 from training.recipe import Recipe
 from training.teacher import online
 from training.teacher.soft_labels import SoftLabels
-from training.trainer import DistributedContext, Trainer, cpu_description
+from training.trainer import DistributedContext, Trainer
 from training.validate import PUBLISHED, check, print_class_counts
 
 if TYPE_CHECKING:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
-import wave
 
 import numpy as np
 import numpy.typing as npt
 import soxr
 
 from audiocnn.levels import LOWEST_DBFS, level_dbfs
+from audiocnn.probe import pcm_wav
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -117,13 +116,7 @@ class RingBuffer:
 
 def wav_of(waveform: FloatArray, sample_rate: int) -> bytes:
     """Samples `(num_samples,)` as a 16-bit WAV file."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(sample_rate)
-        writer.writeframes(np.round(waveform * 32_767).astype("<i2").tobytes())
-    return file.getvalue()
+    return pcm_wav(np.round(waveform * 32_767).astype("<i2").tobytes(), sample_rate)
 
 
 class ExponentialAverage:
