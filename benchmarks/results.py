@@ -29,6 +29,7 @@ class Series:
     load: str
     clips_per_second: list[float] = field(default_factory=list)
     rounds: list[list[Sample]] = field(default_factory=list)
+    cpu_ms: list[dict[str, float]] = field(default_factory=list)  # per clip, by role of the process
 
     @property
     def samples(self) -> list[Sample]:
@@ -47,11 +48,16 @@ class Series:
             "load": self.load,
             "clips_per_second": statistics.median(self.clips_per_second),
             **load.percentiles(self.samples),
+            "cpu_ms": self._cpu_ms(),
             "answers": len(self.samples),
             "refused": refused,
             "failed": sum(sample.status != 200 for sample in self.samples) - refused,
             "wrong": sum(sample.status == 200 and not sample.is_right for sample in self.samples),
         }
+
+    def _cpu_ms(self) -> dict[str, float]:
+        roles = self.cpu_ms[0] if self.cpu_ms else {}
+        return {role: statistics.median(row[role] for row in self.cpu_ms) for role in roles}
 
 
 class Results:
@@ -60,12 +66,16 @@ class Results:
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], Series] = {}
 
-    def add(self, system: System, load_name: str, measured: LoadResult) -> None:
+    def add(
+        self, system: System, load_name: str, measured: LoadResult, cpu_ms: dict[str, float] | None = None
+    ) -> None:
         """Add one round."""
         key = (system.name, load_name)
         series = self.series.setdefault(key, Series(system.name, system.setting, load_name))
         series.clips_per_second.append(measured.clips_per_second)
         series.rounds.append(measured.samples)
+        if cpu_ms:
+            series.cpu_ms.append(cpu_ms)
 
     def saturation(self, server: str) -> list[float]:
         """The highest clips per second of each round, over all concurrencies."""
@@ -73,11 +83,11 @@ class Results:
         return [max(rates) for rates in zip(*(s.clips_per_second for s in closed), strict=True)]
 
     def ratio(self, ours: str, theirs: str) -> float | None:
-        """The median over rounds of the ratio of saturations; None if the other has no result."""
-        rates = self.saturation(theirs)
-        if not rates or not all(rates):
+        """The median over rounds of the ratio of saturations; None if one has no result."""
+        own, rates = self.saturation(ours), self.saturation(theirs)
+        if not own or not rates or not all(rates):
             return None
-        return statistics.median(a / b for a, b in zip(self.saturation(ours), rates, strict=True))
+        return statistics.median(a / b for a, b in zip(own, rates, strict=True))
 
     def median_ms(self, server: str) -> float:
         """Median latency of a single client."""
@@ -96,6 +106,9 @@ def summarise(results: Results, facts: dict[str, Any]) -> dict[str, Any]:
         "served_over_seed_style_without_maps": results.ratio("torchserve", "baseline without maps"),
         "served_over_fastapi_same_classifier": results.ratio("torchserve", "fastapi"),
         "served_over_litserve": results.ratio("torchserve", "litserve"),
+        "gateway_form_over_served": results.ratio("gateway, form", "torchserve"),
+        "gateway_raw_over_served": results.ratio("gateway, raw", "torchserve"),
+        "gateway_raw_extra_ms": results.median_ms("gateway, raw") - results.median_ms("torchserve"),
         "alone_overhead_ms": results.median_ms("torchserve, latency") - results.median_ms("bare alone"),
         "p99_over_p50_at_70pct": p99 / p50 if p50 and p99 else None,
         "failed": sum(row["failed"] for row in rows),
@@ -108,13 +121,15 @@ def summarise(results: Results, facts: dict[str, Any]) -> dict[str, Any]:
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print a row for each series."""
     columns = "server", "workers x threads", "batch", "delay", "load", "clips/s", "p50", "p90", "p99", "p99.9"
-    table = Table(*columns, *FAILURE_COLUMNS, caption="latency in ms; open loops: from when it was due")
+    caption = "latency in ms, in open loops from when it was due; CPU: ms a clip of each process"
+    table = Table(*columns, "CPU", *FAILURE_COLUMNS, caption=caption)
     for row in rows:
         split = f"{row['workers']} x {row['threads'] or 'all'}"
         ms = [f"{row[name]:.1f}" if row[name] is not None else "-" for name in load.PERCENTILES]
         middle = [str(row["batch"]), str(row["delay"]), row["load"], f"{row['clips_per_second']:.1f}"]
-        table.add_row(row["server"], split, *middle, *ms, *(str(row[name]) for name in FAILURE_COLUMNS))
-    Console(width=140).print(table)
+        cpu = ", ".join(f"{role} {value:.1f}" for role, value in row["cpu_ms"].items())
+        table.add_row(row["server"], split, *middle, *ms, cpu, *(str(row[name]) for name in FAILURE_COLUMNS))
+    Console(width=170).print(table)
 
 
 def print_mismatches(results: Results, clips: Clips) -> None:

@@ -1,8 +1,9 @@
 """The cost of serving, compared: `python -m benchmarks.serving [--quick]`.
 
 In one run, in interleaved rounds: the bare engine in processes, our TorchServe, FastAPI and LitServe around
-the same classifier, all with the same engine file and each tuned over the same grid; our latency profile;
-and a baseline as small public projects build it. Ratios are taken within a round; their median counts.
+the same classifier, all with the same engine file and each tuned over the same grid; the gateway in front of
+that TorchServe, with forms and raw bodies; our latency profile; and a baseline as small public projects build
+it. Ratios are taken within a round; their median counts.
 The load generator runs on the same cores; its cost is printed.
 """
 
@@ -31,12 +32,14 @@ from audiocnn.torchserve.tune import Setting
 from benchmarks import corpus, load
 from benchmarks.command import CHECKPOINT, CONFIG, STORE, add_path, new_parser, status_line
 from benchmarks.corpus import Clips
+from benchmarks.load import LoadResult
 from benchmarks.results import Results, print_mismatches, print_table, summarise, write_raw
 from benchmarks.systems import (
     THREAD_VARIABLES,
     BareEngine,
     BaselineServer,
     BaselineWithoutMaps,
+    GatewaySystem,
     System,
     TorchServeSystem,
 )
@@ -72,7 +75,7 @@ class Systems:
     torchserve: TorchServeSystem
     bare_latency: System
     torchserve_latency: System
-    others: Sequence[System]
+    others: Sequence[System]  # gateways, FastAPI, LitServe
     baseline: BaselineServer
     trivial: BaselineServer
 
@@ -113,13 +116,16 @@ class ServingBenchmark:
         bare = self._tuned([BareEngine(s, self._model, *common) for s in without_delay(settings)])
         torchserve = self._tuned([TorchServeSystem(s, args.config, *common) for s in settings])
         assert isinstance(torchserve, TorchServeSystem)
+        gateways = [GatewaySystem(torchserve, self._clips, is_form=is_form) for is_form in (True, False)]
+        self._start(gateways)
         kinds = ("fastapi", "litserve")
+        others = [self._tuned([BaselineServer(k, s, self._model, *common) for s in settings]) for k in kinds]
         systems = Systems(
             bare,
             torchserve,
             BareEngine(replace(latency, delay=0), self._model, *common, name="bare alone"),
             TorchServeSystem(latency, args.config, *common, name="torchserve, latency"),
-            [self._tuned([BaselineServer(k, s, self._model, *common) for s in settings]) for k in kinds],
+            [*gateways, *others],
             BaselineServer("baseline", SINGLE, args.checkpoint, *common),
             BaselineServer("trivial", SINGLE, self._model, *common),
         )
@@ -156,8 +162,8 @@ class ServingBenchmark:
             for system, concurrencies in plan[:: 1 if number % 2 == 0 else -1]:
                 for concurrency in concurrencies:
                     self._report(f"round {number + 1}: {system.name}, {concurrency} clients")
-                    measured = system.closed(concurrency, self._args.seconds)
-                    self.results.add(system, f"closed {concurrency}", measured)
+                    measured, cpu_ms = with_cpu_time(system, concurrency, self._args.seconds)
+                    self.results.add(system, f"closed {concurrency}", measured, cpu_ms)
 
     def _open_rounds(self, system: TorchServeSystem) -> None:
         """Fixed rates."""
@@ -174,6 +180,24 @@ class ServingBenchmark:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def with_cpu_time(system: System, concurrency: int, seconds: float) -> tuple[LoadResult, dict[str, float]]:
+    """A closed loop, and the CPU time of the system's processes in ms a clip, by their role."""
+    before = _cpu_seconds(system)
+    began = time.perf_counter()
+    measured = system.closed(concurrency, seconds)
+    elapsed = time.perf_counter() - began
+    after = _cpu_seconds(system)
+    clips = max(1.0, measured.clips_per_second * elapsed)  # those of the warm-up cost as much
+    return measured, {role: 1000 * (after[role] - before[role]) / clips for role in before}
+
+
+def _cpu_seconds(system: System) -> dict[str, float]:
+    return {
+        role: sum(each.cpu_times().user + each.cpu_times().system for each in processes)
+        for role, processes in system.processes().items()
+    }
 
 
 def generator_cost(trivial: BaselineServer) -> dict[str, float]:

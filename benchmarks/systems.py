@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import requests
 
 from audiocnn.classifier import Classifier
@@ -27,6 +28,7 @@ from audiocnn.torchserve.server import MODEL, TorchServe
 from audiocnn.torchserve.tune import Setting, entry
 from benchmarks import baselines, load
 from benchmarks.corpus import Clips
+from benchmarks.gateway_server import GatewayServer
 from benchmarks.load import LoadResult, Sample, Target
 from benchmarks.ports import new_port, private_addresses
 
@@ -51,6 +53,10 @@ class System(Protocol):
 
     def closed(self, concurrency: int, seconds: float) -> LoadResult:
         """A closed loop of `concurrency` clients."""
+        ...
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """What computes, by role: `engine`, `java`, `worker`, `gateway` or `server`."""
         ...
 
     def stop(self) -> None:
@@ -90,6 +96,10 @@ class BareEngine:
         parts: list[list[Sample]] = [connection.recv() for _, connection in self._workers]
         rates = [sum(s.is_right for s in samples) / samples[-1].finished for samples in parts]
         return LoadResult(sum(rates), [sample for samples in parts for sample in samples])
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `System`."""
+        return {"engine": [psutil.Process(process.pid) for process, _ in self._workers]}
 
     def stop(self) -> None:
         """See `System`."""
@@ -149,7 +159,8 @@ class TorchServeSystem(_Server):
         properties["number_of_gpu"] = "0" if device == "cpu" else "1"
         self._logs = tempfile.TemporaryDirectory(prefix="audiocnn-logs-", ignore_cleanup_errors=True)
         self._server = TorchServe(properties, log_folder=Path(self._logs.name))
-        url = f"{self._server.inference}/predictions/{MODEL}"
+        self.inference = self._server.inference
+        url = f"{self.inference}/predictions/{MODEL}"
         self.target = Target(url, clips.bodies, clips.expected, load.OCTETS)
 
     def start(self) -> None:
@@ -168,10 +179,45 @@ class TorchServeSystem(_Server):
             time.sleep(0.2)
         raise TimeoutError(f"{self.name} {self.setting}: not all workers became ready")
 
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `System`."""
+        folder = str(Path(self._logs.name).resolve())
+        java = next(p for p in psutil.Process().children() if p.environ().get("LOG_LOCATION") == folder)
+        return {"java": [java], "worker": java.children(recursive=True)}
+
     def stop(self) -> None:
         """See `System`."""
         self._server.stop()
         self._logs.cleanup()
+
+
+class GatewaySystem(_Server):
+    """The gateway in front of a TorchServe that runs already, asked with forms or with raw bodies."""
+
+    def __init__(self, torchserve: TorchServeSystem, clips: Clips, *, is_form: bool) -> None:
+        self.name = "gateway, form" if is_form else "gateway, raw"
+        self.setting = torchserve.setting
+        self._torchserve = torchserve
+        self._gateway = GatewayServer(TORCHSERVE_URL=torchserve.inference)
+        bodies = [load.as_form(body) for body in clips.bodies] if is_form else clips.bodies
+        headers = load.FORM if is_form else load.OCTETS
+        self.target = Target(f"{self._gateway.url}/predict", bodies, clips.expected, headers)
+
+    def start(self) -> None:
+        """See `System`."""
+        self._gateway.start()
+
+    def wait_ready(self) -> None:
+        """See `System`."""
+        self._gateway.wait_ready()
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `System`."""
+        return {**self._torchserve.processes(), "gateway": [self._gateway.process]}
+
+    def stop(self) -> None:
+        """See `System`."""
+        self._gateway.stop()
 
 
 class BaselineServer(_Server):
@@ -224,6 +270,12 @@ class BaselineServer(_Server):
             except requests.RequestException:
                 return False
 
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `System`."""
+        assert self.process is not None
+        server = psutil.Process(self.process.pid)
+        return {"server": [server, *server.children(recursive=True)]}
+
     def stop(self) -> None:
         """See `System`."""
         if self.process is not None:
@@ -237,6 +289,7 @@ class BaselineWithoutMaps(_Server):
 
     def __init__(self, baseline: BaselineServer) -> None:
         self.name, self.setting = "baseline without maps", baseline.setting
+        self._baseline = baseline
         target = baseline.target
         url = target.url.replace(baselines.PATHS["baseline"], baselines.WITHOUT_MAPS)
         self.target = Target(url, target.bodies, target.expected, target.headers)
@@ -245,6 +298,10 @@ class BaselineWithoutMaps(_Server):
         """Nothing to do: `BaselineServer` owns the process."""
 
     wait_ready = stop = start
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `System`."""
+        return self._baseline.processes()
 
 
 def _as_json(body: bytes) -> bytes:

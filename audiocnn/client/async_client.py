@@ -55,14 +55,14 @@ class AsyncClient(BaseClient):
     ) -> Answer:
         """As `Client.predict`."""
         state = self._state(options, trace, request_id)
-        return await self._run(self._steps(state), "predictions", await asyncio.to_thread(read_clip, clip))
+        return await self._run(self._steps(state), "predictions", await _content(clip))
 
     async def explain(
         self, clip: Clip, options: Options = None, *, request_id: str | None = None, trace: Trace = None
     ) -> Answer:
         """As `Client.explain`."""
         state = self._state(options, trace, request_id)
-        return await self._run(self._steps(state), "explanations", await asyncio.to_thread(read_clip, clip))
+        return await self._run(self._steps(state), "explanations", await _content(clip))
 
     def predict_many(
         self, clips: Iterable[C], options: Options = None, *, concurrency: int = 8
@@ -145,3 +145,8 @@ class AsyncClient(BaseClient):
             except httpx.TransportError:
                 return
             self._keys.reload(refused)
+
+
+async def _content(clip: Clip) -> bytes:
+    """As `read_clip`; a file is read in another thread."""
+    return clip if isinstance(clip, bytes) else await asyncio.to_thread(read_clip, clip)

@@ -51,7 +51,7 @@ class Pause:
 
 
 Steps = Generator[Attempt | Renewal | Pause, Any, Answer]
-TRANSPORT_ERRORS = (httpx.TransportError, httpx.DecodingError, TimeoutError)
+TRANSPORT_ERRORS = (httpx.TransportError, httpx.DecodingError, ConnectionError, TimeoutError)
 
 
 def read_clip(clip: Clip) -> bytes:

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from audiocnn.errors import AudioError, ServerError
+from audiocnn.gateway import server_timing
 from audiocnn.gateway.connection_limit import counted_address
 from audiocnn.gateway.errors import (
     ForbiddenOriginError,
@@ -161,13 +162,16 @@ class AccessMiddleware:
         state = scope.setdefault("state", {})
         state["request_id"], state["trace"] = request_id, trace_headers(headers)
         path = scope["path"]  # a mounted application may change it
-        began, status = time.perf_counter(), 0
+        began, status, timing = time.perf_counter(), 0, server_timing.begin()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                sent = MutableHeaders(scope=message)
+                sent["X-Request-Id"] = request_id
+                if times := timing.header():
+                    sent[server_timing.HEADER] = times
             await send(message)
 
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
-from audiocnn.client.async_client import AsyncClient
 from audiocnn.errors import ServerError
 from audiocnn.gateway.settings import Settings
 
@@ -45,7 +44,9 @@ def open_backend(
         from audiocnn.gateway.v2_backend import V2Backend  # late: loads NumPy, SciPy and codecs
 
         return V2Backend(settings, deadline_seconds, on_retry)
-    return AsyncClient(
+    from audiocnn.gateway.torchserve_client import TorchServeClient
+
+    return TorchServeClient(
         settings.torchserve_url,
         model=settings.torchserve_model,
         deadline_seconds=deadline_seconds,

@@ -15,6 +15,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from audiocnn.gateway import server_timing
 from audiocnn.gateway.content_encoding import decoded_chunks
 from audiocnn.gateway.errors import BadRequestError, BusyError, UploadTooLargeError, WrongMediaTypeError
 from audiocnn.gateway.settings import MIB, Settings
@@ -137,7 +138,8 @@ JSON_COPIES = 4  # of a JSON body in memory: the body, its text, the base64 and 
 
 async def read_all(chunks: AsyncIterator[bytes]) -> bytes:
     """The whole body."""
-    return b"".join([chunk async for chunk in chunks])
+    with server_timing.current().measured("receive"):
+        return b"".join([chunk async for chunk in chunks])
 
 
 async def read_form(
@@ -157,8 +159,9 @@ async def read_form(
         )
     reader = _FormReader(boundary, settings, fields)
     try:
-        async for chunk in chunks:
-            reader.parser.write(chunk)
+        with server_timing.current().measured("receive"):
+            async for chunk in chunks:
+                reader.parser.write(chunk)
     except MultipartParseError as error:
         raise BadRequestError("The multipart body is malformed.") from error
     if not reader.is_complete:

@@ -29,7 +29,7 @@ class OriginMiddleware(CORSMiddleware):
             allow_origins=settings.origins,
             allow_methods=METHODS,
             allow_headers=["X-API-Key", "Authorization", "X-Request-Id", "Content-Type", *HEADERS],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", "Server-Timing"],
         )
         self._metrics = metrics
 

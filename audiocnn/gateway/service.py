@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from audiocnn.errors import AudioError, BadOptionError, ServerError
+from audiocnn.gateway import server_timing
 from audiocnn.gateway.auth import AccessControl
 from audiocnn.gateway.backend import Backend, open_backend
 from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError, WrongMediaTypeError
@@ -40,6 +41,7 @@ class PredictionService:
         self.metrics = Metrics()
         self.budget = MemoryBudget(int(settings.max_buffered_mb * MIB))
         self._in_flight = 0
+        self._long_clips = asyncio.Semaphore(settings.max_long_in_flight)
         self.metrics.gauge(
             "gateway_requests_in_flight", "Requests that wait for TorchServe", lambda: self._in_flight
         )
@@ -82,9 +84,30 @@ class PredictionService:
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """The model server's answer; raises `BadOptionError` for an option that does not exist."""
+        timing = server_timing.current()
         with self.slot():
             self.metrics.upload_bytes.inc(len(audio))
-            return await self.client.predict(audio, options, request_id=request_id, trace=trace)
+            async with self._turn(len(audio)):
+                with timing.measured("backend"):
+                    return await self.client.predict(audio, options, request_id=request_id, trace=trace)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, num_bytes: int) -> AsyncIterator[None]:
+        """Long clips wait here for each other, or one batch of the model server has several of them, and
+        short clips with them. Raises `BusyError` after `deadline_seconds`."""
+        if num_bytes < self.settings.long_clip_mb * MIB:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self.settings.deadline_seconds):
+                with server_timing.current().measured("queue"):
+                    await self._long_clips.acquire()
+        except TimeoutError:
+            raise BusyError("Too many long clips are waiting: ask again.") from None
+        try:
+            yield
+        finally:
+            self._long_clips.release()
 
     async def predict_counted(
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None

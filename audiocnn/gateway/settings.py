@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import cached_property
 from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -57,6 +58,8 @@ class Settings(BaseSettings):
     max_buffered_mb: Annotated[float, Field(gt=0)] = 512.0  # MiB in all requests together
     max_files: Annotated[int, Field(ge=1, le=1000)] = 64  # in one batch
     max_in_flight: Annotated[int, Field(ge=1)] = 64
+    long_clip_mb: Annotated[float, Field(gt=0)] = 2.0  # MiB: clips from this size on wait for each other
+    max_long_in_flight: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
     max_connections_per_address: Annotated[int, Field(ge=0)] = 512  # 0: no limit
     header_seconds: Seconds = 10.0
     upload_seconds: Seconds = 60.0

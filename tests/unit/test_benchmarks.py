@@ -138,17 +138,27 @@ def test_ratios_are_of_one_round_each_at_its_best_concurrency() -> None:
 def test_wrong_and_failed_answers_have_no_latency() -> None:
     results = Results()
     bad = [sample(latency=9.0, right=False), sample(latency=9.0, status=503, right=False)]
-    for name in ("torchserve", "bare", "torchserve, latency", "bare alone"):
+    for name in ("torchserve", "gateway, raw", "bare", "torchserve, latency", "bare alone"):
         results.add(NamedSystem(name), "closed 1", LoadResult(10.0, [sample(), *bad]))
     refused = sample(latency=9.0, status=503, right=False)  # an open loop asked for more than there is
     results.add(NamedSystem("torchserve"), "open 70%", LoadResult(10.0, [sample(), refused]))
     summary = summarise(results, {"cores": 2})
-    assert (summary["wrong"], summary["failed"]) == (4, 4)
-    assert [row["refused"] for row in summary["rows"]] == [0, 0, 0, 0, 1]
+    assert (summary["wrong"], summary["failed"]) == (5, 5)
+    assert [row["refused"] for row in summary["rows"]] == [0, 0, 0, 0, 0, 1]
     assert all(row["p99_9_ms"] == pytest.approx(10) for row in summary["rows"])
-    assert summary["served_over_bare"] == 1
+    assert summary["served_over_bare"] == summary["gateway_raw_over_served"] == 1
+    assert summary["gateway_form_over_served"] is None
+    assert summary["gateway_raw_extra_ms"] == 0
     assert summary["alone_overhead_ms"] == pytest.approx(0)
     json.dumps(summary)
+
+
+def test_cpu_time_is_the_median_over_the_rounds() -> None:
+    results = Results()
+    for java in (1.0, 5.0, 2.0):
+        results.add(NamedSystem("a"), "closed 1", LoadResult(10.0, [sample()]), {"java": java, "worker": 3.0})
+    (row,) = (series.row() for series in results.series.values())
+    assert row["cpu_ms"] == {"java": 2.0, "worker": 3.0}
 
 
 @pytest.mark.parametrize("cores", [1, 2, 16])
