@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     max_files: Annotated[int, Field(ge=1, le=1000)] = 64  # in one batch
     max_in_flight: Annotated[int, Field(ge=1)] = 64
     long_clip_mb: Annotated[float, Field(gt=0)] = 2.0  # MiB: clips from this size on wait for each other
-    max_long_in_flight: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    max_long_in_flight: Annotated[int, Field(ge=1)] = Field(
+        default_factory=lambda: max(1, (os.cpu_count() or 1) - 1)
+    )
     max_connections_per_address: Annotated[int, Field(ge=0)] = 512  # 0: no limit
     header_seconds: Seconds = 10.0
     upload_seconds: Seconds = 60.0

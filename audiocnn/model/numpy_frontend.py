@@ -1,7 +1,8 @@
 """The front end without PyTorch, for ONNX files on a CPU: `LogMel` from the same stored arrays.
 
 The tests hold it to `LogMel` within 1e-3. SciPy's FFT transforms several frames at once, and the filter bank
-is sparse: both use one thread, beside ONNX Runtime's.
+is sparse: both use one thread, beside ONNX Runtime's. A few frames at a time stay in the processor's cache,
+and take no new memory from the system.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from audiocnn.arrays import FloatArray
 from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
 from audiocnn.model import mel
+
+_FRAMES = 32  # at a time: 1.4 to 1.5 ms a window; 1.5 with 16, 1.6 to 3.6 with all at once
 
 
 class NumpyLogMel:
@@ -54,26 +57,32 @@ class NumpyLogMel:
 
     def __call__(self, window: FloatArray) -> FloatArray:
         """`(window_samples,)` float32 in [-1, 1] -> `(1, n_mels, num_frames)` float32."""
-        if self.config.max_gain_db:
-            window = self._peak_normalised(window)
-        log_mel = np.log(self.power_mel(window) + np.float32(self.config.log_eps))
+        log_mel = self.power_mel(window, self._gain(window))
+        log_mel += np.float32(self.config.log_eps)
+        np.log(log_mel, out=log_mel)
         normalised: FloatArray = ((log_mel - self._mean) / self._std)[None]
         return normalised
 
-    def power_mel(self, waveform: FloatArray) -> FloatArray:
-        """Mel power `(n_mels, 1 + num_samples // hop_length)` of `(num_samples,)`, 0 or more."""
+    def power_mel(self, waveform: FloatArray, gain: float = 1.0) -> FloatArray:
+        """Mel power `(n_mels, 1 + num_samples // hop_length)` of `gain` times `(num_samples,)`, 0 or more."""
         half = self.config.n_fft // 2
-        padded = np.pad(np.asarray(waveform, np.float32), half)
+        padded = np.zeros(len(waveform) + 2 * half, np.float32)
+        np.multiply(waveform, np.float32(gain), out=padded[half : half + len(waveform)])
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.config.n_fft)
-        windowed = frames[:: self.config.hop_length] * self._window
-        spectrum = fft.rfft(windowed, axis=1, overwrite_x=True)
-        power = np.square(spectrum.real) + np.square(spectrum.imag)
-        return np.asarray(self._bank @ np.ascontiguousarray(power.T), np.float32)
+        frames = frames[:: self.config.hop_length]
+        power_mel = np.empty((self.config.n_mels, len(frames)), np.float32)
+        for first in range(0, len(frames), _FRAMES):
+            spectrum = fft.rfft(frames[first : first + _FRAMES] * self._window, axis=1, overwrite_x=True)
+            power = np.square(spectrum.real) + np.square(spectrum.imag)
+            power_mel[:, first : first + _FRAMES] = self._bank @ power.T
+        return power_mel
 
-    def _peak_normalised(self, window: FloatArray) -> FloatArray:
+    def _gain(self, window: FloatArray) -> float:
         """See `LogMel.peak_normalised`."""
+        if not self.config.max_gain_db:
+            return 1.0
         least = 10 ** (-self.config.max_gain_db / 20)
-        return window * np.float32(1 / max(float(np.abs(window).max()), least))
+        return 1 / max(float(window.max()), -float(window.min()), least)
 
     def fingerprint(self) -> str:
         """See `mel.fingerprint`."""
