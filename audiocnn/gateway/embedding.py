@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from audiocnn.errors import BadOptionError
 from audiocnn.gateway import schemas
 from audiocnn.gateway.routes import json_reply
 from audiocnn.gateway.service import PredictionService
@@ -36,11 +35,7 @@ def add_embedding_route(app: FastAPI, gateway: PredictionService) -> None:
         model has no embedding: `embedding_size` in `GET /config` is null then.
         """
         async with contextlib.AsyncExitStack() as stack:
-            audio, options = await gateway.clip(request, stack)
-            if other := [name for name in options if name not in EMBED_OPTIONS]:
-                raise BadOptionError(
-                    f"There is no option {other[0][:40]!r} here. Options: {', '.join(EMBED_OPTIONS)}."
-                )
+            audio, options = await gateway.clip(request, stack, tuple(EMBED_OPTIONS))
             state = request.state
             answer = await gateway.predict(audio, state.request_id, options | _ASKED, state.trace)
         return json_reply(embed_reply(answer))

@@ -6,7 +6,16 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -158,17 +167,19 @@ class PredictionService:
         return await read_form(request, chunks, self.settings, fields)
 
     async def clip(
-        self, request: Request, stack: contextlib.AsyncExitStack
+        self, request: Request, stack: contextlib.AsyncExitStack, names: Sequence[str] = OPTION_NAMES
     ) -> tuple[bytes, dict[str, object]]:
         """Audio and options of a request: the body is the file, or a form with the field `file`.
 
         What the body holds of the budget is given back when the stack closes. Raises `WrongMediaTypeError`
-        for a body of another kind, `BadOptionError` for query parameters that are no options.
+        for a body of another kind, `BadOptionError` for an option that is none of `names`.
         """
-        options = given_options(request)
+        options = given_options(request, names)
         if media_type(request) == "multipart/form-data":
             form = await self.form(request, stack)
-            return form.only_file(), options | form.fields
+            file = form.only_file()
+            _check_names(form.fields, names)
+            return file, options | form.fields
         check_is_file(request)
         limit = self.settings.max_upload_bytes
         chunks = await stack.enter_async_context(
@@ -200,13 +211,16 @@ def given_options(request: Request, names: Sequence[str] = OPTION_NAMES) -> dict
     """
     options = options_in_headers(request.headers.items())
     query = request.query_params.multi_items()
-    given = dict.fromkeys([*options, *(name for name, _ in query)])
-    if unknown := [name for name in given if name not in names]:
-        if names is OPTION_NAMES:
-            raise unknown_option(*unknown)
-        taken = ", ".join(names) or "none"
-        raise BadOptionError(f"There is no option {unknown[0][:40]!r} at this address. Options: {taken}.")
+    _check_names([*options, *(name for name, _ in query)], names)
     counts = Counter(name for name, _ in query)
     if twice := [name for name in counts if counts[name] > 1]:
         raise BadOptionError(f"The query has {twice[0]} more than once.")
     return options | dict(query)
+
+
+def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
+    if unknown := [name for name in dict.fromkeys(given) if name not in names]:
+        if names is OPTION_NAMES:
+            raise unknown_option(*unknown)
+        taken = ", ".join(names) or "none"
+        raise BadOptionError(f"There is no option {unknown[0][:40]!r} at this address. Options: {taken}.")
