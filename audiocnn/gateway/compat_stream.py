@@ -30,7 +30,8 @@ from audiocnn.gateway.stream_protocol import (
     say_goodbye,
     send_before,
 )
-from audiocnn.gateway.streaming import AHEAD_SECONDS, Streams
+from audiocnn.gateway.stream_session import AHEAD_SECONDS
+from audiocnn.gateway.streaming import Streams
 
 _TOP_K = 4
 
