@@ -104,10 +104,11 @@ class Supervisor:
         self._restart = restart
 
     def start(self) -> None:
-        """Start all children, each after the previous one is ready. A failed first start is an error."""
+        """Start all children at once and wait until each is ready. A failed first start is an error."""
+        for child, _ in self._children:
+            self._begin(child)
         for child, backoff in self._children:
-            if not self._stopping.is_set():
-                self._start_child(child, backoff)
+            self._wait_ready(child, backoff)
 
     def watch(self) -> None:
         """Return when `stopping` is set; raises `ServerStartError` when a child failed too often."""
@@ -116,9 +117,11 @@ class Supervisor:
                 if reason := child.failure_reason():
                     self._restart_child(child, backoff, reason)
 
-    def _start_child(self, child: ManagedProcess, backoff: RestartBackoff) -> None:
+    def _begin(self, child: ManagedProcess) -> None:
         child.start()
         log(f"starting {child.name}, log in {child.log_file} ...")
+
+    def _wait_ready(self, child: ManagedProcess, backoff: RestartBackoff) -> None:
         child.wait_ready(self._timeout_seconds, self._stopping)
         backoff.ready()
 
@@ -136,7 +139,8 @@ class Supervisor:
             if self._stopping.wait(pause):
                 return
             try:
-                self._start_child(child, backoff)
+                self._begin(child)
+                self._wait_ready(child, backoff)
             except (ServerStartError, ValueError, OSError) as error:
                 reason = str(error)
                 continue
