@@ -13,8 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -26,22 +25,16 @@ from audiocnn.audio import windows
 from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
 from audiocnn.audio.window_stream import WindowStream
-from audiocnn.config import SERVED_OUTPUTS, AudioLimits, FrontendConfig
+from audiocnn.clip_windows import ClipWindows, WindowSeries, plan_windows, with_window_seconds
+from audiocnn.config import SERVED_OUTPUTS, AudioLimits
 from audiocnn.detections import Detection
-from audiocnn.errors import (
-    AudioError,
-    AudioTooLongError,
-    BadOptionError,
-    BudgetExceededError,
-)
+from audiocnn.errors import AudioError, BudgetExceededError
 from audiocnn.model.engine import INT8, MAX_BATCH, Engine
 from audiocnn.model.loading import find_model, load_engine
 from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
 from audiocnn.probabilities import probabilities
 from audiocnn.results import RepresentativeWindow, Result, StreamEnd, WindowProbs
-
-_MAX_EMBEDDING_VALUES = 2_000_000  # in one answer: 20 MB of JSON
 
 
 @dataclass
@@ -69,51 +62,6 @@ class _StreamWindow:
     start: float  # seconds
     end: float
     samples: FloatArray  # (window_samples,)
-
-
-@dataclass
-class _Windows:
-    """The windows of one clip, and what is computed of them, in their order."""
-
-    waveform: FloatArray
-    config: FrontendConfig  # with the length of these windows
-    hop: int  # samples from one window to the next
-    logits: list[FloatArray] = field(default_factory=list)  # (num_classes,) each
-    embeddings: list[FloatArray] = field(default_factory=list)  # (d,) each; none if the model has none
-    log_mel_ms: float = 0.0
-
-    @cached_property
-    def spans(self) -> list[tuple[float, float]]:
-        """Start and end of every window, seconds."""
-        return windows.spans(len(self.waveform), self.config, hop=self.hop)
-
-    @property
-    def is_complete(self) -> bool:
-        return len(self.logits) == len(self.spans)
-
-    def __iter__(self) -> Iterator[FloatArray]:
-        return (window for _, window in windows.iter_windows([self.waveform], self.config, hop=self.hop))
-
-
-@dataclass
-class _Work:
-    """What is to be computed of one clip."""
-
-    clip: audio.Clip
-    whole: _Windows  # of the model's length
-    short: _Windows | None  # for detections
-
-    @property
-    def parts(self) -> list[_Windows]:
-        return [self.whole, self.short] if self.short else [self.whole]
-
-    @property
-    def num_windows(self) -> int:
-        return sum(len(part.spans) for part in self.parts)
-
-    @property
-    def is_complete(self) -> bool:
-        return all(part.is_complete for part in self.parts)
 
 
 class Classifier:
@@ -203,8 +151,9 @@ class Classifier:
     def _windows_of(
         self, files: Iterable[AudioInput], overlap_seconds: float | None, window_seconds: float | None
     ) -> Iterator[tuple[int, _StreamWindow | StreamEnd]]:
+        frontend = with_window_seconds(self.config.frontend, window_seconds)
         for number, file in enumerate(files):
-            stream = WindowStream(file, self._windowing(window_seconds), overlap_seconds=overlap_seconds)
+            stream = WindowStream(file, frontend, overlap_seconds=overlap_seconds)
             error = None
             try:
                 for start, end, samples in stream:
@@ -212,11 +161,6 @@ class Classifier:
             except Exception as caught:  # also unforeseen ones: the other files do not depend on this one
                 error = caught
             yield number, StreamEnd(stream.seconds, stream.peak, stream.warnings, error)
-
-    def _windowing(self, window_seconds: float | None) -> FrontendConfig:
-        """The front end with windows of this length, at most the model's."""
-        config = self.config.frontend
-        return replace(config, clip_seconds=min(window_seconds or config.clip_seconds, config.clip_seconds))
 
     def _run_waiting(
         self, waiting: Sequence[tuple[int, _StreamWindow | StreamEnd]], outputs: Sequence[str]
@@ -262,14 +206,16 @@ class Classifier:
         answers: dict[int, Result | AudioError] = {
             n: each for n, each in enumerate(given) if isinstance(each, AudioError)
         }
-        work: dict[int, _Work] = {}
+        work: dict[int, ClipWindows] = {}
         contents = {n: to_bytes(clips[n]) for n in wanted}
         for number, outcome in self._decode(contents, budget, timings).items():
-            planned = outcome if isinstance(outcome, AudioError) else self._plan(outcome, wanted[number])
-            if isinstance(planned, AudioError):
-                answers[number] = planned
-            else:
-                work[number] = planned
+            if isinstance(outcome, AudioError):
+                answers[number] = outcome
+                continue
+            try:
+                work[number] = plan_windows(outcome, wanted[number], self.config, self.limits)
+            except AudioError as error:
+                answers[number] = error
         self._run(list(work.values()), budget, timings)
         for number, done in work.items():
             if done.is_complete:
@@ -290,36 +236,7 @@ class Classifier:
         timings.decode_ms += [1000 * decoder.seconds_spent for decoder in decoders.values()]
         return outcomes
 
-    def _plan(self, clip: audio.Clip, options: Options) -> _Work | AudioError:
-        """The windows of the part that is wanted, or why there are none: it is empty, or has too many."""
-        config, rate = self.config.frontend, clip.sample_rate
-        last = None if options.end is None else round(options.end * rate)
-        part = replace(clip, waveform=clip.waveform[round(options.start * rate) : last])
-        if not len(part.waveform):
-            return BadOptionError(
-                f"start={options.start:g} is not possible: the file has {clip.seconds:g} s."
-            )
-        hop = round((options.hop_seconds or config.clip_seconds / 2) * rate)
-        work = _Work(part, _Windows(part.waveform, config, hop), None)
-        if options.detections:
-            short = self._windowing(detections.window_seconds(self.config))
-            work.short = _Windows(part.waveform, short, round(detections.hop_of(options, self.config) * rate))
-        num_values = len(work.whole.spans) * (self.config.num_features or 0)
-        if options.gives_window_embeddings and num_values > _MAX_EMBEDDING_VALUES:
-            return AudioTooLongError(
-                f"The embeddings of all windows are {num_values:,} numbers; one answer may have "
-                f"{_MAX_EMBEDDING_VALUES:,}: raise hop_seconds, send a part (start, end), or use "
-                "`audiocnn embed`."
-            )
-        if work.num_windows <= self.limits.max_windows:
-            return work
-        return AudioTooLongError(
-            f"{part.seconds:g} s are {work.num_windows} windows; one request may have "
-            f"{self.limits.max_windows}: raise hop_seconds, send a part (start, end), or use "
-            "`audiocnn detect` or the batch job."
-        )
-
-    def _run(self, work: Sequence[_Work], budget: Budget, timings: Timings) -> None:
+    def _run(self, work: Sequence[ClipWindows], budget: Budget, timings: Timings) -> None:
         """The windows of all clips through the network, `MAX_BATCH` at a time, fewest windows first."""
         order = sorted(work, key=lambda own: own.num_windows)
         queue = ((part, window) for own in order for part in own.parts for window in part)
@@ -329,7 +246,7 @@ class Classifier:
             self._run_batch(batch, timings)
         timings.log_mel_ms += [sum(part.log_mel_ms for part in own.parts) for own in work]
 
-    def _run_batch(self, batch: Sequence[tuple[_Windows, FloatArray]], timings: Timings) -> None:
+    def _run_batch(self, batch: Sequence[tuple[WindowSeries, FloatArray]], timings: Timings) -> None:
         stack = []
         for own, window in batch:
             began = time.perf_counter()
@@ -353,7 +270,7 @@ class Classifier:
             window = np.resize(window, self.config.frontend.window_samples)
         return self.engine.prepare(window)
 
-    def _result(self, work: _Work, options: Options, timings: Timings) -> Result:
+    def _result(self, work: ClipWindows, options: Options, timings: Timings) -> Result:
         window_probs = self._probabilities(np.stack(work.whole.logits))
         probs = windows.pool(window_probs, options.pool)
         wanted = options.class_name
@@ -377,7 +294,7 @@ class Classifier:
         )
 
     def _representative(
-        self, part: _Windows, number: int, options: Options, timings: Timings
+        self, part: WindowSeries, number: int, options: Options, timings: Timings
     ) -> RepresentativeWindow:
         """The window of this number, with log-mel and maps if the options ask for any."""
         start, end = (options.start + seconds for seconds in part.spans[number])
@@ -392,7 +309,7 @@ class Classifier:
             maps = {name: array[0] for name, array in raw.items()}
         return RepresentativeWindow(start, end, self.engine.shown_log_mel(network_input), maps)
 
-    def _detections(self, short: _Windows, options: Options) -> list[Detection]:
+    def _detections(self, short: WindowSeries, options: Options) -> list[Detection]:
         return detections.detect(
             self.config,
             (
