@@ -27,7 +27,8 @@ from audiocnn.files import replacing
 from audiocnn.machine import cpu_description
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
-from training.recipe import Augmenter, Recipe
+from training.augmenter import Augmenter
+from training.recipe import Recipe
 from training.teacher.online import Heads, OnlineTeacher
 
 Row = dict[str, float]

@@ -14,7 +14,8 @@ from audiocnn.config import FrontendConfig
 from audiocnn.model.frontend import LogMel
 from tests.helpers.sounds import SAMPLE_RATE, tone
 from training import augment, background, degrade, synthesisers
-from training.recipe import RECIPES, Augmenter, Recipe
+from training.augmenter import Augmenter
+from training.recipe import RECIPES, Recipe
 
 OFF = Recipe(shift=0.0, freq_mask=0, time_mask=0)
 SWITCHES = {

@@ -22,8 +22,9 @@ from audiocnn.probabilities import softmax
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
 from training import evaluate, train
+from training.augmenter import Augmenter
 from training.data import fit_normalisation, load_waveforms, validation_split
-from training.recipe import RECIPES, Augmenter, Recipe, current_fields, sized, width_for
+from training.recipe import RECIPES, Recipe, current_fields, sized, width_for
 from training.trainer import DistributedContext, Trainer
 
 

@@ -17,7 +17,8 @@ from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.network import SAMPLE_RATE, BackboneFrontend, BackboneNetwork, pooled
 from audiocnn.config import FrontendConfig
 from audiocnn.teach.views import VIEWS
-from training.recipe import RECIPES, Augmenter
+from training.augmenter import Augmenter
+from training.recipe import RECIPES
 from training.teacher.head import Head
 from training.teacher.soft_labels import Mask, Teach, all_views
 
