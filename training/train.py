@@ -19,6 +19,7 @@ from audiocnn import command
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import read_dataset
 from training.data import add_data_option, parse_folds, without_classes
+from training.distributed import init_distributed
 from training.recipe import (
     FRONTENDS,
     MANY_CLIPS,
@@ -29,7 +30,7 @@ from training.recipe import (
     sized,
     width_for,
 )
-from training.training_run import RunOptions, init_distributed, split, train
+from training.training_run import RunOptions, split, train
 
 _RECIPE_HELP = "hyperparameters and augmentation (%(default)s); `seeds` is an old name of `baseline`"
 _SIZED = ("batch_size", "epochs", "ema_decay")

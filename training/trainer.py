@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +28,12 @@ from audiocnn.machine import cpu_description
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
 from training.augmenter import Augmenter
+from training.distributed import DistributedContext
+from training.loss import classification_loss
 from training.recipe import Recipe
 from training.teacher.online import Heads, OnlineTeacher
 
 Row = dict[str, float]
-
-
-@dataclass(frozen=True)
-class DistributedContext:
-    """The device of this process, its rank, and the number of processes."""
-
-    device: str = "cpu"
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def device_type(self) -> str:
-        """ "cuda" or "cpu"."""
-        return self.device.partition(":")[0]
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world_size > 1:
-            torch.distributed.barrier()
 
 
 class Student(nn.Module):
@@ -218,36 +201,18 @@ class Trainer:
         return log_mel, target, features
 
     def loss(self, log_mel: Tensor, probs: Tensor, features: Tensor | None = None) -> Tensor:
-        """The loss of a batch `(b, 1, m, t)` against target probabilities `(b, k)`, or `(b, 2 k)` where those
-        of a teacher follow, and against a teacher's features `(b, num_features)` if given.
+        """The loss of a batch `(b, 1, m, t)` against target probabilities (`classification_loss` has their
+        shape), and against a teacher's features `(b, num_features)` if given.
 
-        The teacher's part is at its temperature T, times T^2 so that its gradients keep their size (Hinton
-        et al., "Distilling the Knowledge in a Neural Network", 2015). The part of the features is their mean
-        squared error through a linear layer that is not saved (Romero et al., "FitNets", ICLR 2015).
+        The part of the features is their mean squared error through a linear layer that is not saved (Romero
+        et al., "FitNets", ICLR 2015).
         """
         with torch.autocast(self.context.device_type, torch.bfloat16, enabled=self.use_bf16):
             logits, predicted = self.network(log_mel.contiguous(memory_format=torch.channels_last))
-        loss = self._probs_loss(logits.float(), probs)
+        loss = classification_loss(logits.float(), probs, self.recipe, has_sigmoid=self.has_sigmoid)
         if features is not None and predicted is not None:
             loss = loss + self.recipe.feature_weight * nn.functional.mse_loss(predicted.float(), features)
         return loss
-
-    def _probs_loss(self, logits: Tensor, probs: Tensor) -> Tensor:
-        hard, soft = probs[:, : logits.shape[1]], probs[:, logits.shape[1] :]
-        loss = self._classification_loss(hard, logits, self.recipe.label_smoothing)
-        if not soft.shape[1]:
-            return loss
-        weight, temperature = self.recipe.teacher_weight, self.recipe.teacher_temperature
-        distilled = temperature**2 * self._classification_loss(soft, logits / temperature, 0.0)
-        return (1 - weight) * loss + weight * distilled
-
-    def _classification_loss(self, probs: Tensor, logits: Tensor, smoothing: float) -> Tensor:
-        if self.recipe.loss == "ce" and not self.has_sigmoid:
-            return nn.functional.cross_entropy(logits, probs, label_smoothing=smoothing)
-        level = 0.5 if self.has_sigmoid else 1 / probs.shape[1]  # what smoothing pulls a target towards
-        smooth = probs * (1 - smoothing) + smoothing * level
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-        return losses.sum(dim=1).mean()
 
     @torch.inference_mode()
     def accuracy(self, waveforms: Tensor, target: Tensor, batch_size: int = 50) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,16 +20,16 @@ from audiocnn.config import Config, FrontendConfig
 from audiocnn.datasets import Dataset, LabelledClip
 from audiocnn.errors import DatasetError
 from audiocnn.files import replacing
-from audiocnn.machine import cpu_description
 from audiocnn.model import checkpoint
 from audiocnn.model.frontend import LogMel
 from audiocnn.probabilities import sigmoid, softmax
 from training import multilabel, synthesisers
 from training.data import fit_normalisation, load_waveforms, targets, validation_split
+from training.distributed import DistributedContext, hardware
 from training.recipe import Recipe
 from training.teacher import online
 from training.teacher.soft_labels import SoftLabels
-from training.trainer import DistributedContext, Trainer
+from training.trainer import Trainer
 from training.validate import PUBLISHED, check, print_class_counts
 
 if TYPE_CHECKING:
@@ -58,25 +56,6 @@ class RunOptions:
     soft_labels: Path | None = None  # file that `training.teacher` wrote
     online_teacher: bool = False
     context: DistributedContext = field(default_factory=DistributedContext)
-
-
-def init_distributed() -> DistributedContext:
-    """One process on the GPU or CPU, or a member of the group that `torchrun` started."""
-    has_gpu = torch.cuda.is_available()
-    if "WORLD_SIZE" not in os.environ:
-        return DistributedContext("cuda" if has_gpu else "cpu")
-    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if has_gpu else "cpu"
-    return DistributedContext(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
-
-
-def hardware(context: DistributedContext) -> str:
-    """Name and number of the processors, for the provenance."""
-    if context.device_type == "cuda":
-        return f"{context.world_size} x {torch.cuda.get_device_name()}"
-    lines = (line for line in cpu_description().splitlines() if "model name" in line)
-    name = next(lines, platform.processor()).rpartition(":")[2].strip()
-    return f"{name}, {context.world_size} x {torch.get_num_threads()} threads"
 
 
 def train(

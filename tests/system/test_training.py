@@ -84,7 +84,7 @@ from audiocnn.config import Config, ModelConfig
 from audiocnn.model.frontend import LogMel
 from training.data import fit_normalisation
 from training.recipe import Recipe
-from training.training_run import init_distributed
+from training.distributed import init_distributed
 from training.trainer import Trainer
 
 torch.set_num_threads(1)

@@ -24,8 +24,9 @@ from tests.helpers.sounds import sound_file, tone
 from training import evaluate, train
 from training.augmenter import Augmenter
 from training.data import fit_normalisation, load_waveforms, validation_split
+from training.distributed import DistributedContext
 from training.recipe import RECIPES, Recipe, current_fields, sized, width_for
-from training.trainer import DistributedContext, Trainer
+from training.trainer import Trainer
 
 
 def test_metrics_against_numbers_counted_by_hand() -> None:
