@@ -1,11 +1,11 @@
-"""How well events are found and placed, by several ways: `python -m benchmarks.detections --pair MODEL=FOLD`.
+"""How well events are found and placed: `python -m benchmarks.detections --pair MODEL=FOLD`.
 
 Scenes of one minute are made from clips of a fold that the weights were not trained on (`training.scenes`):
 1 to 6 events at known times over synthetic background at 0, 10 and 20 dB. MODEL is an exported network with
-its maps beside it. Metrics are those of sed_eval, in
-an environment of its own (`benchmarks.event_metrics`). Every way has thresholds that were chosen on the
-other folds: one for all classes with the best segment F1 at 10 dB, or one for each class as
-`training.thresholds` fits them. Prints a table, then one line of JSON.
+its maps beside it. Metrics are those of sed_eval, in an environment of its own (`benchmarks.event_metrics`).
+Every method of `benchmarks.detection_methods` has thresholds that were chosen on the other folds: one for all
+classes with the best segment F1 at 10 dB, or one for each class as `training.thresholds` fits them. Prints a
+table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,54 +25,24 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn.arrays import FloatArray
 from audiocnn.calibration import LEVELS
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
-from audiocnn.detections import OFF_SHARE, Detection, DetectionRules, EventTracker, FrameAverager, ended
+from audiocnn.detections import Detection
 from audiocnn.errors import DatasetError, ModelFileError
-from audiocnn.probabilities import softmax
 from benchmarks import event_metrics
 from benchmarks.command import new_parser
+from benchmarks.detection_methods import EVIDENCE, LONG, METHODS, SHORT, Method, frames_of
 from benchmarks.event_metrics import Rows
-from training import thresholds
+from training import fold_scores, thresholds
 from training.calibrate import add_pair_option
-from training.scene_scores import ScoredScene, Windowing, score
+from training.fold_scores import EMPTY_SCENES, SNRS_DB
+from training.scene_scores import Frame, ScoredScene, Windowing, score
 from training.scenes import empty_scenes
-from training.thresholds import EMPTY_SCENES, SNRS_DB
 
-CHOSEN_AT_DB = 10.0  # where the threshold of a way is chosen, and all ways are compared
-_SHORT, _LONG, _EVIDENCE = Windowing(2.0, 0.5), Windowing(5.0, 0.5), Windowing(5.0, 2.5, evidence=True)
+CHOSEN_AT_DB = 10.0  # where the threshold of a method is chosen, and all methods are compared
 _SED_EVAL = Path("build/sed-eval/bin/python")
-Frames = list[tuple[float, float, FloatArray]]
-
-
-@dataclass(frozen=True)
-class Way:
-    """How window probabilities become events."""
-
-    name: str
-    windowing: Windowing  # of the windows that are scored; a multiple of their hop is used
-    hop: float  # seconds
-    kind: str = "windows"  # windows, evidence or merged
-    per_class: bool = False  # thresholds of `training.thresholds`
-
-    @property
-    def cost(self) -> Windowing:
-        """What has to be computed."""
-        return Windowing(self.windowing.seconds, self.hop, self.kind == "evidence")
-
-
-WAYS = (
-    Way("top class of 5 s windows, neighbours merged", _LONG, 2.5, "merged"),
-    Way("5 s windows, hop 2.5 s", _LONG, 2.5),
-    Way("5 s windows, hop 0.5 s", _LONG, 0.5),
-    Way("5 s windows, hop 2.5 s, evidence maps", _EVIDENCE, 2.5, "evidence"),
-    Way("2 s windows, hop 1 s", _SHORT, 1.0),
-    Way("2 s windows, hop 0.5 s", _SHORT, 0.5),
-    Way("2 s windows, hop 0.5 s, a threshold per class", _SHORT, 0.5, per_class=True),
-)
 
 
 @dataclass
@@ -84,61 +54,6 @@ class Fold:
     scenes: dict[tuple[Windowing, float], list[ScoredScene]]  # by signal-to-noise ratio
     empty: dict[Windowing, list[ScoredScene]]
     counts: thresholds.Counts  # for the thresholds of each class
-
-
-def every(scene: ScoredScene, hop: float) -> slice:
-    """The windows of a scene at this hop, which is a multiple of theirs."""
-    step = float(scene.starts[1] - scene.starts[0]) if len(scene.starts) > 1 else hop
-    return slice(None, None, round(hop / step))
-
-
-def frames_of(scene: ScoredScene, way: Way, config: Config) -> Frames:
-    """Confidences over time."""
-    rows = every(scene, way.hop)
-    if way.kind == "merged":
-        return _merged(scene, rows)
-    windows = list(zip(scene.starts[rows], scene.ends[rows], scene.probs[rows], strict=True))
-    frame_seconds = way.hop / 2
-    if way.kind == "evidence":
-        assert scene.columns is not None
-        windows = _columns(scene, rows, config)
-        frame_seconds = 0.25
-    averager = FrameAverager(frame_seconds)
-    found = [frame for window in windows for frame in averager.update(*window)]
-    return [*found, *averager.finish()]
-
-
-def _columns(scene: ScoredScene, rows: slice, config: Config) -> Frames:
-    """Every column of the evidence maps as a window of its own, by start."""
-    assert scene.columns is not None
-    frontend = config.frontend
-    seconds = frontend.clip_seconds / scene.columns.shape[1]
-    found = []
-    for start, columns in zip(scene.starts[rows], scene.columns[rows], strict=True):
-        for number, row in enumerate(softmax(columns / config.temperature)):
-            found.append((float(start) + number * seconds, float(start) + (number + 1) * seconds, row))
-    return sorted(found, key=lambda window: window[0])
-
-
-def _merged(scene: ScoredScene, rows: slice) -> Frames:
-    """Each window speaks for the part nearest to its middle; only its top class counts."""
-    starts, ends, probs = scene.starts[rows], scene.ends[rows], scene.probs[rows]
-    middles = (starts + ends) / 2
-    edges = [0.0, *(middles[1:] + middles[:-1]) / 2, scene.duration]
-    only = np.where(probs == probs.max(axis=1, keepdims=True), probs, 0)
-    return [(float(a), float(b), row) for a, b, row in zip(edges[:-1], edges[1:], only, strict=True)]
-
-
-def events_of(frames: Frames, config: Config, chosen: dict[str, Threshold], way: Way) -> list[Detection]:
-    """The events of a scene."""
-    rules = DetectionRules(merge_gap=0.0) if way.kind == "merged" else DetectionRules()
-    tracker = EventTracker(config.class_names, chosen, rules)
-    return ended([one for frame in frames for one in tracker.update(*frame)] + tracker.finish())
-
-
-def one_threshold(config: Config, level: float) -> dict[str, Threshold]:
-    """The same for all classes."""
-    return dict.fromkeys(config.class_names, Threshold(on=level, off=OFF_SHARE * level))
 
 
 def truth(scene: ScoredScene) -> Rows:
@@ -163,25 +78,28 @@ def segment_f1(pairs: Sequence[tuple[Rows, Rows]]) -> float:
     return 2 * hits / total if total else 0.0
 
 
-def choose(folds: Sequence[Fold], way: Way, frames: Callable[[ScoredScene], Frames]) -> dict[str, Threshold]:
+def choose(
+    folds: Sequence[Fold], method: Method, frames: Callable[[ScoredScene], list[Frame]]
+) -> dict[str, Threshold]:
     """Thresholds from these folds."""
     config = folds[0].classifier.config
-    if way.kind == "merged":
+    if method.kind == "merged":
         return dict.fromkeys(config.class_names, Threshold(on=1e-6, off=1e-6))
-    if way.per_class:
+    if method.per_class:
         levels = thresholds.fit(
             thresholds.total([fold.counts for fold in folds]), precision=0.9, false_alarms_per_hour=0.5
         )
         return thresholds.to_thresholds(config.class_names, levels)
-    scenes = [scene for fold in folds for scene in fold.scenes[way.windowing, CHOSEN_AT_DB]]
+    scenes = [scene for fold in folds for scene in fold.scenes[method.windowing, CHOSEN_AT_DB]]
+
+    def found(scene: ScoredScene, level: float) -> Rows:
+        chosen = thresholds.one_threshold(config, level)
+        return rows_of(thresholds.events_of(frames(scene), config, chosen, method.rules))
 
     def f1(level: float) -> float:
-        chosen = one_threshold(config, level)
-        return segment_f1(
-            [(truth(scene), rows_of(events_of(frames(scene), config, chosen, way))) for scene in scenes]
-        )
+        return segment_f1([(truth(scene), found(scene, level)) for scene in scenes])
 
-    return one_threshold(config, max(LEVELS, key=f1))
+    return thresholds.one_threshold(config, max(LEVELS, key=f1))
 
 
 @dataclass(frozen=True)
@@ -191,34 +109,34 @@ class Evaluation:
     folds: Sequence[Fold]
     python: Path
 
-    def rows(self, way: Way) -> list[dict[str, Any]]:
-        """One row of the table for each signal-to-noise ratio that the way was scored at."""
+    def rows(self, method: Method) -> list[dict[str, Any]]:
+        """One row of the table for each signal-to-noise ratio that the method was scored at."""
         config = self.folds[0].classifier.config
-        kept: dict[int, Frames] = {}
+        kept: dict[int, list[Frame]] = {}
 
-        def frames(scene: ScoredScene) -> Frames:
+        def frames(scene: ScoredScene) -> list[Frame]:
             if id(scene) not in kept:
-                kept[id(scene)] = frames_of(scene, way, config)
+                kept[id(scene)] = frames_of(scene, method, config)
             return kept[id(scene)]
 
         chosen = {
-            fold.fold: choose([other for other in self.folds if other is not fold], way, frames)
+            fold.fold: choose([other for other in self.folds if other is not fold], method, frames)
             for fold in self.folds
         }
 
         def events(fold: Fold, scene: ScoredScene) -> list[Detection]:
-            return events_of(frames(scene), config, chosen[fold.fold], way)
+            return thresholds.events_of(frames(scene), config, chosen[fold.fold], method.rules)
 
-        alarms = [len(events(fold, scene)) for fold in self.folds for scene in fold.empty[way.windowing]]
-        hours = sum(scene.duration for fold in self.folds for scene in fold.empty[way.windowing]) / 3600
+        alarms = [len(events(fold, scene)) for fold in self.folds for scene in fold.empty[method.windowing]]
+        hours = sum(scene.duration for fold in self.folds for scene in fold.empty[method.windowing]) / 3600
         rows = []
         for snr_db in SNRS_DB:
-            scenes = [(f, s) for f in self.folds for s in f.scenes.get((way.windowing, snr_db), [])]
+            scenes = [(f, s) for f in self.folds for s in f.scenes.get((method.windowing, snr_db), [])]
             if scenes:
                 found = [(scene, events(fold, scene)) for fold, scene in scenes]
-                rows.append({"way": way.name, "snr_db": snr_db, **self._measure(config, found)})
+                rows.append({"method": method.name, "snr_db": snr_db, **self._measure(config, found)})
         levels = sorted({one.on for each in chosen.values() for one in each.values()})
-        shared = {"false_alarms_per_hour": sum(alarms) / hours, "on": levels if way.per_class else None}
+        shared = {"false_alarms_per_hour": sum(alarms) / hours, "on": levels if method.per_class else None}
         return [row | shared for row in rows]
 
     def _measure(
@@ -236,11 +154,7 @@ def start_errors(scene: ScoredScene, found: Sequence[Detection]) -> list[float]:
     """Seconds from the true start to that of the first overlapping detection of its class, where one is."""
     errors = []
     for event in scene.events:
-        over = [
-            one.start
-            for one in found
-            if one.label == event.label and one.start < event.end and event.start < (one.end or 0)
-        ]
+        over = [one.start for one in found if thresholds.overlaps(one, event)]
         errors += [abs(min(over) - event.start)] if over else []
     return errors
 
@@ -257,34 +171,34 @@ def milliseconds_per_minute(classifier: Classifier, windowing: Windowing) -> flo
 
 
 def load_fold(path: Path, fold: int, dataset: Dataset, temperature: float, args: argparse.Namespace) -> Fold:
-    """Score all that the ways need."""
-    classifier = thresholds.load(path, dataset, [fold], temperature, args.threads)
+    """Score all that the methods need."""
+    classifier = fold_scores.load(path, dataset, [fold], temperature, args.threads)
 
     def scored(windowing: Windowing, snr_db: float) -> list[ScoredScene]:
-        return thresholds.scene_scores(
+        return fold_scores.scene_scores(
             classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
         )
 
-    (own,) = thresholds.fold_scores((path, [fold]), dataset, temperature, args)
-    short = thresholds.windowing_of(classifier.config)
-    assert short == _SHORT, "the windows of detections are scored already"
-    scenes = {(_SHORT, snr_db): own.sets[f"{snr_db:g} dB"] for snr_db in SNRS_DB}
-    scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (_LONG, _EVIDENCE)}
-    empty = {_SHORT: own.background} | {
-        windowing: thresholds.empty_scores(classifier, windowing, EMPTY_SCENES // 2, args.cache)
-        for windowing in (_LONG, _EVIDENCE)
+    (own,) = fold_scores.fold_scores((path, [fold]), dataset, temperature, args)
+    short = fold_scores.windowing_of(classifier.config)
+    assert short == SHORT, "the windows of detections are scored already"
+    scenes = {(SHORT, snr_db): own.sets[f"{snr_db:g} dB"] for snr_db in SNRS_DB}
+    scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (LONG, EVIDENCE)}
+    empty = {SHORT: own.background} | {
+        windowing: fold_scores.empty_scores(classifier, windowing, EMPTY_SCENES // 2, args.cache)
+        for windowing in (LONG, EVIDENCE)
     }
     return Fold(fold, classifier, scenes, empty, thresholds.count(own, classifier.config))
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print the results for people."""
-    heads = ("way", "SNR", "segment F1", "error rate", "event F1, 0.5 s", "1 s", "start error", "found")
+    heads = ("method", "SNR", "segment F1", "error rate", "event F1, 0.5 s", "1 s", "start error", "found")
     table = Table(*heads, "false alarms / h", "CPU ms / min")
     for row in rows:
         numbers = ("segment_f1", "segment_error_rate", "event_f1_0.5", "event_f1_1.0")
         table.add_row(
-            row["way"],
+            row["method"],
             f"{row['snr_db']:g} dB",
             *(f"{row[name]:.3f}" for name in numbers),
             f"{row['start_error']:.2f} s",
@@ -307,7 +221,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     help_text = "temperature of the confidences (that of checkpoints/esc50)"
     add("--temperature", type=float, metavar="T", help=help_text)
     help_text = "scenes per fold and signal-to-noise ratio (%(default)s)"
-    add("--scenes", type=int, default=thresholds.SCENES, metavar="N", help=help_text)
+    add("--scenes", type=int, default=fold_scores.SCENES, metavar="N", help=help_text)
     add("--cache", type=Path, metavar="DIR", help="folder that keeps what the models answered (none)")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
     add("--sed-eval", type=Path, default=_SED_EVAL, metavar="PYTHON", help="with sed_eval (%(default)s)")
@@ -327,9 +241,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     folds = [load_fold(path, fold, dataset, temperature, args) for path, fold in pairs]
     evaluation = Evaluation(folds, args.sed_eval)
     rows = []
-    for way in WAYS:
-        cost = milliseconds_per_minute(folds[0].classifier, way.cost)
-        rows += [row | {"cpu_ms_per_minute": cost} for row in evaluation.rows(way)]
+    for method in METHODS:
+        cost = milliseconds_per_minute(folds[0].classifier, method.cost)
+        rows += [row | {"cpu_ms_per_minute": cost} for row in evaluation.rows(method)]
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from audiocnn.errors import DatasetError
 from audiocnn.files import replacing
 from audiocnn.results import StreamEnd
 from training.scenes import Scene, SceneEvent
+
+Frame = tuple[float, float, FloatArray]  # start and end in seconds, (num_classes,)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class ScoredScene:
     probs: FloatArray  # (num_windows, num_classes)
     # (num_windows, columns, num_classes): logits of every column of the last layer, if asked for
     columns: FloatArray | None = None
+
+    @property
+    def windows(self) -> Iterator[Frame]:
+        """Start, end and probabilities of each window."""
+        return zip(self.starts, self.ends, self.probs, strict=True)
 
 
 def score(

@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,146 +22,21 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import command, detections, inputs
-from audiocnn.arrays import FloatArray
+from audiocnn import command, detections
 from audiocnn.calibration import LEVELS, precise_levels
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, Threshold
-from audiocnn.datasets import Dataset, read_dataset
+from audiocnn.datasets import read_dataset
 from audiocnn.detections import OFF_SHARE, Detection, DetectionRules, EventTracker, FrameAverager
 from audiocnn.errors import DatasetError
 from audiocnn.files import write_text
-from audiocnn.inputs import InputError, Notes
 from audiocnn.model import checkpoint
-from training import model_card, scenes
-from training.calibrate import FoldModel, add_pair_option, load_fold_model
+from training import model_card
+from training.calibrate import add_pair_option
 from training.data import add_data_option
-from training.scene_scores import ScoredScene, Windowing, cached, score
-from training.scenes import Scene, SceneEvent
-
-SNRS_DB = (0.0, 10.0, 20.0)
-SCENES, EMPTY_SCENES = 34, 30  # for each fold and signal-to-noise ratio; for each fold
-_SCENES_VERSION = 1  # of the drawing of scenes: older caches do not fit
-
-
-@dataclass(frozen=True)
-class FoldScores:
-    """What a fold model says about a fold that it was not trained on."""
-
-    fold: int
-    sets: dict[str, list[ScoredScene]]  # clips, 0 dB, 10 dB, 20 dB
-    background: list[ScoredScene]
-
-
-def windowing_of(config: Config) -> Windowing:
-    """The windows that detections are made from."""
-    return Windowing(detections.window_seconds(config), detections.HOP_SECONDS)
-
-
-def fold_scores(
-    model: FoldModel, dataset: Dataset, temperature: float, args: argparse.Namespace
-) -> list[FoldScores]:
-    """Score clips, scenes and background of the folds of one model, at a temperature.
-
-    Raises `DatasetError` if the model was trained on one of the folds.
-    """
-    path, folds = model
-    classifier = load(path, dataset, folds, temperature, args.threads)
-    return [
-        FoldScores(
-            fold,
-            fold_sets(classifier, dataset, fold, windowing_of(classifier.config), args),
-            background_scores(classifier, windowing_of(classifier.config), args),
-        )
-        for fold in folds
-    ]
-
-
-def load(
-    path: Path, dataset: Dataset, folds: Sequence[int], temperature: float, threads: int | None = None
-) -> Classifier:
-    """A fold model with another temperature; raises `DatasetError` if it was trained on one of the folds."""
-    classifier = load_fold_model(path, dataset, folds, threads=threads)
-    classifier.config = replace(classifier.config, temperature=temperature)
-    return classifier
-
-
-def fold_sets(
-    classifier: Classifier, dataset: Dataset, fold: int, windowing: Windowing, args: argparse.Namespace
-) -> dict[str, list[ScoredScene]]:
-    """The clips of a fold, and scenes of them at every signal-to-noise ratio."""
-    sets = {"clips": clip_scores(classifier, dataset, fold, windowing, args.cache)}
-    for snr_db in SNRS_DB:
-        sets[f"{snr_db:g} dB"] = scene_scores(
-            classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
-        )
-    return sets
-
-
-def clip_scores(
-    classifier: Classifier, dataset: Dataset, fold: int, windowing: Windowing, cache: Path | None
-) -> list[ScoredScene]:
-    """The clips of a fold as they are."""
-    clips, rate = dataset.folds([fold]), classifier.config.frontend.sample_rate
-    make = partial(scenes.clip_scenes, clips, sample_rate=rate)
-    key = [*_key(classifier, windowing), dataset.name, fold, "clips"]
-    return cached(cache, key, partial(_score_all, classifier, make, windowing, f"fold {fold}, clips"))
-
-
-def scene_scores(
-    classifier: Classifier,
-    dataset: Dataset,
-    fold: int,
-    windowing: Windowing,
-    *,
-    snr_db: float,
-    count: int,
-    cache: Path | None,
-) -> list[ScoredScene]:
-    """`count` scenes of the clips of a fold."""
-    clips, rate = dataset.folds([fold]), classifier.config.frontend.sample_rate
-    make = partial(scenes.scenes, clips, count, snr_db=snr_db, sample_rate=rate)
-    key = [*_key(classifier, windowing), dataset.name, fold, snr_db, count]
-    desc = f"fold {fold}, {snr_db:g} dB"
-    return cached(cache, key, partial(_score_all, classifier, make, windowing, desc))
-
-
-def _score_all(
-    classifier: Classifier, make: Callable[[], Iterable[Scene]], windowing: Windowing, desc: str
-) -> list[ScoredScene]:
-    return score(classifier, make(), windowing, desc=desc)
-
-
-def empty_scores(
-    classifier: Classifier, windowing: Windowing, count: int, cache: Path | None
-) -> list[ScoredScene]:
-    """`count` minutes of synthetic background."""
-    rate = classifier.config.frontend.sample_rate
-    return cached(
-        cache,
-        [*_key(classifier, windowing), "empty", count],
-        lambda: score(classifier, scenes.empty_scenes(count, sample_rate=rate), windowing, desc="background"),
-    )
-
-
-def background_scores(
-    classifier: Classifier, windowing: Windowing, args: argparse.Namespace
-) -> list[ScoredScene]:
-    """The user's recordings without events, else synthetic background."""
-    if not args.background:
-        return empty_scores(classifier, windowing, EMPTY_SCENES, args.cache)
-    try:
-        found = [Path(path) for path, _ in inputs.find([str(args.background)], Notes())]
-    except InputError as error:
-        raise DatasetError(str(error)) from error
-    recordings = [Scene(path.name, path, ()) for path in found]
-    if not recordings:
-        raise DatasetError(f"{args.background} has no sound files")
-    return score(classifier, recordings, windowing, desc="background")
-
-
-def _key(classifier: Classifier, windowing: Windowing) -> list[object]:
-    return [_SCENES_VERSION, classifier.engine.sha256, classifier.config.temperature, windowing]
+from training.fold_scores import SCENES, FoldScores, fold_scores
+from training.scene_scores import Frame, ScoredScene
+from training.scenes import SceneEvent
 
 
 @dataclass
@@ -216,36 +90,41 @@ def _count_scene(counts: Counts, scene: ScoredScene, config: Config) -> None:
     for level, found in enumerate(_detections_by_level(scene, config)):
         for one in found:
             counts.detections[index[one.label], level] += 1
-            counts.true[index[one.label], level] += any(_overlap(one, event) for event in scene.events)
+            counts.true[index[one.label], level] += any(overlaps(one, event) for event in scene.events)
         for event in scene.events:
-            counts.found[index[event.label], level] += any(_overlap(one, event) for one in found)
+            counts.found[index[event.label], level] += any(overlaps(one, event) for one in found)
 
 
-def _overlap(one: Detection, event: SceneEvent) -> bool:
+def overlaps(one: Detection, event: SceneEvent) -> bool:
+    """Whether a detection that is over and an event of its class have a moment in common."""
     assert one.end is not None, "the event is not over"
     return one.label == event.label and one.start < event.end and event.start < one.end
 
 
-def frames_of(scene: ScoredScene, hop_seconds: float) -> list[tuple[float, float, FloatArray]]:
-    """Start, end and confidences of the frames of a scene."""
-    averager = FrameAverager(hop_seconds / 2)
-    windows = zip(scene.starts, scene.ends, scene.probs, strict=True)
-    frames = [frame for start, end, probs in windows for frame in averager.update(start, end, probs)]
+def frames_of(windows: Iterable[Frame], frame_seconds: float) -> list[Frame]:
+    """Frames of this length from the windows of a scene."""
+    averager = FrameAverager(frame_seconds)
+    frames = [frame for window in windows for frame in averager.update(*window)]
     return [*frames, *averager.finish()]
+
+
+def events_of(
+    frames: Sequence[Frame], config: Config, chosen: dict[str, Threshold], rules: DetectionRules | None = None
+) -> list[Detection]:
+    """The events in the frames of a scene, at the thresholds of each class."""
+    tracker = EventTracker(config.class_names, chosen, rules or DetectionRules())
+    return detections.ended([one for frame in frames for one in tracker.update(*frame)] + tracker.finish())
+
+
+def one_threshold(config: Config, level: float) -> dict[str, Threshold]:
+    """The same for all classes."""
+    return dict.fromkeys(config.class_names, Threshold(on=level, off=OFF_SHARE * level))
 
 
 def _detections_by_level(scene: ScoredScene, config: Config) -> list[list[Detection]]:
     """The detections of a scene with one threshold for all classes, for each of `LEVELS`."""
-    frames = frames_of(scene, detections.HOP_SECONDS)
-    found = []
-    for level in LEVELS:
-        threshold = Threshold(on=level, off=OFF_SHARE * level)
-        tracker = EventTracker(
-            config.class_names, dict.fromkeys(config.class_names, threshold), DetectionRules()
-        )
-        changes = [one for frame in frames for one in tracker.update(*frame)] + tracker.finish()
-        found.append(detections.ended(changes))
-    return found
+    frames = frames_of(scene.windows, detections.HOP_SECONDS / 2)
+    return [events_of(frames, config, one_threshold(config, level)) for level in LEVELS]
 
 
 def fit(counts: Counts, *, precision: float, false_alarms_per_hour: float) -> npt.NDArray[np.int64]:
