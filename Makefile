@@ -151,7 +151,7 @@ $(STORE)/parity.json: $(EXPORT) export/prebuilt.py export/parity.py
 	$(PY) -m export.prebuilt --checkpoint $(CHECKPOINT) --store $(STORE)
 else
 # Of the int8 file of an earlier checkpoint nothing must be left.
-$(STORE)/parity.json: $(GRAPHS) $(INT8) export/parity.py
+$(STORE)/parity.json: $(GRAPHS) $(INT8) export/parity.py export/accuracy.py
 	$(if $(INT8),,rm -f $(STORE)/audiocnn-int8.onnx)
 	$(PY) -m export.parity --checkpoint $(CHECKPOINT) --store $(STORE)
 endif

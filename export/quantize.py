@@ -107,7 +107,7 @@ def read_calibration(folder: Path) -> dict[str, object]:
 
 
 def record_accuracy(folder: Path, accuracy: dict[str, object]) -> None:
-    """Store the accuracy cost of int8 (`export.parity.int8_cost`) in `calibration.json`."""
+    """Store the accuracy cost of int8 (`export.accuracy.int8_cost`) in `calibration.json`."""
     _write(folder, read_calibration(folder) | {"accuracy": accuracy})
 
 

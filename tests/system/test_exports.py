@@ -22,7 +22,18 @@ from audiocnn.model import checkpoint, loading
 from audiocnn.model.engine import Engine, open_graph
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
-from export import archive, common, parity, program, quantize, test_signals, torchscript, triton, waveform
+from export import (
+    accuracy,
+    archive,
+    common,
+    parity,
+    program,
+    quantize,
+    test_signals,
+    torchscript,
+    triton,
+    waveform,
+)
 from export import onnx as export_onnx
 from export.common import export
 from tests.helpers.clients import run_client
@@ -216,11 +227,11 @@ def test_a_file_that_changed_after_the_comparison_stops_the_archive(trained: Pat
 
 
 def test_the_cost_of_int8_is_measured_on_a_fold_that_the_run_never_saw(trained: Path, dataset: Path) -> None:
-    cost = parity.int8_cost([(trained, [2])], dataset)
+    cost = accuracy.int8_cost([(trained, [2])], dataset)
     assert cost["num_clips"] == 8
     assert cost["points_lost"] == pytest.approx(100 * (cost["float32"] - cost["int8"]))
     with pytest.raises(DatasetError, match="trained on fold"):
-        parity.int8_cost([(trained, [1])], dataset)
+        accuracy.int8_cost([(trained, [1])], dataset)
 
 
 # --- torch.export ---
