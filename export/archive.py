@@ -33,7 +33,7 @@ SUFFIXES = {"onnxruntime": ".onnx", "torchscript": ".pt"}
 _NOT_SERVED = (
     *("__pycache__", "batch", "client", "gateway", "torchserve", "released", "teach", "backbone"),
     *("bench.py", "machine.py", "cli.py", "command.py", "classify.py", "listen.py", "check.py"),
-    *("embed.py", "embedding_table.py", "search.py"),
+    *("embed.py", "embedding_table.py", "search.py", "quantisation.py"),
 )
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """

@@ -1,9 +1,8 @@
 """Quantise the float32 ONNX file to int8, with ONNX Runtime's static quantisation.
 
-Convolutions, additions and the operators between them run in int8 (QDQ, one scale per output channel). The
-stem (first convolution to max-pool) and the head (from average pooling on) stay in float: an int8 stem costs
-a percentage point of accuracy. Weights have 7 bits (`reduce_range`): with 8 bits, sums of U8 x S8 products
-saturate on processors with AVX2 and without VNNI, and a convolution silently returns a wrong value.
+Convolutions, additions and the operators between them run in int8 (`audiocnn.model.quantisation`). The stem
+(first convolution to max-pool) and the head (from average pooling on) stay in float: an int8 stem costs a
+percentage point of accuracy.
 
 The ranges of the activations are measured on training clips (`--calibrate DATASET`) and kept in the
 checkpoint as `calibration.json`: exporting a released checkpoint needs no clips.
@@ -19,13 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from tqdm import tqdm
 
 from audiocnn import audio, command
@@ -37,6 +30,7 @@ from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing, sha256, write_text
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
+from audiocnn.model.quantisation import quantised
 from export import common
 from export.common import NAME
 
@@ -83,7 +77,7 @@ def calibrate(folder: Path, source: Path, clips: list[LabelledClip], method: str
     """Measure the range of every activation on the clips; writes `calibration.json` into the checkpoint."""
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(temporary, "ranges.json")
-        _quantise(source, Path(temporary, "int8.onnx"), cache, LogMels(Engine(source), clips), method)
+        _quantised(source, LogMels(Engine(source), clips), method, cache)
         ranges = json.loads(cache.read_text())
     weights = sha256(folder / WEIGHTS)
     _write(folder, {"weights": weights, "method": method, "num_clips": len(clips), "ranges": ranges})
@@ -115,36 +109,17 @@ def quantize(folder: Path, source: Path, out: Path) -> None:
     """Write the int8 version of the float32 graph `source`, with the ranges kept in the checkpoint."""
     document = read_calibration(folder)
     with tempfile.TemporaryDirectory() as temporary:
-        cache, built = Path(temporary, "ranges.json"), Path(temporary, "int8.onnx")
+        cache = Path(temporary, "ranges.json")
         cache.write_text(json.dumps(document["ranges"]))
-        _quantise(source, built, cache, None, str(document["method"]))
-        proto = onnx.load(built)
-    metadata = {prop.key: prop.value for prop in onnx.load(source, load_external_data=False).metadata_props}
-    onnx.helper.set_model_props(proto, metadata)
-    onnx.checker.check_model(proto)
+        proto = _quantised(source, None, str(document["method"]), cache)
     with replacing(out) as part:
         onnx.save(proto, part)
 
 
-def _quantise(
-    source: Path, out: Path, cache: Path, reader: CalibrationDataReader | None, method: str
-) -> None:
-    proto = onnx.shape_inference.infer_shapes(onnx.load(source))
-    # The quantiser asks for its own preprocessing; shape inference is the part that it needs.
-    onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    quantize_static(
-        proto,
-        out,
-        reader,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=QUANTISED,
-        nodes_to_exclude=_stem(proto),
-        per_channel=True,
-        reduce_range=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=METHODS[method],
-        calibration_cache_path=cache,
+def _quantised(source: Path, reader: LogMels | None, method: str, ranges: Path) -> onnx.ModelProto:
+    proto = onnx.load(source)
+    return quantised(
+        proto, reader, operators=QUANTISED, excluded=_stem(proto), method=METHODS[method], ranges=ranges
     )
 
 

@@ -1,27 +1,21 @@
 """The int8 version of a taught model on waveforms, calibrated on the clips that it was taught with.
 
-Convolutions run in int8, but for the front end and the first two of the network; weights have 7 bits, since
-with 8 bits sums saturate on processors with AVX2 and without VNNI.
+Convolutions run in int8, but for the front end and the first two of the network.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import CalibrationDataReader
 
 from audiocnn.arrays import FloatArray
 from audiocnn.files import replacing
 from audiocnn.model.engine import Engine
+from audiocnn.model.quantisation import quantised
 from audiocnn.probabilities import probabilities
 
 MAX_WINDOWS = 40  # to calibrate on, and as many to compare
@@ -49,32 +43,17 @@ def chosen(windows: FloatArray) -> FloatArray:
 
 def write_int8(source: Path, windows: FloatArray, out: Path) -> None:
     """Quantise the model `source` with ranges measured on windows `(n, window_samples)`."""
-    proto = onnx.shape_inference.infer_shapes(onnx.load(source))
-    metadata = {prop.key: prop.value for prop in proto.metadata_props}
+    proto = onnx.load(source)
     nodes = list(proto.graph.node)
     convolutions = [number for number, node in enumerate(nodes) if node.op_type == "Conv"]
-    excluded = [node.name for node in nodes[: convolutions[_FLOAT_CONVOLUTIONS]]]
-    # The quantiser asks for its own preprocessing; shape inference is the part that it needs.
-    onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder, "int8.onnx")
-        quantize_static(
-            proto,
-            built,
-            _CalibrationWindows(proto.graph.input[0].name, windows[::2][:MAX_WINDOWS]),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_QUANTISED,
-            nodes_to_exclude=excluded,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        quantised = onnx.load(built)
-    onnx.helper.set_model_props(quantised, metadata)
-    onnx.checker.check_model(quantised)
+    int8 = quantised(
+        proto,
+        _CalibrationWindows(proto.graph.input[0].name, windows[::2][:MAX_WINDOWS]),
+        operators=_QUANTISED,
+        excluded=[node.name for node in nodes[: convolutions[_FLOAT_CONVOLUTIONS]]],
+    )
     with replacing(out) as part:
-        onnx.save(quantised, part)
+        onnx.save(int8, part)
 
 
 def compare(int8: Path, float32: Path, windows: FloatArray) -> dict[str, float]:
