@@ -173,6 +173,12 @@ class Result:
             answer["windows"] = _windows(self)
         if options.embedding and (embedding := self.embedding) is not None:
             answer["embedding"] = _numbers(embedding)
+        return answer | self._pictures()
+
+    def _pictures(self) -> dict[str, Any]:
+        """Of the JSON reply the maps, spectrograms and waveform that the options ask for."""
+        options = self.options
+        answer: dict[str, Any] = {}
         if options.feature_maps != "none":
             draw = _json_map if options.feature_maps == "json" else _png_map
             answer["visualization"] = {
@@ -194,7 +200,7 @@ class Result:
             answer["waveform"] = {
                 "values": _thin(self.clip.waveform),
                 "sample_rate": self.clip.sample_rate,
-                "duration": answer["duration"],
+                "duration": round(self.clip.seconds, 3),
             }
         return answer
 

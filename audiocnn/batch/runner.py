@@ -8,11 +8,13 @@ row with an error code. The same command resumes a stopped run. docs/batch.md ha
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +27,7 @@ from audiocnn import inputs
 from audiocnn.batch.aggregate import UNREADABLE
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous, damaged
 from audiocnn.batch.progress import Meter, work
-from audiocnn.batch.state import FOLDER, SUFFIXES, JobSettings, Outcome, pairs, place
+from audiocnn.batch.state import FOLDER, SUFFIXES, Chunk, JobSettings, Outcome, pairs, place
 from audiocnn.batch.summary import print_summary, summary_of, write_summary
 from audiocnn.batch.writers import FORMATS
 from audiocnn.errors import ModelFileError
@@ -120,40 +122,42 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) ->
 
 def process(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) -> dict[str, Any]:
     """Process pending chunks; returns the summary. Raises `ClusterError` as `audiocnn.batch.cluster` does."""
+    began = time.monotonic()
+    chunks = {chunk.id: chunk for chunk in manifest.pending()}
+    outcome, seconds = _process(args, manifest, settings, chunks) if chunks else (Outcome(), 0.0)
+    return summary_of(manifest.total(), outcome, time.monotonic() - began, seconds)
+
+
+def _process(
+    args: SimpleNamespace, manifest: Manifest, settings: JobSettings, chunks: Mapping[int, Chunk]
+) -> tuple[Outcome, float]:
+    """The sum of the chunks' outcomes, and the seconds from the start of the first to the end of the last."""
     from audiocnn.batch import (  # late: Ray takes a second to import, and reads the environment then
         cluster,
         worker,
     )
 
-    began = time.monotonic()
-    chunks = {chunk.id: chunk for chunk in manifest.pending()}
-    this_run, first, last = Outcome(), began, began
-    if chunks:
-        todo = sum(map(work, chunks.values()))
-        with (
-            cluster.quiet(args.out / FOLDER / "ray.log") as stderr,
-            Meter(manifest.count(), manifest.total().files, todo, Console(file=stderr)) as meter,
-        ):
-            try:
-                workers = cluster.start(args.address, args.workers, args.threads)
-                job = worker.Job(
-                    args.out,
-                    Path(os.path.abspath(args.model)),
-                    args.threads,
-                    settings,
-                    tuple(os.path.abspath(text) for text in args.inputs if os.path.isdir(text)),
-                )
-                with closing(cluster.run(job, list(chunks.values()), workers)) as stream:
-                    for done in stream:
-                        outcome = Outcome(**json.loads(done.outcome))
-                        manifest.record(done.chunk, outcome)
-                        meter.add(chunks[done.chunk], outcome, done.seconds)
-                        last = time.monotonic()
-                        first = min(first, last - done.seconds) if this_run.files else last - done.seconds
-                        this_run += outcome
-            finally:
-                cluster.stop()
-    return summary_of(manifest.total(), this_run, time.monotonic() - began, last - first)
+    folders = tuple(os.path.abspath(text) for text in args.inputs if os.path.isdir(text))
+    job = worker.Job(args.out, Path(os.path.abspath(args.model)), args.threads, settings, folders)
+    total, first, last = Outcome(), math.inf, -math.inf
+    todo = sum(map(work, chunks.values()))
+    with (
+        cluster.quiet(args.out / FOLDER / "ray.log") as stderr,
+        Meter(manifest.count(), manifest.total().files, todo, Console(file=stderr)) as meter,
+    ):
+        try:
+            workers = cluster.start(args.address, args.workers, args.threads)
+            with closing(cluster.run(job, list(chunks.values()), workers)) as stream:
+                for done in stream:
+                    outcome = Outcome(**json.loads(done.outcome))
+                    manifest.record(done.chunk, outcome)
+                    meter.add(chunks[done.chunk], outcome, done.seconds)
+                    last = time.monotonic()
+                    first = min(first, last - done.seconds)
+                    total += outcome
+        finally:
+            cluster.stop()
+    return total, max(last - first, 0.0)
 
 
 def _stop(number: int, _: object) -> None:

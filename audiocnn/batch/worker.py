@@ -70,29 +70,11 @@ class Worker:
         poisoned = poison_files(self._job.out, chunk)
         attempt = self._job.out / state.ATTEMPTS / f"{chunk}-{uuid.uuid4().hex}"
         attempt.mkdir(parents=True)
-        formats = self._job.settings.formats
-        labels = (
-            AudacityTrackWriter(self._job.out, attempt, self._job.settings.root)
-            if "audacity" in formats
-            else None
-        )
+        formats, root = self._job.settings.formats, self._job.settings.root
+        labels = AudacityTrackWriter(self._job.out, attempt, root) if "audacity" in formats else None
         part = ChunkWriter(attempt, self._report, formats, labels)
-        outcome = Outcome()
         with (attempt / _POSITION).open("wb", buffering=0) as position:
-            for item in self._results(paths, poisoned, position.fileno()):
-                if isinstance(item, tuple):
-                    part.window(*item)
-                    continue
-                if isinstance(item, WindowEmbedding):
-                    part.embedding(item)
-                    continue
-                part.file(item)
-                errors = {item.error[0]: 1} if item.error else {}
-                outcome += Outcome(1, item.num_windows, item.seconds, errors)
-            for path, found in self._events(paths, poisoned, position.fileno()):
-                part.detections(path, found)
-                outcome.detections += len(found)
-        outcome.window_rows = part.window_rows
+            outcome = self._write(part, paths, poisoned, position.fileno())
         part.publish(
             {
                 (table, suffix): self._job.out / state.part(table, chunk, suffix)
@@ -100,6 +82,24 @@ class Worker:
             }
         )
         shutil.rmtree(attempt)
+        return outcome
+
+    def _write(self, part: ChunkWriter, paths: Sequence[str], poisoned: set[int], position: int) -> Outcome:
+        """Classify the files of a chunk and write their rows."""
+        outcome = Outcome()
+        for item in self._results(paths, poisoned, position):
+            if isinstance(item, tuple):
+                part.window(*item)
+            elif isinstance(item, WindowEmbedding):
+                part.embedding(item)
+            else:
+                part.file(item)
+                errors = {item.error[0]: 1} if item.error else {}
+                outcome += Outcome(1, item.num_windows, item.seconds, errors)
+        for path, found in self._events(paths, poisoned, position):
+            part.detections(path, found)
+            outcome.detections += len(found)
+        outcome.window_rows = part.window_rows
         return outcome
 
     def _results(self, paths: Sequence[str], poisoned: set[int], position: int) -> Iterator[Item]:
