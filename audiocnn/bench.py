@@ -30,7 +30,7 @@ from rich.table import Table
 
 from audiocnn import __version__
 from audiocnn.errors import AudioCNNError
-from audiocnn.machine import cpu_description
+from audiocnn.machine import cpu_flags, cpu_name
 from audiocnn.model.engine import BATCH_SIZES, Engine
 from audiocnn.model.loading import find_model
 
@@ -107,11 +107,9 @@ def summary(cell: Cell, rounds: Sequence[Round]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Processor, its vector instructions, and versions."""
-    lines = cpu_description().splitlines()
-    fields = {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in lines)}
-    flags = [flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "amx", "fma"))]
+    flags = [flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))]
     return {
-        "cpu": fields.get("model name", platform.machine()),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "flags": " ".join(flags),
         "python": platform.python_version(),

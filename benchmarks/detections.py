@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.detections import Detection
 from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.machine import cpu_name
 from benchmarks import event_metrics
 from benchmarks.command import new_parser
 from benchmarks.detection_methods import EVIDENCE, LONG, METHODS, SHORT, Method, frames_of
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {args.sed_eval}: {reason}\nsee benchmarks/event_metrics.py", file=sys.stderr)
         return 2
     print_table(rows)
-    print(json.dumps({"rows": rows, "machine": platform.processor() or platform.machine()}))
+    print(json.dumps({"rows": rows, "machine": cpu_name()}))
     return 0
 
 

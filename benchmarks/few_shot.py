@@ -10,7 +10,6 @@ does, the draws are of these; the other checkpoints know the classes that are dr
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from audiocnn.backbone.weights import cache_folder
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.machine import cpu_name
 from audiocnn.model.engine import Engine
 from audiocnn.teach.background import COUNT, made_background
 from audiocnn.teach.features import FeatureTable, table_of_made, views_for
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print_table(results, Console())
-    hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    hardware = f"{cpu_name()}, {torch.get_num_threads()} threads"
     print(json.dumps({"fold": args.fold, "draws": args.draws, "hardware": hardware, "results": results}))
     return 0
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 
 import torch
 
-from audiocnn.machine import cpu_description
+from audiocnn.machine import cpu_name
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,4 @@ def hardware(context: DistributedContext) -> str:
     """Name and number of the processors, for the provenance."""
     if context.device_type == "cuda":
         return f"{context.world_size} x {torch.cuda.get_device_name()}"
-    lines = (line for line in cpu_description().splitlines() if "model name" in line)
-    name = next(lines, platform.processor()).rpartition(":")[2].strip()
-    return f"{name}, {context.world_size} x {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {context.world_size} x {torch.get_num_threads()} threads"

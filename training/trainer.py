@@ -24,7 +24,7 @@ from audiocnn.backbone.network import NUM_FEATURES
 from audiocnn.config import Config
 from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import replacing
-from audiocnn.machine import cpu_description
+from audiocnn.machine import cpu_flags
 from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN, WithEmbedding
 from training.augmenter import Augmenter
@@ -85,7 +85,7 @@ class Trainer:
         self.augmenter = Augmenter(recipe, log_mel, rendered_background, has_sigmoid=self.has_sigmoid)
         self.waveforms, self.target = (tensor.to(context.device) for tensor in data)
         self.soft_labels = None if soft_labels is None else soft_labels.to(context.device)
-        self.use_bf16 = context.device_type == "cuda" or "avx512_bf16" in cpu_description()
+        self.use_bf16 = context.device_type == "cuda" or "avx512_bf16" in cpu_flags()
         self.steps_per_epoch = len(self.waveforms) // recipe.batch_size
         if self.steps_per_epoch == 0:
             raise DatasetError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, l
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
+from audiocnn.machine import cpu_name
 from audiocnn.probabilities import softmax
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
 from training.data import add_data_option, load_waveforms, parse_folds, targets, without_classes
@@ -262,7 +262,7 @@ def run(args: argparse.Namespace) -> None:
         "train_folds": args.train_folds,
         "measured_folds": args.measure,
         "views": args.views,
-        "hardware": f"{args.device}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "hardware": f"{args.device}, {cpu_name()}, {torch.get_num_threads()} threads",
     }
     if args.measure:
         summary["heads"] = job.measure()
