@@ -54,7 +54,7 @@ def repack(
                 manifest = json.loads(data)
                 manifest["model"]["modelVersion"] = version
                 data = json.dumps(manifest).encode()
-            new.writestr(item, data)
+            new.writestr(item, data, compress_type=zipfile.ZIP_STORED)  # to deflate 40 MB takes seconds
     return archive
 
 
