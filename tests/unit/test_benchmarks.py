@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -24,7 +23,7 @@ from audiocnn.model.engine import Engine
 from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve.ports import free_port
 from audiocnn.torchserve.tune import Setting
-from benchmarks import corpus, load, offline
+from benchmarks import baselines, corpus, load, offline
 from benchmarks.load import LoadResult, Sample, Target
 from benchmarks.results import Results, summarise
 from benchmarks.serving import grid, without_delay
@@ -32,14 +31,6 @@ from tests.helpers.paths import STORE
 
 SINGLE = Setting(workers=1, threads=1, batch=1, delay=0)
 RAIN = synthetic.wav("rain")
-
-
-@pytest.fixture(scope="module")
-def baselines() -> ModuleType:
-    """Imported late: every process of a parallel run imports this module, and LitServe takes a second."""
-    from benchmarks import baselines
-
-    return baselines
 
 
 def sample(*, latency: float = 0.01, clip: int = 0, status: int = 200, right: bool = True) -> Sample:
@@ -109,7 +100,7 @@ def test_an_open_loop_has_its_rate(poisson: bool) -> None:
     assert due[-1] == pytest.approx(10, rel=0.1)
 
 
-def test_the_top_class_is_read_from_our_answer(baselines: ModuleType, classifier: Classifier) -> None:
+def test_the_top_class_is_read_from_our_answer(classifier: Classifier) -> None:
     (answer,) = baselines.replies(classifier, [RAIN])
     assert load.top_class(answer) == json.loads(answer)["predictions"][0]["class"]
     assert load.top_class(b'{"code": 503, "type": "ServiceUnavailableException"}') == ""
@@ -221,14 +212,14 @@ def test_without_esc50_the_synthetic_sounds_are_sent(tmp_path: Path, monkeypatch
 
 
 @pytest.fixture
-def worker(baselines: ModuleType, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def worker(narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The environment of a worker with the narrow network; the folder for its ready file."""
     settings = baselines.BaselineSettings(str(narrow), "cpu", 1, 4, 50, str(tmp_path))
     monkeypatch.setenv(baselines.SETTINGS_VARIABLE, json.dumps(asdict(settings)))
     return tmp_path
 
 
-def test_the_baseline_answers_with_maps(baselines: ModuleType, worker: Path) -> None:
+def test_the_baseline_answers_with_maps(worker: Path) -> None:
     app = baselines.baseline_app()
     assert [path.name for path in worker.iterdir()] == [str(os.getpid())]  # the ready file
     body = {"audio_data": base64.b64encode(RAIN).decode()}
@@ -266,7 +257,7 @@ class CountingClassifier(Classifier):
         return super().predict_batch(clips, *args)
 
 
-def test_waiting_requests_are_answered_in_batches(baselines: ModuleType, narrow: Path) -> None:
+def test_waiting_requests_are_answered_in_batches(narrow: Path) -> None:
     classifier = CountingClassifier(Engine(narrow))
     classifier.sizes = []
     batcher = baselines.Batcher(classifier, batch=4, delay_ms=50)
@@ -282,7 +273,7 @@ def test_waiting_requests_are_answered_in_batches(baselines: ModuleType, narrow:
     assert max(classifier.sizes) == 4  # as many as the setting allows, though six waited
 
 
-def test_fastapi_answers_as_the_classifier(baselines: ModuleType, worker: Path, narrow: Path) -> None:
+def test_fastapi_answers_as_the_classifier(worker: Path, narrow: Path) -> None:
     app = baselines.fastapi_app()
 
     async def ask() -> httpx.Response:
