@@ -7,6 +7,7 @@ import requests
 
 from audiocnn.audio import synthetic
 from tests.helpers.servers import Server
+from tests.helpers.waiting import wait_until
 
 _SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/"
 
@@ -26,7 +27,15 @@ def prediction_request(clip: bytes) -> bytes:
     return field(1, b"audiocnn") + field(3, entry)
 
 
+def workers(server: Server) -> dict[int, str]:
+    """Process id and status of each."""
+    (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=120).json()
+    return {worker["pid"]: worker["status"] for worker in model["workers"]}
+
+
 def test_a_grpc_stream_has_one_answer_and_hurts_no_worker(server: Server) -> None:
+    assert wait_until(lambda: set(workers(server).values()) == {"READY"}, 60)
+    before = workers(server)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_stream(_SERVICE + "StreamPredictions")
         replies = list(call(prediction_request(synthetic.wav("rain")), timeout=120))
@@ -36,8 +45,7 @@ def test_a_grpc_stream_has_one_answer_and_hurts_no_worker(server: Server) -> Non
         assert b'"siren"' in single(prediction_request(synthetic.wav("siren")), timeout=120)
     reply = requests.post(server.predictions, data=synthetic.wav("rain"), timeout=120)
     assert reply.json()["predictions"][0]["class"] == "rain"
-    (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=120).json()
-    assert {worker["status"] for worker in model["workers"]} == {"READY"}
+    assert workers(server) == before
 
 
 def test_a_clip_that_is_taken_for_a_form_is_not_logged(server: Server) -> None:
