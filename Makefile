@@ -73,6 +73,10 @@ ports:
 # Each process starts its own TorchServe (1 GB). A file's tests stay together and share its servers. Files begin in
 # the order of collection: the longest first, so that no process waits for another at the end.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+.PHONY: test-unit
+test-unit: $(STAMP) archive ## unit tests only: seconds, no Java, no network
+	$(PY) -m pytest $(PARALLEL) tests/unit
+
 .PHONY: test
 test: $(STAMP) archive clients ## unit and integration tests, with a real TorchServe (some need ESC-50: CONTRIBUTING.md)
 	$(PY) -m pytest $(PARALLEL) tests/integration tests/unit
