@@ -70,15 +70,22 @@ PORT_BASE ?=
 ports:
 	@$(PYTHON) -m audiocnn.torchserve.ports $(PORT_BASE)
 
-# Each process starts its own TorchServe (1 GB). A file's tests stay together and share its servers.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+# Each process starts its own TorchServe (1 GB). A file's tests stay together and share its servers. Files begin in
+# the order of collection: the longest first, so that no process waits for another at the end.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+.PHONY: test-unit
+test-unit: $(STAMP) archive ## unit tests only: seconds, no Java, no network
+	$(PY) -m pytest $(PARALLEL) tests/unit
+
 .PHONY: test
 test: $(STAMP) archive clients ## unit and integration tests, with a real TorchServe (some need ESC-50: CONTRIBUTING.md)
-	$(PY) -m pytest $(PARALLEL) tests/unit tests/integration
+	$(PY) -m pytest $(PARALLEL) tests/integration tests/unit
 
+MEASURING := $(addprefix tests/system/test_,benchmarks.py chaos_fuzz_soak.py tune.py)
 .PHONY: test-slow
 test-slow: $(STAMP) archive clients ## tests that take minutes: browser, Ray, images, chaos
-	$(PY) -m pytest tests/system
+	$(PY) -m pytest $(PARALLEL) tests/system $(addprefix --ignore=,$(MEASURING))
+	$(PY) -m pytest $(MEASURING) # by themselves: they load the machine and measure
 
 BUILD ?= docker build
 RELEASE := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' audiocnn/__init__.py)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import scipy.stats
+from scipy import special
 
 from audiocnn import command
 from audiocnn.datasets import read_dataset
@@ -59,7 +59,7 @@ def interval(folds: Sequence[float]) -> list[float] | None:
     count = len(folds)
     if count < 2:
         return None
-    t = float(scipy.stats.t.ppf(0.975, count - 1))
+    t = float(special.stdtrit(count - 1, 0.975))
     half = t * statistics.stdev(folds) * (1 + 1 / count) ** 0.5
     mean = statistics.mean(folds)
     return [max(0.0, mean - half), min(1.0, mean + half)]

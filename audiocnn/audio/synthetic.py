@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,7 @@ SOUNDS: dict[str, Callable[[], FloatArray]] = {
 }
 
 
+@cache
 def wav(name: str) -> bytes:
     """The sound as a 16-bit WAV file."""
     return encode(SOUNDS[name](), SAMPLE_RATE, format="WAV", subtype="PCM_16")

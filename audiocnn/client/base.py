@@ -6,6 +6,7 @@ import os
 import ssl
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,12 @@ def read_clip(clip: Clip) -> bytes:
     return bytes(clip) if isinstance(clip, bytes | bytearray | memoryview) else Path(clip).read_bytes()
 
 
+@cache
+def _tls_context(trust_env: bool) -> ssl.SSLContext:
+    """For all clients without a `ca_file`: to read the certificates takes longer than a request."""
+    return httpx.create_ssl_context(trust_env=trust_env)
+
+
 class BaseClient:
     """Settings, and the steps of a request as a generator that the clients run."""
 
@@ -71,6 +78,7 @@ class BaseClient:
         deadline_seconds: float = 180.0,
         attempt_seconds: float = 75.0,
         max_server_failures: int = 5,
+        first_wait_seconds: float = 0.1,
         key_file: str | Path | None = None,
         management: str | None = None,
         ca_file: str | Path | None = None,
@@ -80,6 +88,7 @@ class BaseClient:
 
         `deadline_seconds` bounds a call with all attempts and pauses, `attempt_seconds` the time without
         data in one attempt. After `max_server_failures` failures of a worker on a clip the error is raised.
+        `first_wait_seconds` is the pause before the second attempt, doubled for each one after it, up to 3 s.
         `key_file` is TorchServe's `key_file.json`, if it requires tokens; with the `management` address an
         expired key is renewed, without it the file is only read again. `ca_file` is a certificate to trust,
         such as a self-signed one. `on_retry` is called with the error before each retry. Raises `ValueError`
@@ -92,6 +101,7 @@ class BaseClient:
             deadline_seconds=deadline_seconds,
             attempt_seconds=attempt_seconds,
             max_server_failures=max_server_failures,
+            first_wait_seconds=first_wait_seconds,
         )
         self._keys = KeyFile(Path(key_file)) if key_file else None
         self._management = management.rstrip("/") if management else None
@@ -100,9 +110,11 @@ class BaseClient:
 
     def _http_options(self) -> dict[str, Any]:
         """Arguments of the httpx client; no proxy for a server on this machine."""
+        trust_env = not self._endpoint.is_local
+        own = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else None
         return {
-            "trust_env": not self._endpoint.is_local,
-            "verify": ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True,
+            "trust_env": trust_env,
+            "verify": own or _tls_context(trust_env),
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=POOL_SIZE),
         }
 

@@ -31,7 +31,6 @@ from audiocnn.errors import (
 )
 
 E = TypeVar("E", AudioError, ServerError)
-_FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 3.0
 _MAX_TOKEN_REFUSALS = 3
 
@@ -52,6 +51,7 @@ class Endpoint:
     attempt_seconds: float = 75.0
     connect_seconds: float = 5.0
     max_server_failures: int = 5
+    first_wait_seconds: float = 0.1
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
@@ -118,7 +118,8 @@ class RequestState:
         self._attempts += 1
         self._failures += isinstance(error, ServerFailedError)
         self._refusals += isinstance(error, TokenRefusedError)
-        backoff = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(self._attempts - 1, 16))
+        doubled = self._endpoint.first_wait_seconds * 2.0 ** min(self._attempts - 1, 16)
+        backoff = min(_LONGEST_WAIT_SECONDS, doubled)
         jittered = backoff * random.uniform(0.5, 1.0)  # noqa: S311
         wait = max(jittered, error.retry_after_seconds)
         is_final = (

@@ -122,8 +122,8 @@ def status(
 ) -> None:
     """Show versions, workers, queues and batching."""
     server: ServerOptions = context.obj
-    with _reported_errors(server):
-        versions = server.api().versions()
+    with _reported_errors(server), closing(server.api()) as management:
+        versions = management.versions()
         if as_json:
             print(json.dumps([asdict(version) | {"is_ready": version.is_ready} for version in versions]))
         else:
@@ -235,8 +235,7 @@ def drain(
     server: ServerOptions = context.obj
     if unregister and version is None:
         raise typer.BadParameter("--unregister needs a version")
-    with _reported_errors(server):
-        management = server.api()
+    with _reported_errors(server), closing(server.api()) as management:
         for name in [version] if version else [each.name for each in management.versions()]:
             if not management.wait_idle(name, timeout_seconds=timeout):
                 _fail(f"version {name} still has requests after {timeout:.0f} s")

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from audiocnn.torchserve.server import ServerStartError
 
-_POLL_SECONDS = 0.2
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _MAX_FAILURES = 5  # in a row
@@ -96,12 +95,14 @@ class Supervisor:
         timeout_seconds: float,
         restart: bool,
         backoff: Callable[[], RestartBackoff] = RestartBackoff,
+        poll_seconds: float = 0.2,
     ) -> None:
         """`timeout_seconds` bounds each start. Without `restart` the first failure is an error."""
         self._children = [(child, backoff()) for child in children]
         self._stopping = stopping
         self._timeout_seconds = timeout_seconds
         self._restart = restart
+        self._poll_seconds = poll_seconds
 
     def start(self) -> None:
         """Start all children at once and wait until each is ready. A failed first start is an error."""
@@ -112,7 +113,7 @@ class Supervisor:
 
     def watch(self) -> None:
         """Return when `stopping` is set; raises `ServerStartError` when a child failed too often."""
-        while not self._stopping.wait(_POLL_SECONDS):
+        while not self._stopping.wait(self._poll_seconds):
             for child, backoff in self._children:
                 if reason := child.failure_reason():
                     self._restart_child(child, backoff, reason)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import sound_file, tone
@@ -70,5 +70,5 @@ def score(*arguments: object, code: int = 0) -> tuple[str, str]:
 def table(out: Path, name: str = "files") -> list[dict[str, object]]:
     """All rows of a table, by file and start."""
     parts = sorted((out / name).glob("part-*.parquet"))
-    rows = pa.concat_tables([ds.dataset(part).to_table() for part in parts]).to_pylist() if parts else []
+    rows = pa.concat_tables([pq.ParquetFile(part).read() for part in parts]).to_pylist() if parts else []
     return sorted(rows, key=lambda row: (row["file"], row.get("start", 0.0)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +28,17 @@ def parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 def run(*words: object, data: bytes = b"") -> Finished:
     """`audiocnn WORDS`, with `data` as standard input."""
-    out, err, stdin = io.StringIO(), io.StringIO(), sys.stdin
+    stdin = sys.stdin
     sys.stdin = io.TextIOWrapper(io.BytesIO(data))
     try:
-        with redirect_stdout(out), redirect_stderr(err):
-            code = cli.main(list(map(str, words)))
+        return finished(lambda: cli.main(list(map(str, words))))
     finally:
         sys.stdin = stdin
+
+
+def finished(main: Callable[[], int]) -> Finished:
+    """What a command that returns its exit code printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main()
     return Finished(code, out.getvalue(), err.getvalue())

@@ -18,6 +18,7 @@ from tests.helpers.ports import free_ports
 from tests.helpers.servers import Server
 from tests.helpers.waiting import wait_until
 
+TLS = httpx.create_ssl_context()  # of all requests: to make one takes longer than most of them
 KEY = "a-key-of-at-least-thirty-two-characters"
 
 
@@ -38,7 +39,7 @@ class RunningGateway:
         return f"ws://127.0.0.1:{self.port}/ws/predict"
 
     def send(self, method: str, path: str, **options: object) -> httpx.Response:
-        return httpx.request(method, self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+        return httpx.request(method, self.url + path, timeout=120, trust_env=False, verify=TLS, **options)  # type: ignore[arg-type]
 
     def post(self, path: str, **options: object) -> httpx.Response:
         return self.send("POST", path, **options)

@@ -1,10 +1,11 @@
-"""`audiocnn manage` as a process, archives of other versions, and load."""
+"""`audiocnn manage`, archives of other versions, and load."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import pytest
 import requests
 
 from audiocnn.audio import synthetic
+from tests.helpers.command_line import run
 from tests.helpers.paths import ROOT, STORE
 from tests.helpers.servers import Server, running_server, server_settings
 
@@ -29,13 +31,14 @@ CONCURRENCY = 12
 
 def manage(server: Server, *arguments: object, code: int = 0) -> str:
     """What the command printed; it must exit with `code`."""
-    command = [sys.executable, "-m", "audiocnn", "manage"]
-    command += ["--inference", server.inference, "--management", server.management]
-    run = subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
-    printed = run.stdout + run.stderr
-    assert run.returncode == code, printed
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        done = run("manage", "--inference", server.inference, "--management", server.management, *arguments)
+    finally:  # the command has handlers of its own
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed
     assert "Traceback" not in printed
     return printed
 
@@ -51,7 +54,7 @@ def repack(
                 manifest = json.loads(data)
                 manifest["model"]["modelVersion"] = version
                 data = json.dumps(manifest).encode()
-            new.writestr(item, data)
+            new.writestr(item, data, compress_type=zipfile.ZIP_STORED)  # to deflate 40 MB takes seconds
     return archive
 
 

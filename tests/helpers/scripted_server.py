@@ -88,7 +88,7 @@ class Step(BaseHTTPRequestHandler):
 @contextmanager
 def script(*steps: Any, port: int = 0) -> Iterator[Script]:
     with Script(*steps, port=port) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
         thread.start()
         try:
             yield server
@@ -104,7 +104,7 @@ def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def ask_sync(url: str, *, verb: str = "predict", clip: Any = b"sound", **arguments: Any) -> Any:
     settings = {key: arguments.pop(key) for key in tuple(arguments) if key in SETTINGS}
-    with Client(url, **settings) as client:
+    with Client(url, first_wait_seconds=FIRST_WAIT_SECONDS, **settings) as client:
         if verb == "ready":
             return client.ready(**arguments)
         return getattr(client, verb)(clip, options_of(arguments), **arguments)
@@ -114,7 +114,7 @@ def ask_async(url: str, *, verb: str = "predict", clip: Any = b"sound", **argume
     settings = {key: arguments.pop(key) for key in tuple(arguments) if key in SETTINGS}
 
     async def run() -> Any:
-        async with AsyncClient(url, **settings) as client:
+        async with AsyncClient(url, first_wait_seconds=FIRST_WAIT_SECONDS, **settings) as client:
             if verb == "ready":
                 return await client.ready(**arguments)
             return await getattr(client, verb)(clip, options_of(arguments), **arguments)
@@ -123,6 +123,7 @@ def ask_async(url: str, *, verb: str = "predict", clip: Any = b"sound", **argume
 
 
 SETTINGS = {"deadline_seconds", "attempt_seconds", "max_server_failures", "key_file", "management", "version"}
+FIRST_WAIT_SECONDS = 0.01
 Ask = Callable[..., Any]
 both = pytest.mark.parametrize("ask", [ask_sync, ask_async], ids=["sync", "async"])
 

@@ -27,6 +27,7 @@ class Server:
     management: str
     metrics: str
     logs: Path
+    grpc_port: int = 0
 
     @property
     def predictions(self) -> str:
@@ -85,7 +86,7 @@ def running_server(
         else:
             pytest.fail("the server did not become ready:\n" + "".join(printed))
         addresses = (settings[f"{name}_address"] for name in ("inference", "management", "metrics"))
-        yield Server(process, *addresses, logs=logs)
+        yield Server(process, *addresses, logs=logs, grpc_port=int(settings["grpc_inference_port"]))
     finally:
         process.terminate()
         process.wait(timeout=120)

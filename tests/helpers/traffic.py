@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
 from audiocnn.audio import synthetic
-from tests.helpers.gateways import RunningGateway, running_gateway
+from tests.helpers.gateways import TLS, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
 from tests.helpers.servers import Server, running_server, server_settings
 from tests.helpers.sounds import sound_file, tone
@@ -39,7 +39,7 @@ Samples = dict[str, float]  # "name{label=value,...}" without the host: value
 
 def scrape(url: str, **options: Any) -> Samples:
     """Every sample of a page in Prometheus' format. (prometheus_client's parser renames our `x_count`.)"""
-    reply = httpx.get(url, trust_env=False, **options)
+    reply = httpx.get(url, trust_env=False, verify=TLS, **options)
     assert reply.status_code == 200, reply.text
     found = {}
     for line in reply.text.splitlines():
@@ -131,7 +131,7 @@ def expressions() -> list[tuple[str, str]]:
 
 def answered(url: str, expression: str) -> bool:
     """Whether the answer to an expression, which must be no error, has values."""
-    reply = httpx.get(f"{url}/api/v1/query", params={"query": expression}, trust_env=False)
+    reply = httpx.get(f"{url}/api/v1/query", params={"query": expression}, trust_env=False, verify=TLS)
     assert reply.status_code == 200, f"{expression}: {reply.text}"
     return bool(reply.json()["data"]["result"])
 

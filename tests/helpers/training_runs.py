@@ -1,15 +1,14 @@
-"""`training.train` as a process, with a small network."""
+"""`training.train` in this process, with a small network."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.command_line import Finished, finished
 from tests.helpers.sounds import sound_file, tone
+from training import train as training
 
 RECIPE = (
     "--recipe",
@@ -25,10 +24,13 @@ RECIPE = (
 )
 
 
-def train(data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.train", "--data", str(data), "--train-folds", "1"]
-    command += ["--out", str(out), "--width", "8", "--batch-size", "6", "--threads", "1", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def train_arguments(data: Path, out: Path, *options: str) -> list[str]:
+    command = ["--data", str(data), "--train-folds", "1", "--out", str(out)]
+    return [*command, "--width", "8", "--batch-size", "6", "--threads", "1", *options]
+
+
+def train(data: Path, out: Path, *options: str) -> Finished:
+    return finished(lambda: training.main(train_arguments(data, out, *options)))
 
 
 @pytest.fixture(scope="module")

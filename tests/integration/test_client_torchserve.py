@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from audiocnn.errors import (
 from audiocnn.probe import probe_wav
 from tests.helpers.labelled_clips import classes, numbered_clips
 from tests.helpers.scripted_server import Ask, answers, both
-from tests.helpers.servers import Server, running_server, server_settings
+from tests.helpers.servers import Server
 from tests.helpers.waiting import wait_until
 
 
@@ -66,24 +65,22 @@ def workers(server: Server) -> list[dict[str, Any]]:
     return model["workers"]
 
 
-@pytest.fixture(scope="module")
-def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of its own, whose workers are killed."""
-    with running_server(tmp_path_factory.mktemp("fragile"), server_settings()) as running:
-        yield running
+def are_ready(server: Server) -> bool:
+    return all(worker["status"] == "READY" for worker in workers(server))
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_killed_workers_lose_nothing(kind: str, fragile: Server) -> None:
+def test_killed_workers_lose_nothing(kind: str, server: Server) -> None:
     clips = numbered_clips(400)  # seconds of work, of which the workers live 0.3
-    expected = classes(answers(kind, fragile.inference, clips[:5])) * 80
+    expected = classes(answers(kind, server.inference, clips[:5])) * 80
     assert len(set(expected)) > 1
-    assert wait_until(lambda: all(worker["status"] == "READY" for worker in workers(fragile)), 60)
-    pids = [worker["pid"] for worker in workers(fragile)]
+    assert wait_until(lambda: are_ready(server), 60)
+    pids = [worker["pid"] for worker in workers(server)]
     with ThreadPoolExecutor(1) as pool:
-        results = pool.submit(answers, kind, fragile.inference, clips, concurrency=8)
+        results = pool.submit(answers, kind, server.inference, clips, concurrency=8)
         time.sleep(0.3)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         assert not results.done()
         assert classes(results.result()) == expected
+    assert wait_until(lambda: are_ready(server), 60)  # for the tests after this one

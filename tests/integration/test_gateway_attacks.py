@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import resource
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
@@ -17,11 +20,12 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.helpers.gateways import KEY, RunningGateway, running_gateway
+from tests.helpers.gateways import KEY, TLS, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
 from tests.helpers.scripted_server import OK, script
 from tests.helpers.waiting import wait_until
 
+C = TypeVar("C")
 NOBODY = "http://127.0.0.1:1"  # what is refused here needs no TorchServe
 RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
 
@@ -69,7 +73,7 @@ def to_the_end(connection: socket.socket) -> bytes:
 
 def is_alive(gateway: RunningGateway) -> bool:
     """`/health` answers soon: nothing holds the event loop."""
-    reply = httpx.get(gateway.url + "/health", timeout=5, trust_env=False)
+    reply = httpx.get(gateway.url + "/health", timeout=5, trust_env=False, verify=TLS)
     return reply.status_code == 200
 
 
@@ -130,16 +134,12 @@ def test_no_request_names_a_file(gateway: RunningGateway, path: str) -> None:
     assert is_alive(gateway)
 
 
-@pytest.mark.parametrize(
-    "path", [f"{OLD}/upload", f"{OLD}/queue/join", f"{OLD}/run/x", "/ui/login", "/page/x.js"]
-)
-def test_nothing_is_uploaded_to_the_page(gateway: RunningGateway, folder: Path, path: str) -> None:
+def test_nothing_is_uploaded_to_the_page(gateway: RunningGateway, folder: Path) -> None:
     before = set(folder.rglob("*"))
     for _ in range(3):
-        assert gateway.post(path, files={"files": ("x.html", b"<script>1</script>")}).status_code in (
-            404,
-            405,
-        )
+        for path in (f"{OLD}/upload", f"{OLD}/queue/join", f"{OLD}/run/x", "/ui/login", "/page/x.js"):
+            reply = gateway.post(path, files={"files": ("x.html", b"<script>1</script>")})
+            assert reply.status_code in (404, 405), path
         assert gateway.post("/predict", content=RAIN).status_code == 503  # there is no TorchServe
     assert set(folder.rglob("*")) == before
 
@@ -280,20 +280,32 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), REQUESTS)
-@pytest.mark.parametrize("length", ["Content-Length: 10", "Transfer-Encoding: chunked"])
-def test_a_body_that_is_not_read(locked: RunningGateway, method: str, path: str, length: str) -> None:
-    """One byte of it after the reply, then silence."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n{length}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", locked.port)) as connection:
-        connection.settimeout(20)
-        connection.sendall(head.encode())
-        received = connection.recv(1 << 16)
-        assert received.startswith(b"HTTP/1.1 ")
-        with contextlib.suppress(OSError):
-            connection.sendall(b"1")
-        received += to_the_end(connection)
-    assert b"connection: close" in received.lower()
+LENGTHS = ["Content-Length: 10", "Transfer-Encoding: chunked"]
+
+
+def test_a_body_that_is_not_read(locked: RunningGateway) -> None:
+    """One byte of it after the reply, then silence: on many connections at once, for each one waits."""
+
+    def reply(case: tuple[tuple[str, str], str]) -> bytes:
+        (method, path), length = case
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n{length}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", locked.port)) as connection:
+            connection.settimeout(20)
+            connection.sendall(head.encode())
+            received = connection.recv(1 << 16)
+            with contextlib.suppress(OSError):
+                connection.sendall(b"1")
+            return received + to_the_end(connection)
+
+    for case, received in at_once(reply, list(itertools.product(REQUESTS, LENGTHS))):
+        assert received.startswith(b"HTTP/1.1 "), case
+        assert b"connection: close" in received.lower(), case
+
+
+def at_once(reply: Callable[[C], bytes], cases: Sequence[C]) -> list[tuple[C, bytes]]:
+    """The replies to cases that each take seconds of waiting."""
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return list(zip(cases, pool.map(reply, cases), strict=True))
 
 
 def test_a_preflight_with_a_body_that_stops(locked: RunningGateway) -> None:
@@ -311,18 +323,21 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "kind", "more"), FORMS)
-def test_a_form_that_stops(locked: RunningGateway, path: str, kind: str, more: str) -> None:
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{more}"
-    head += f"Content-Type: {kind}\r\nContent-Length: 100\r\n\r\n-"
-    assert raw(locked, head.encode()).startswith((b"HTTP/1.1 408", b"HTTP/1.1 401"))
+def test_a_form_that_stops(locked: RunningGateway) -> None:
+    def reply(case: tuple[str, str, str]) -> bytes:
+        path, kind, more = case
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{more}"
+        head += f"Content-Type: {kind}\r\nContent-Length: 100\r\n\r\n-"
+        return raw(locked, head.encode())
+
+    for case, received in at_once(reply, FORMS):
+        assert received.startswith((b"HTTP/1.1 408", b"HTTP/1.1 401")), case
 
 
 def test_a_connection_that_does_nothing_more(locked: RunningGateway) -> None:
-    assert raw(locked, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").count(b"HTTP/1.1 200") == 1
-    assert (
-        raw(locked, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n").count(b"HTTP/1.1 200") == 1
-    )
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for _, received in at_once(lambda parts: raw(locked, *parts), [(request,), (request, b"\r\n")]):
+        assert received.count(b"HTTP/1.1 200") == 1
 
 
 def test_a_whole_unread_body_keeps_the_connection(locked: RunningGateway) -> None:
@@ -527,10 +542,17 @@ def test_torchserve_sees_one_request_of_ours_for_each(tmp_path: Path) -> None:
             assert all(value.isascii() and value.isprintable() for value in seen.values()), seen
 
 
+def gigabyte(start: bytes = b"") -> bytes:
+    """These bytes and a gigabyte of zeros, compressed."""
+    head = zlib.compressobj(wbits=31)
+    zeros = zlib.compressobj(wbits=-15)
+    one = zeros.compress(bytes(1 << 20)) + zeros.flush(zlib.Z_FULL_FLUSH)
+    return head.compress(start) + head.flush(zlib.Z_FULL_FLUSH) + 1024 * one
+
+
 def test_a_compressed_bomb_is_unpacked_up_to_the_limit(gateway: RunningGateway) -> None:
-    bomb = zlib.compress(bytes(1 << 30), wbits=31)
-    part = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
-    form = zlib.compress(part + bytes(1 << 30), wbits=31)
+    bomb = gigabyte()
+    form = gigabyte(b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n')
     process = psutil.Process(gateway.process.pid)
     before, most = process.memory_info().rss, 0
     for path, kind, body in (

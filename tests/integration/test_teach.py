@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from audiocnn.audio import synthetic
-from audiocnn.backbone import aisfx
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import check_labels, read_dataset
-from audiocnn.errors import AudioTooLongError, BadOptionError, DatasetError
+from audiocnn.errors import BadOptionError, DatasetError
 from audiocnn.model.engine import Engine
 from audiocnn.options import Options
 from audiocnn.teach.command import Teaching, teach
@@ -254,29 +252,6 @@ def test_a_taught_model_goes_into_the_store(taught: tuple[Path, Teaching], tmp_p
     logits = (np.array(reference["logits"]) * 1.5).tolist()
     (changed / "reference.json").write_text(json.dumps({"logits": logits}))
     assert prebuilt.main(["--checkpoint", str(changed), "--store", str(tmp_path)]) == 2
-
-
-def test_a_backbone_of_waveforms_makes_int8_too(
-    copy: Path, tmp_path: Path, random_weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing is downloaded
-    aisfx.export(random_weights, aisfx.onnx_path())
-    folder = tmp_path / "mine"
-    result = teach(copy, folder, threads=1)
-    assert result.summary["int8"]["agreement"] == 1.0
-    assert result.summary["int8"]["largest_difference"] <= 0.05
-    int8, float32 = (Classifier.load(path) for path in (folder, folder / "audiocnn.onnx"))
-    assert int8.engine.path.name == "audiocnn-int8.onnx"
-    assert int8.engine.path.stat().st_size < float32.engine.path.stat().st_size
-    for hz in (200.0, 1500.0, 6000.0):
-        sound = beep(hz, seed=100)
-        np.testing.assert_allclose(int8.predict(sound).probs, float32.predict(sound).probs, atol=0.05)
-    long = (np.zeros(400 * SAMPLE_RATE, np.float32), SAMPLE_RATE)
-    with pytest.raises(AudioTooLongError, match="2,356,992 numbers"):
-        int8.predict(long, Options(embedding=True, windows=True, hop_seconds=1.0))
-    assert prebuilt.main(["--checkpoint", str(folder), "--store", str(tmp_path / "store")]) == 0
-    assert Classifier.load(tmp_path / "store").engine.path.name == "audiocnn-int8.onnx"
-    assert (tmp_path / "store" / "audiocnn.onnx").is_file()
 
 
 def test_int8_that_differs_is_not_served() -> None:

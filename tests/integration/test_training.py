@@ -1,10 +1,11 @@
-"""`training.train` in processes: learns, resumes, names bad data."""
+"""`training.train`: learns, resumes, names bad data."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from audiocnn.config import Config
 from audiocnn.datasets import read_dataset
 from tests.helpers.paths import ROOT
-from tests.helpers.training_runs import RECIPE, train
+from tests.helpers.training_runs import RECIPE, train, train_arguments
 from training import evaluate
 from training.teacher.soft_labels import SoftLabels
 
@@ -24,18 +25,7 @@ def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path
     straight = train(tones, tmp_path / "straight", *RECIPE)
     assert straight.returncode == 0, straight.stderr
 
-    command = [sys.executable, "-m", "training.train", "--data", str(tones), "--train-folds", "1"]
-    command += [
-        "--out",
-        str(tmp_path / "killed"),
-        "--width",
-        "8",
-        "--batch-size",
-        "6",
-        "--threads",
-        "1",
-        *RECIPE,
-    ]
+    command = [sys.executable, "-m", "training.train", *train_arguments(tones, tmp_path / "killed", *RECIPE)]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -43,7 +33,7 @@ def test_a_run_learns_resumes_after_a_kill_and_is_measured(tones: Path, tmp_path
         state = tmp_path / "killed" / "state.pt"
         part = state.with_name(f".state.{process.pid}.part.pt")
         while process.poll() is None and not (part.exists() and state.exists()):
-            pass  # until it is writing its second checkpoint, or a later one
+            time.sleep(0.001)  # until it is writing its second checkpoint, or a later one
         process.kill()
     assert (tmp_path / "killed" / "state.pt").exists()
     assert not (tmp_path / "killed" / "model.safetensors").exists()

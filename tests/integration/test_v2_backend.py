@@ -275,10 +275,15 @@ class Scripted(BaseHTTPRequestHandler):
 @contextmanager
 def scripted(status: int, body: bytes, classes: list[str] = NAMES) -> Iterator[str]:
     """Its address."""
-    handler = type("Handler", (Scripted,), {"reply": (status, body), "classes": classes})
+    with listening(type("Handler", (Scripted,), {"reply": (status, body), "classes": classes})) as url:
+        yield url
+
+
+@contextmanager
+def listening(handler: type[Scripted]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
@@ -290,6 +295,19 @@ def output(shape: list[int], value: object = 0.02) -> bytes:
     return json.dumps(
         {"outputs": [{"name": "probs", "datatype": "FP32", "shape": shape, "data": data}]}
     ).encode()
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningGateway, type[Scripted]]]:
+    """A gateway, and the server behind it, whose `reply` a test sets."""
+    handler = type("Handler", (Scripted,), {})
+    with (
+        listening(handler) as url,
+        running_gateway(
+            tmp_path_factory.mktemp("failing"), "", backend="v2", v2_url=url, deadline_seconds=2
+        ) as gateway,
+    ):
+        yield gateway, handler
 
 
 @pytest.mark.parametrize(
@@ -310,12 +328,12 @@ def output(shape: list[int], value: object = 0.02) -> bytes:
         (0, b"", (503, "server_unreachable")),
     ],
 )
-def test_a_server_that_fails(tmp_path: Path, status: int, body: bytes, expected: tuple[int, str]) -> None:
-    with (
-        scripted(status, body) as url,
-        running_gateway(tmp_path, "", backend="v2", v2_url=url, deadline_seconds=2) as gateway,
-    ):
-        check_refusal(gateway, *expected)
+def test_a_server_that_fails(
+    failing: tuple[RunningGateway, type[Scripted]], status: int, body: bytes, expected: tuple[int, str]
+) -> None:
+    gateway, server = failing
+    server.reply = status, body
+    check_refusal(gateway, *expected)
 
 
 def test_an_option_that_is_not_ascii_is_named_as_it_was_sent(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from audiocnn.model.loading import served_model_path
 from tests.helpers.batch import fill, fill_bad, score, start, table
 from tests.helpers.command_line import parse
 from tests.helpers.paths import ROOT, STORE
+from tests.helpers.ports import free_ports
 from tests.helpers.sounds import sound_file, tone
 from tests.helpers.waiting import wait_until
 
@@ -233,3 +234,10 @@ def test_the_benchmark_compares_answers(tmp_path: Path) -> None:
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["answers"]["rows"] == summary["answers"]["same_class"] == 2
     assert summary["answers"]["largest_difference"] < 1e-5
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 1)
+    (port,) = free_ports(1)
+    _, err = score(tmp_path / "in", "--out", tmp_path / "out", "--address", f"127.0.0.1:{port}", code=1)
+    assert f"Ray cannot be reached at 127.0.0.1:{port}" in err

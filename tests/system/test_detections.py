@@ -1,4 +1,4 @@
-"""One file, four ways: `/predict`, `audiocnn detect`, the batch job and a stream find the same events."""
+"""The events of long files, also by all ways: `/predict`, `audiocnn detect`, the batch job and a stream."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from audiocnn.audio import synthetic
+from audiocnn.classifier import Classifier
 from audiocnn.client.stream import stream
+from audiocnn.datasets import Dataset
+from audiocnn.options import Options
 from tests.helpers.batch import score, table
 from tests.helpers.gateways import RunningGateway
+from tests.helpers.labelled_clips import siren_in_rain
 from tests.helpers.paths import ROOT
 from tests.helpers.sounds import SAMPLE_RATE, sound_file
 
@@ -81,3 +85,20 @@ def test_the_same_events_everywhere(recording: Path, gateway: RunningGateway, tm
     for row, event in zip(streamed, events, strict=True):
         assert (row["start"], row["end"]) == pytest.approx((event["start"], event["end"]), abs=0.5)
         assert row["peak_confidence"] == pytest.approx(event["peak_confidence"], abs=0.05)
+
+
+def test_two_seconds_of_siren_in_ten_minutes_of_rain_are_an_event(
+    classifier: Classifier, esc50: Dataset
+) -> None:
+    data = sound_file(siren_in_rain(esc50, 600, 314.0))
+    options = Options.parse({"detections": "true", "pool": "max"}, classifier.config)
+    answer = json.loads(json.dumps(classifier.predict(data, options).to_dict()))
+    surest = {row["class"]: row["confidence"] for row in answer["predictions"]}
+    mean = classifier.predict(data, Options(top_k=50)).to_dict()["predictions"]
+    assert surest["siren"] > 0.5
+    assert {row["class"]: row["confidence"] for row in mean}["siren"] < 0.05  # 2 s in 10 minutes
+    (siren,) = [row for row in answer["detections"] if row["class"] == "siren"]
+    assert siren["start"] == pytest.approx(314.0, abs=0.75)
+    assert siren["end"] == pytest.approx(316.0, abs=1.0)
+    assert siren["mean_confidence"] <= siren["peak_confidence"]
+    assert "rain" in [row["class"] for row in answer["detections"]]

@@ -381,7 +381,7 @@ class TestNamesAreText:
         store = tmp_path / "store"
         store.mkdir()
         repack(store / "audiocnn.mar", "1.0", with_class("clock_alarm", EVIL))
-        settings = server_settings() | {"model_store": str(store)}
+        settings = server_settings(minWorkers=1) | {"model_store": str(store)}
         with (
             running_server(tmp_path_factory.mktemp("logs"), settings) as server,
             running_gateway(tmp_path, server.inference) as gateway,
@@ -409,7 +409,7 @@ class TestAModelFromElsewhere:
             ["export.archive", "--store", store],
         ):
             subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, check=True)
-        settings = server_settings() | {"model_store": str(store)}
+        settings = server_settings(minWorkers=1) | {"model_store": str(store)}
         with (
             running_server(tmp_path_factory.mktemp("logs"), settings) as server,
             running_gateway(tmp_path, server.inference) as gateway,

@@ -13,6 +13,7 @@ import requests
 import torch
 
 from audiocnn.datasets import Dataset
+from export import archive, onnx, parity, program, torchscript, waveform
 from tests.helpers.paths import CHECKPOINT, ROOT
 from tests.helpers.servers import running_server, server_settings
 from tests.helpers.sounds import sound_file, tone
@@ -166,15 +167,10 @@ def test_a_users_own_csv_trains_exports_and_serves(tones: Path, tmp_path: Path) 
     assert train(tones, tmp_path / "run", *RECIPE).returncode == 0
     store = tmp_path / "store"
     source = ["--checkpoint", str(tmp_path / "run")]
-    for command in (
-        ["export.onnx", *source, "--out", str(store)],
-        ["export.torchscript", *source, "--out", str(store)],
-        ["export.program", *source, "--out", str(store)],
-        ["export.waveform", *source, "--out", str(store)],
-        ["export.parity", *source, "--store", str(store)],
-        ["export.archive", "--store", str(store)],
-    ):
-        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+    for exporter in (onnx, torchscript, program, waveform):
+        assert exporter.main([*source, "--out", str(store)]) == 0
+    assert parity.main([*source, "--store", str(store)]) == 0
+    assert archive.main(["--store", str(store)]) == 0
     settings = server_settings(minWorkers=1) | {"model_store": str(store)}
     with running_server(tmp_path / "logs", settings) as server:
         for name, hz in (("low", 200.0), ("middle", 1500.0), ("high", 6000.0)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 
 import numpy as np
@@ -26,6 +25,7 @@ from audiocnn.detections import (
 )
 from audiocnn.errors import AudioTooLongError, BadOptionError
 from audiocnn.options import Options
+from tests.helpers.labelled_clips import siren_in_rain
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 
 NAMES = ("dog", "rain", "siren")
@@ -214,38 +214,6 @@ def test_a_model_without_thresholds_still_detects() -> None:
 
 
 # --- the answer to a request ---
-
-
-def siren_in_rain(esc50: Dataset, seconds: int, at: float) -> np.ndarray:
-    """Rain with 2 s of siren: real clips."""
-    from audiocnn import audio
-
-    def first(label: str) -> np.ndarray:
-        clip = next(clip for clip in esc50.clips if clip.label == label)
-        return audio.decode(clip.path.read_bytes(), sample_rate=SAMPLE_RATE).waveform[: 5 * SAMPLE_RATE]
-
-    rain, siren = first("rain"), first("siren")[: 2 * SAMPLE_RATE]
-    scene = np.tile(0.1 * rain / np.abs(rain).max(), seconds // 5)
-    start = round(at * SAMPLE_RATE)
-    scene[start : start + len(siren)] += 0.8 * siren / np.abs(siren).max()
-    return scene.astype(np.float32)
-
-
-def test_two_seconds_of_siren_in_ten_minutes_of_rain_are_an_event(
-    classifier: Classifier, esc50: Dataset
-) -> None:
-    data = sound_file(siren_in_rain(esc50, 600, 314.0))
-    options = Options.parse({"detections": "true", "pool": "max"}, classifier.config)
-    answer = json.loads(json.dumps(classifier.predict(data, options).to_dict()))
-    surest = {row["class"]: row["confidence"] for row in answer["predictions"]}
-    mean = classifier.predict(data, Options(top_k=50)).to_dict()["predictions"]
-    assert surest["siren"] > 0.5
-    assert {row["class"]: row["confidence"] for row in mean}["siren"] < 0.05  # 2 s in 10 minutes
-    (siren,) = [row for row in answer["detections"] if row["class"] == "siren"]
-    assert siren["start"] == pytest.approx(314.0, abs=0.75)
-    assert siren["end"] == pytest.approx(316.0, abs=1.0)
-    assert siren["mean_confidence"] <= siren["peak_confidence"]
-    assert "rain" in [row["class"] for row in answer["detections"]]
 
 
 def test_a_part_of_a_file_has_the_times_of_the_file(classifier: Classifier, esc50: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,13 @@ def module_path(name: str) -> Path | None:
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
+@cache
 def imports_of(path: Path, *, late: bool = True) -> set[str]:
     """All modules that a file imports, by dotted name; those inside functions too if `late`."""
     tree = ast.parse(path.read_text())
     nested = {
         id(node)
-        for function in ast.walk(tree)
+        for function in ([] if late else ast.walk(tree))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def decode(data: bytes, **limits: float) -> audio.Clip:
 
 
 def native(container: str, subtype: str) -> Callable[[float, int], bytes]:
+    @cache
     def make(seconds: float, sample_rate: int) -> bytes:
         sound = noise(seconds, sample_rate)
         return sound_file(sound, sample_rate=sample_rate, format=container, subtype=subtype)
@@ -34,6 +36,7 @@ def native(container: str, subtype: str) -> Callable[[float, int], bytes]:
 
 
 def with_pyav(container: str, codec: str) -> Callable[[float, int], bytes]:
+    @cache
     def make(seconds: float, sample_rate: int) -> bytes:
         return encoded(noise(seconds, sample_rate), container, codec, rate=sample_rate)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from audiocnn.probabilities import softmax
 from tests.helpers.paths import CHECKPOINT
-from training import calibrate, evaluate, report, robustness
+from training import calibrate, evaluate, robustness
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    """Imported late: every process of a parallel run imports this module, and matplotlib takes a second."""
+    from training import report
+
+    return report
+
 
 NAMES = ["dog", "sea_waves", "<b>$x$ & y", "never"]
 
@@ -59,7 +69,9 @@ def test_classes_against_numbers_counted_by_hand() -> None:
     ]
 
 
-def test_the_page_needs_nothing_beside_it(numbers: dict[str, object], tmp_path: Path) -> None:
+def test_the_page_needs_nothing_beside_it(
+    report: ModuleType, numbers: dict[str, object], tmp_path: Path
+) -> None:
     (tmp_path / "eval.json").write_text(json.dumps(numbers))
     assert report.main([str(tmp_path / "eval.json"), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -76,7 +88,7 @@ def test_the_page_needs_nothing_beside_it(numbers: dict[str, object], tmp_path: 
 
 
 def test_an_older_report_is_refused_with_the_way_out(
-    numbers: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: ModuleType, numbers: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older = {key: value for key, value in numbers.items() if key not in ("per_class", "robustness")}
     (tmp_path / "eval.json").write_text(json.dumps(older))

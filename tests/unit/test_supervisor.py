@@ -70,9 +70,9 @@ def stopping() -> Iterator[threading.Event]:
 def supervisor(
     child: Program, stopping: threading.Event, *, restart: bool = True, **backoff: float
 ) -> Supervisor:
-    """With pauses of 10 ms and more, unless `backoff` says otherwise."""
+    """It looks every 10 ms, with pauses of 10 ms and more, unless `backoff` says otherwise."""
     make = partial(RestartBackoff, **({"first_pause_seconds": 0.01} | backoff))
-    return Supervisor([child], stopping, timeout_seconds=10, restart=restart, backoff=make)
+    return Supervisor([child], stopping, timeout_seconds=10, restart=restart, backoff=make, poll_seconds=0.01)
 
 
 def test_pauses_grow_and_end() -> None:

@@ -21,6 +21,8 @@ from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 from training import scenes, thresholds
 from training.thresholds import Counts
 
+LOW_RATE = 11_025  # of scenes of a minute: they are made four times as fast
+
 
 @pytest.fixture
 def bursts(tmp_path: Path) -> Dataset:
@@ -44,18 +46,18 @@ def waveform_of(scene: scenes.Scene) -> np.ndarray:
 
 
 def test_an_event_is_where_the_scene_says(bursts: Dataset) -> None:
-    for scene in scenes.scenes(bursts.clips, 4, snr_db=20.0, sample_rate=SAMPLE_RATE):
+    for scene in scenes.scenes(bursts.clips, 4, snr_db=20.0, sample_rate=LOW_RATE):
         loud = np.zeros(len(waveform_of(scene)), bool)
         for event in scene.events:
             assert event.end - event.start == pytest.approx(0.5, abs=0.11)
-            loud[round(event.start * SAMPLE_RATE) : round(event.end * SAMPLE_RATE)] = True
+            loud[round(event.start * LOW_RATE) : round(event.end * LOW_RATE)] = True
         power = np.square(waveform_of(scene))
         assert 10 * np.log10(power[loud].mean() / power[~loud].mean()) == pytest.approx(20, abs=1.5)
 
 
 def test_a_scene_is_the_same_again_and_differs_by_number_and_level(bursts: Dataset) -> None:
     def draw(number: int, snr_db: float) -> scenes.Scene:
-        return scenes.scene(bursts.clips, number=number, snr_db=snr_db, sample_rate=SAMPLE_RATE)
+        return scenes.scene(bursts.clips, number=number, snr_db=snr_db, sample_rate=LOW_RATE)
 
     first = draw(0, 10.0)
     np.testing.assert_array_equal(waveform_of(first), waveform_of(draw(0, 10.0)))
@@ -70,7 +72,7 @@ def test_an_event_needs_no_silence_around_it(bursts: Dataset, tmp_path: Path) ->
 
 
 def test_background_is_audible_and_has_no_event() -> None:
-    (scene,) = scenes.empty_scenes(1, sample_rate=SAMPLE_RATE)
+    (scene,) = scenes.empty_scenes(1, sample_rate=LOW_RATE)
     assert scene.events == ()
     assert 20 * np.log10(waveform_of(scene).std()) == pytest.approx(-40, abs=0.1)
 
