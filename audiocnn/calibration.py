@@ -52,6 +52,18 @@ def ece(probs: AnyFloatArray, target: AnyIntArray, bins: int = 15) -> float:
     return sum(abs(row["accuracy"] - row["confidence"]) * row["count"] for row in rows) / len(target)
 
 
+def ece_of_sampling(probs: AnyFloatArray, draws: int = 200, seed: int = 0) -> float:
+    """The mean `ece` of labels that are drawn from `probs`: what so few clips show without any error.
+
+    Consistency resampling: Bröcker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather
+    and Forecasting 22, 2007.
+    """
+    rng, limits = np.random.default_rng(seed), probs.astype(np.float64).cumsum(axis=1)
+    limits /= limits[:, -1:]
+    drawn = ((rng.random((len(probs), 1)) >= limits).sum(axis=1) for _ in range(draws))
+    return float(np.mean([ece(probs, target) for target in drawn]))
+
+
 def as_logits(probs: AnyFloatArray, temperature: float) -> AnyFloatArray:
     """Logits, up to a constant per clip, of probabilities that were computed with `temperature`.
 

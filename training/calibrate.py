@@ -136,6 +136,7 @@ def summarise(parts: Sequence[FoldPredictions]) -> dict[str, Any]:
         "folds": [_row(part, t, probs) for part, t, probs in zip(parts, temperatures, scaled, strict=True)],
         "ece": measures.ece(before, target),
         "ece_scaled": measures.ece(after, target),
+        "ece_of_sampling": None if parts[0].has_several_labels else calibration.ece_of_sampling(after),
         "nll": measures.nll(before, target),
         "nll_scaled": measures.nll(after, target),
         "reliability": measures.reliability(before, target),
@@ -171,6 +172,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"pooled over {summary['num_clips']} clips: ECE {summary['ece']:.2%}, with temperatures fitted on "
         f"the other folds {summary['ece_scaled']:.2%}; NLL {summary['nll']:.3f}, {summary['nll_scaled']:.3f}"
     )
+    if summary["ece_of_sampling"] is not None:
+        print(
+            f"calibrated probabilities would show an ECE of {summary['ece_of_sampling']:.2%} on as many clips"
+        )
     print(
         f"temperature fitted on all: {summary['temperature']:.4f}; a threshold of "
         f"{summary['unknown_threshold']:.4f} rejects {REJECTED_SHARE:.0%} of the known sounds"

@@ -65,6 +65,13 @@ def test_ece_is_small_for_calibrated_and_large_for_scaled_logits() -> None:
     assert max(counts) - min(counts) <= 1
 
 
+def test_the_ece_of_sampling_falls_with_the_number_of_clips_and_is_0_without_doubt() -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(5), 6_400)
+    few, many = (calibration.ece_of_sampling(probs[:count]) for count in (400, 6_400))
+    assert 3 < few / many < 5  # as the square root of the number
+    assert calibration.ece_of_sampling(np.eye(5)) == 0
+
+
 def test_nll_of_a_guess_is_the_logarithm_of_the_classes() -> None:
     target = np.array([0, 4, 9])
     assert calibration.nll(np.full((3, 10), 0.1), target) == pytest.approx(np.log(10))
