@@ -31,6 +31,7 @@ from benchmarks.corpus import Clips
 from benchmarks.gateway_server import GatewayServer
 from benchmarks.load import LoadResult, Sample, Target
 from benchmarks.ports import new_port, private_addresses
+from benchmarks.server_fixture import role
 
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
@@ -182,8 +183,10 @@ class TorchServeSystem(_Server):
     def processes(self) -> dict[str, list[psutil.Process]]:
         """See `System`."""
         folder = str(Path(self._logs.name).resolve())
-        java = next(p for p in psutil.Process().children() if p.environ().get("LOG_LOCATION") == folder)
-        return {"java": [java], "worker": java.children(recursive=True)}
+        ours = [p for p in psutil.Process().children() if p.environ().get("LOG_LOCATION") == folder]
+        family = [each for first in ours for each in (first, *first.children(recursive=True))]
+        java = [each for each in family if role(each) == "java"]
+        return {"java": java, "worker": [each for each in family if each not in java]}
 
     def stop(self) -> None:
         """See `System`."""
