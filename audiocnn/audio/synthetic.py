@@ -34,12 +34,13 @@ def church_bells() -> FloatArray:
     t = _time()
     partials = [(0.5, 0.5, 4.0), (1.0, 0.7, 3.0), (1.2, 0.6, 2.2), (1.5, 0.4, 1.6), (2.0, 1.0, 1.5)]
     partials += [(2.67, 0.5, 0.8), (3.0, 0.4, 0.7), (4.1, 0.35, 0.5), (5.4, 0.25, 0.35), (6.8, 0.2, 0.25)]
+    decays = [level * np.exp(-t / decay) for _, level, decay in partials]
     signal = np.zeros_like(t)
-    for start, prime in ((0.1, 440.0), (1.1, 370.0), (2.1, 440.0), (3.1, 370.0), (4.1, 440.0)):
-        age = np.clip(t - start, 0, None)
-        for ratio, level, decay in partials:
-            ring = np.sin(2 * np.pi * prime * ratio * age) * np.exp(-age / decay)
-            signal += level * ring * (t >= start)
+    for prime, starts in ((440.0, (0.1, 2.1, 4.1)), (370.0, (1.1, 3.1))):
+        tones = (np.sin(2 * np.pi * prime * ratio * t) for ratio, _, _ in partials)
+        bell = sum(tone * decay for tone, decay in zip(tones, decays, strict=True))
+        for first in (round(start * SAMPLE_RATE) for start in starts):
+            signal[first:] += bell[: len(t) - first]
     return _finish(signal)
 
 
