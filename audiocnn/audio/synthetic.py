@@ -49,8 +49,11 @@ def siren() -> FloatArray:
     t = _time()
     pitch = 1000 + 400 * np.sin(2 * np.pi * 0.2 * t - np.pi / 2)
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
-    harmonics = np.arange(1, 9)[:, None]
-    signal = (np.sin(harmonics * phase) / harmonics).sum(axis=0)
+    before, tone, twice_cosine = np.zeros_like(t), np.sin(phase), 2 * np.cos(phase)
+    signal = tone.copy()
+    for harmonic in range(2, 9):  # sin(n x) = 2 cos(x) sin((n - 1) x) - sin((n - 2) x)
+        before, tone = tone, twice_cosine * tone - before
+        signal += tone / harmonic
     hiss = np.random.default_rng(1).standard_normal(len(t))
     return _finish(signal / np.abs(signal).max() + 0.02 * hiss, peak=0.6)
 
