@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from audiocnn.calibration import auroc
-from audiocnn.config import FrontendConfig
 from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from audiocnn.labels import ESC50
-from training import far_sounds, open_set
+from training import open_set
 from training.data import without_classes
 from training.scores import SCORES, NetworkOutputs, Reference
 
@@ -76,22 +75,3 @@ def test_a_score_is_higher_for_what_was_learnt(name: str) -> None:
     strange = SCORES[name](answers(rng.normal(0, 0.7, (100, 16))), reference)
     assert known.shape == (100,)
     assert auroc(known, strange) > 0.95
-
-
-@pytest.mark.parametrize("kind", far_sounds.KINDS)
-def test_far_sounds_are_different_and_repeatable(kind: str) -> None:
-    if kind not in far_sounds.available():
-        pytest.skip(f"the program for {kind} is not installed")
-    config = FrontendConfig()
-    sounds = far_sounds.make(kind, config, count=2)
-    assert sounds.shape == (2, config.window_samples)
-    assert (np.abs(sounds).max(axis=1) > 0.01).all()
-    assert np.abs(sounds).max() <= 1.0
-    assert not np.array_equal(sounds[0], sounds[1])
-    far_sounds.make.cache_clear()
-    again = far_sounds.make(kind, config, count=2)
-    if kind == "music":  # the same songs: timidity renders them with some noise of its own
-        level, level_again = (np.sqrt(np.square(each).mean(axis=1)) for each in (sounds, again))
-        np.testing.assert_allclose(level_again, level, rtol=0.3)
-    else:
-        np.testing.assert_array_equal(again, sounds)
