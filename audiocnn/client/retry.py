@@ -204,7 +204,7 @@ def _retry_after(text: str) -> float:
 
 def unreachable(error: Exception) -> ServerUnreachableError:
     """The error for a failed connection; not retryable if the certificate is not trusted."""
-    result = ServerUnreachableError(f"no reply from the server: {error or type(error).__name__}")
+    result = ServerUnreachableError(f"no reply from the server: {str(error) or type(error).__name__}")
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import resource
 import struct
@@ -228,3 +229,41 @@ print(child.pid)
     command = [sys.executable, "-c", script]
     run = subprocess.run(command, input=LONG, cwd=ROOT, capture_output=True, timeout=600, check=True)
     assert wait_until(lambda: not psutil.pid_exists(int(run.stdout)), 20)
+
+
+FORKS = """
+import audiocnn.gateway
+import sys, threading
+import numpy as np
+from audiocnn.audio import isolation
+from audiocnn.audio.decoder import decode
+from audiocnn.config import AudioLimits
+
+isolation._MAX_FILES = 1  # a fork for each
+sound, matrix = open(sys.argv[1], "rb").read(), np.ones((300, 300), np.float32)
+is_over = threading.Event()
+
+def multiply():
+    while not is_over.is_set():
+        matrix @ matrix
+
+def decode_some():
+    for _ in range(25):
+        decode(sound, sample_rate=44_100, limits=AudioLimits(isolate=True))
+
+decoders = [threading.Thread(target=decode_some) for _ in range(8)]
+multiplier = threading.Thread(target=multiply)
+for thread in (multiplier, *decoders):
+    thread.start()
+for thread in decoders:
+    thread.join()
+is_over.set()
+"""
+
+
+def test_a_gateway_forks_while_other_threads_compute(tmp_path: Path) -> None:
+    sound = tmp_path / "tone.ogg"
+    sound.write_bytes(sound_file(tone(1.0), format="OGG", subtype="VORBIS"))
+    environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    command = [sys.executable, "-c", FORKS, str(sound)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
