@@ -22,7 +22,7 @@ _MAX_WHOLE_BYTES = 1 << 20  # of a body; a larger one is written in pieces, with
 
 
 @dataclass(frozen=True)
-class Reply:
+class HttpReply:
     """What `audiocnn.client.base` reads of a reply."""
 
     status_code: int
@@ -58,6 +58,6 @@ class TorchServeClient(AsyncClient):
                 address, data=data, headers=attempt.headers, timeout=timeout, allow_redirects=False
             ) as reply:
                 server_timing.current().add_backend(reply.headers.get(server_timing.HEADER))
-                return Reply(reply.status, reply.headers, await reply.read())
+                return HttpReply(reply.status, reply.headers, await reply.read())
         except aiohttp.ClientError as error:
             raise ConnectionError(str(error) or type(error).__name__) from error

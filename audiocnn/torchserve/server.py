@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,9 @@ from audiocnn.torchserve.watchdog import HealthMonitor
 
 MODEL = "audiocnn"
 _FOLDER = "audiocnn-ts-"
+_MAX_TEMPORARY_PATH = (
+    70  # bytes: a socket's path has 107 at most, and /audiocnn-ts-12345678/.ts.sock.90000 follows
+)
 
 # glibc's allocator, for TorchServe, its workers and the gateway. By default glibc raises both thresholds to
 # the size of the largest freed block, so resident memory grows. Lower thresholds cost time: with 256 kB each
@@ -114,6 +118,11 @@ class TorchServe:
             if not archive.is_file():
                 raise ServerStartError(f"{archive} is missing: build it with `make archive`")
             verify(archive, known_sha256(archive, archive.parent))
+        if len(os.fsencode(tempfile.gettempdir())) > _MAX_TEMPORARY_PATH:
+            raise ServerStartError(
+                f"the path of the temporary folder is too long for the sockets of workers: "
+                f"{tempfile.gettempdir()}. Set TMPDIR to a shorter one, at most {_MAX_TEMPORARY_PATH} bytes"
+            )
         environment = self._environment()
         if "JAVA_HOME" not in environment and not shutil.which("java", path=environment["PATH"]):
             raise ServerStartError("Java was not found: `make setup` installs one into .venv/bin")

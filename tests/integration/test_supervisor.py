@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from contextlib import AbstractContextManager, closing
@@ -152,3 +153,14 @@ def test_what_cannot_be_printed_does_not_change_the_exit_code(tmp_path: Path) ->
         assert wait_until(lambda: (tmp_path / "torchserve.log").exists() or process.poll() is not None, 30)
         process.terminate()
         assert process.wait(timeout=120) == 0
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(ServerStartError, match="Set TMPDIR to a shorter one"):
+        TorchServe(server_settings(), log_folder=tmp_path / "logs").start()
+    assert not list(folder.iterdir())
