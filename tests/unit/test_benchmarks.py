@@ -54,9 +54,10 @@ async def stall(due: list[float], *, stall_after: int, stall_seconds: float) -> 
 
     app = web.Application()
     app.router.add_post("/", predict)
-    runner, port = web.AppRunner(app), free_port()
+    runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
     measured = await load.open_loop_async(Target(f"http://127.0.0.1:{port}/", [b"x"], ["rain"]), due)
     await runner.cleanup()
     return measured.samples
