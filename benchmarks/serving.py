@@ -195,7 +195,7 @@ def with_cpu_time(system: System, concurrency: int, seconds: float) -> tuple[Loa
 
 def _cpu_seconds(system: System) -> dict[str, float]:
     return {
-        role: sum(each.cpu_times().user + each.cpu_times().system for each in processes)
+        role: sum(sum(each.cpu_times()[:2]) for each in processes)  # user, system
         for role, processes in system.processes().items()
     }
 

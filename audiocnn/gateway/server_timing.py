@@ -64,5 +64,5 @@ def begin() -> ServerTiming:
 
 
 def current() -> ServerTiming:
-    """That of the request under way; outside of one, a new one that nobody reads."""
+    """That of the request under way; outside of one, a new one that is not reported."""
     return _current.get() or ServerTiming()

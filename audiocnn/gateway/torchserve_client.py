@@ -7,7 +7,6 @@ aiohttp parses and writes HTTP in C. httpx took 60 % of the gateway's CPU time p
 from __future__ import annotations
 
 import io
-import ssl
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,11 +35,11 @@ class TorchServeClient(AsyncClient):
     _session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
-        trusted = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
+        options = self._http_options()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
+            connector=aiohttp.TCPConnector(limit=0, ssl=options["verify"]),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=not self._endpoint.is_local,
+            trust_env=options["trust_env"],
         )
         return self
 

@@ -182,10 +182,10 @@ def test_windows_overlap_as_wished(
 # --- what is written ---
 
 
-def work(folder: Path, *formats: str, **wishes: Any) -> list[dict[str, Any]]:
+def work(folder: Path, *formats: str, **options: Any) -> list[dict[str, Any]]:
     """All that `in/` holds, through the worker as Ray calls it, into `out/`."""
     out = folder / "out"
-    settings = replace(SETTINGS, formats=formats or ("parquet",), root=str(folder / "in"), **wishes)
+    settings = replace(SETTINGS, formats=formats or ("parquet",), root=str(folder / "in"), **options)
     with Manifest(out) as manifest:
         for name, suffix in pairs(settings.tables, SUFFIXES):
             (out / place(name, suffix)).mkdir(parents=True, exist_ok=True)
