@@ -19,7 +19,9 @@ for number in range(100):
 
 
 def test_two_writers_lose_no_checksum(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    store = tmp_path / "store"  # the record is in the store's parent folder
+    store.mkdir()
+    command = [sys.executable, "-c", _WRITER, str(store)]
     writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("a", "b", "c")]
     assert [writer.wait(timeout=600) for writer in writers] == [0, 0, 0]
-    assert len(integrity.file_for(tmp_path / "a-0.mar").read_text().splitlines()) == 300
+    assert len(integrity.file_for(store / "a-0.mar").read_text().splitlines()) == 300
