@@ -62,7 +62,7 @@ ARG PIP_INDEX_URL
 # PyPI's torch brings several GB of CUDA; the version of this index has none.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # torch's tests and C++ headers are 200 MB that nothing here reads.
-RUN python3 -c "${REQUIREMENTS}" base client formats torchserve > requirements.txt \
+RUN python3 -c "${REQUIREMENTS}" base client formats openvino torchserve > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --extra-index-url "${TORCH_INDEX}" --requirement requirements.txt --constraint constraints.txt \
     && cd /opt/venv/lib/python3.11/site-packages/torch \

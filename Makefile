@@ -33,7 +33,7 @@ SERVING := $(VENV)/.serving
 $(SERVING): pyproject.toml deploy/constraints.txt
 	@echo 'installing what the server needs into $(VENV): 1.3 GB, two minutes or so'
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) '.[formats,torchserve,gateway,export]'
+	$(INSTALL) '.[formats,torchserve,gateway,export,openvino]'
 ifeq ($(RUNTIME),gpu)
 	$(PY) -m pip uninstall --quiet --yes onnxruntime
 	$(PY) -m pip install --quiet --no-deps --constraint deploy/constraints.txt onnxruntime-gpu

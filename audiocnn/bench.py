@@ -31,12 +31,13 @@ from rich.table import Table
 from audiocnn import __version__
 from audiocnn.errors import AudioCNNError
 from audiocnn.machine import cpu_flags, cpu_name
-from audiocnn.model.engine import BATCH_SIZES, Engine
+from audiocnn.model import openvino_graph
+from audiocnn.model.engine import BATCH_SIZES, INT8, Engine
 from audiocnn.model.loading import find_model
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-DEVICES = {"cpu": "cpu", "cuda": "cuda:0"}
+DEVICES = {"cpu": "cpu", "openvino": "cpu", "cuda": "cuda:0"}
 PERCENTILES = (50, 90, 95, 99, 99.9)
 _MIN_RUNS = 10
 
@@ -64,6 +65,7 @@ class Round:
 
 def measure(model: Path, cell: Cell, seconds: float, warm_up: int) -> Round:
     """Load and run the model in this process, for `seconds` and at least ten times."""
+    os.environ[openvino_graph.VARIABLE] = "openvino" if cell.provider == "openvino" else "onnxruntime"
     began = time.perf_counter()
     engine = Engine(model, device=DEVICES[cell.provider], threads=cell.threads)
     load_ms = 1000 * (time.perf_counter() - began)
@@ -116,7 +118,7 @@ def machine() -> dict[str, Any]:
         "audiocnn": __version__,
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
-    }
+    } | ({"openvino": openvino_graph.version()} if openvino_graph.is_installed() else {})
 
 
 def bench_rows(
@@ -144,6 +146,21 @@ def _numbers(text: str, name: str, allowed: Sequence[int] | None = None) -> list
     return found
 
 
+def _providers(text: str, model: Path) -> list[str]:
+    is_int8 = model.stem.endswith(INT8)
+    if not text:
+        return ["cpu", "openvino"] if is_int8 and openvino_graph.is_preferred() else ["cpu"]
+    wanted = [name.strip() for name in text.split(",")]
+    if not set(wanted) <= DEVICES.keys():
+        raise typer.BadParameter(f"{text!r}: expected {','.join(DEVICES)}", param_hint="--providers")
+    if "openvino" in wanted and not (is_int8 and openvino_graph.is_installed()):
+        raise typer.BadParameter(
+            f"OpenVINO runs int8 files, not {model.name}, and must be installed (pip install openvino)",
+            param_hint="--providers",
+        )
+    return wanted
+
+
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     table = Table()
     for name in rows[0]:
@@ -160,7 +177,12 @@ def bench(
     ] = None,
     batches: Annotated[str, typer.Option(help="Windows a run.")] = "1,8",
     threads: Annotated[str, typer.Option(help="CPU threads.  [default: 1 and all]")] = "",
-    providers: Annotated[str, typer.Option(help="`cpu`, `cuda`, or both.")] = "cpu",
+    providers: Annotated[
+        str,
+        typer.Option(
+            help="`cpu` and `cuda` are ONNX Runtime's.  [default: cpu, and openvino if it is used here]"
+        ),
+    ] = "",
     seconds: Annotated[float, typer.Option(min=0.01, help="Time of every row.")] = 6.0,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 3,
     warm_up: Annotated[int, typer.Option(min=0, help="Runs that are not counted, in every round.")] = 10,
@@ -170,9 +192,7 @@ def bench(
     """Measure latency and throughput of a model. Exit code 2: no such model, provider or number."""
     try:
         path = model or find_model()
-        wanted = [name.strip() for name in providers.split(",")]
-        if not set(wanted) <= DEVICES.keys():
-            raise typer.BadParameter(f"{providers!r}: expected {','.join(DEVICES)}", param_hint="--providers")
+        wanted = _providers(providers, path)
         cores = os.cpu_count() or 1
         counts = _numbers(threads or ",".join(map(str, sorted({1, cores}))), "--threads")
         sizes = _numbers(batches, "--batches", BATCH_SIZES)

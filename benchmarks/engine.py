@@ -27,10 +27,11 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiocnn.model import checkpoint
+from audiocnn.model import checkpoint, openvino_graph
 from audiocnn.model.engine import Engine
 from benchmarks.command import CHECKPOINT, STORE, add_path, new_parser
 
+_OPENVINO = "openvino int8"
 MATRIX = 1536  # of the large product: 28 MB of operands, more than a cache keeps
 Key = tuple[str, int, int]  # engine, batch, threads
 
@@ -47,6 +48,8 @@ def flops_per_clip(folder: Path) -> int:
 def engines(checkpoint_folder: Path, store: Path) -> dict[str, Path]:
     """The existing files for `Engine` by name."""
     names = {"onnx float32": "audiocnn.onnx", "onnx int8": "audiocnn-int8.onnx", "torchscript": "audiocnn.pt"}
+    if openvino_graph.is_installed():
+        names[_OPENVINO] = "audiocnn-int8.onnx"
     files = {name: store / file for name, file in names.items() if (store / file).is_file()}
     return {"eager": checkpoint_folder} | files
 
@@ -102,6 +105,7 @@ def measure_here(
     torch.set_num_threads(threads)
     result: dict[str, Any] = {"gflops": matrix_gflops(seconds, threads, device)}
     for name, path in paths.items():
+        os.environ[openvino_graph.VARIABLE] = "openvino" if name == _OPENVINO else "onnxruntime"
         engine = Engine(path, device=device, threads=threads)
         config = engine.config.frontend
         log_mels = np.random.default_rng(0).normal(size=(max(batches), 1, config.n_mels, config.num_frames))
@@ -159,6 +163,7 @@ def summarise(rates: dict[Key, list[float]], limits: dict[int, list[float]], gfl
 
     return {
         "int8_over_fp32": ratio("onnx int8", "onnx float32"),
+        "openvino_over_onnx_int8": ratio(_OPENVINO, "onnx int8"),
         "int8_over_eager": ratio("onnx int8", "eager"),
         "onnx_over_eager": ratio("onnx float32", "eager"),
         "share_of_limit": best.get("onnx float32", rows[0])["share_of_limit"],

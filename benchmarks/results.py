@@ -106,6 +106,7 @@ def summarise(results: Results, facts: dict[str, Any]) -> dict[str, Any]:
         "served_over_seed_style_without_maps": results.ratio("torchserve", "baseline without maps"),
         "served_over_fastapi_same_classifier": results.ratio("torchserve", "fastapi"),
         "served_over_litserve": results.ratio("torchserve", "litserve"),
+        "openvino_over_onnxruntime": results.ratio("torchserve", "torchserve, onnxruntime"),
         "gateway_form_over_served": results.ratio("gateway, form", "torchserve"),
         "gateway_raw_over_served": results.ratio("gateway, raw", "torchserve"),
         "gateway_raw_extra_ms": results.median_ms("gateway, raw") - results.median_ms("torchserve"),

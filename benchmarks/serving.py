@@ -25,7 +25,8 @@ from typing import Any
 from rich.console import Console
 
 from audiocnn.classifier import Classifier
-from audiocnn.model.engine import Engine
+from audiocnn.model import openvino_graph
+from audiocnn.model.engine import INT8, Engine
 from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve import tune
 from audiocnn.torchserve.tune import Setting
@@ -120,6 +121,11 @@ class ServingBenchmark:
         self._start(gateways)
         kinds = ("fastapi", "litserve")
         others = [self._tuned([BaselineServer(k, s, self._model, *common) for s in settings]) for k in kinds]
+        if openvino_graph.is_preferred() and self._model.stem.endswith(INT8):
+            name = "torchserve, onnxruntime"
+            setting = torchserve.setting
+            others.append(TorchServeSystem(setting, args.config, *common, name=name, runtime="onnxruntime"))
+            self._start(others[-1:])
         systems = Systems(
             bare,
             torchserve,

@@ -23,6 +23,7 @@ import psutil
 import requests
 
 from audiocnn.classifier import Classifier
+from audiocnn.model import openvino_graph
 from audiocnn.torchserve.properties import read_properties
 from audiocnn.torchserve.server import MODEL, TorchServe
 from audiocnn.torchserve.tune import Setting, entry
@@ -152,9 +153,17 @@ class TorchServeSystem(_Server):
     """TorchServe with our handler, as config.properties has it but for the setting and the ports."""
 
     def __init__(
-        self, setting: Setting, config: Path, device: str, clips: Clips, name: str = "torchserve"
+        self,
+        setting: Setting,
+        config: Path,
+        device: str,
+        clips: Clips,
+        name: str = "torchserve",
+        runtime: str = "",
     ) -> None:
         self.name, self.setting = name, setting
+        # Inherited by the handler. No runtime: the one that it chooses.
+        self._environment = {"AUDIOCNN_THREADS": str(setting.threads), openvino_graph.VARIABLE: runtime}
         properties = read_properties(config) | private_addresses()
         properties["models"] = json.dumps(entry(properties, setting))
         properties["number_of_gpu"] = "0" if device == "cpu" else "1"
@@ -166,8 +175,13 @@ class TorchServeSystem(_Server):
 
     def start(self) -> None:
         """See `System`."""
-        os.environ["AUDIOCNN_THREADS"] = str(self.setting.threads)  # inherited by the handler
-        self._server.start()
+        before = dict(os.environ)
+        os.environ.update(self._environment)
+        try:
+            self._server.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def wait_ready(self) -> None:
         """See `System`."""

@@ -1,4 +1,4 @@
-"""One call over three ways to run the network: ONNX Runtime, TorchScript, and plain PyTorch.
+"""One call over the ways to run the network: ONNX Runtime or OpenVINO, TorchScript, and plain PyTorch.
 
 The path says which: `NAME.onnx`, `NAME.pt`, or a checkpoint folder. An exported file carries its
 configuration and front-end arrays, so the file alone is enough; its outputs are `logits` and
@@ -10,6 +10,7 @@ outputs keep the optimiser from fusing operations, and most requests never ask f
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -24,8 +25,9 @@ from audiocnn.arrays import FloatArray
 from audiocnn.config import SERVED_OUTPUTS, WEIGHTS, Config, FrontendConfig, feature_map_names
 from audiocnn.errors import ModelFileError
 from audiocnn.files import sha256
-from audiocnn.model import mel, waveform
+from audiocnn.model import mel, openvino_graph, waveform
 from audiocnn.model.numpy_frontend import NumpyLogMel
+from audiocnn.model.openvino_graph import OpenVinoGraph
 
 CONFIG_KEY = "audiocnn.config"  # the JSON of `Config`
 SHA256_KEY = "audiocnn.sha256"  # of the served file, of a graph that is no file here
@@ -33,6 +35,8 @@ FRONTEND_KEY = "audiocnn.model.frontend"  # base64 of the safetensors bytes of `
 INT8 = "-int8"  # ends the stem of a quantised file: audiocnn-int8.onnx beside audiocnn.onnx
 MAX_BATCH = 8
 BATCH_SIZES = tuple(1 << n for n in range(MAX_BATCH.bit_length()))  # 1, 2, 4, 8: the only ones that run
+
+logger = logging.getLogger(__name__)
 
 
 class Graph(Protocol):
@@ -171,7 +175,7 @@ def open_graph(path: Path, *, device: str = "cpu", threads: int | None = None) -
 
 
 def _open_onnx(path: Path, device: str, threads: int | None) -> Graph:
-    graph = OnnxGraph(path, device, threads)
+    graph = _graph_of_onnx(path, device, threads)
     is_ours = bool(graph.metadata.get(CONFIG_KEY))
     if not graph.takes_waveform and (is_ours or not waveform.description_path(path).is_file()):
         return graph
@@ -184,6 +188,15 @@ def _open_onnx(path: Path, device: str, threads: int | None) -> Graph:
         return waveform.WaveformGraph(graph, config, metadata)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}\n`audiocnn check {path}` says more") from error
+
+
+def _graph_of_onnx(path: Path, device: str, threads: int | None) -> OnnxGraph | OpenVinoGraph:
+    if device == "cpu" and path.stem.endswith(INT8) and openvino_graph.is_preferred():
+        try:
+            return OpenVinoGraph(path, threads)
+        except ModelFileError as error:
+            logger.warning("%s; ONNX Runtime is used, which is slower", error)
+    return OnnxGraph(path, device, threads)
 
 
 def pack_metadata(config: Config, frontend: Mapping[str, FloatArray]) -> dict[str, str]:

@@ -143,11 +143,11 @@ def test_a_generated_client_classifies_a_file_with_a_key(strict: RunningGateway,
 
 
 def check_printed(printed: str, expected: str) -> None:
-    """The same text; scores within 0.01, as they differ between processors."""
+    """The same text; scores within 0.1: int8 is rounded differently by ONNX Runtime and OpenVINO."""
     number = r"\d+\.\d+"
     assert re.sub(number, "_", printed) == re.sub(number, "_", expected)
     ours, theirs = ([float(x) for x in re.findall(number, text)] for text in (printed, expected))
-    np.testing.assert_allclose(ours, theirs, atol=0.01)
+    np.testing.assert_allclose(ours, theirs, atol=0.1)
 
 
 def test_hugging_face_sends_the_function_to_apply(gateway: RunningGateway) -> None:

@@ -24,6 +24,7 @@ from websockets.asyncio.client import connect
 from audiocnn import audio
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
+from audiocnn.model import openvino_graph
 from audiocnn.options import Options
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.kserve import LOG_MEL
@@ -72,12 +73,16 @@ def before_kserve(kserve: int, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def before_log_mel(
-    kserve: int, classifier: Classifier, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
-    """In front of KServe's server with the served file, which takes log-mels; the library with that file."""
+def before_log_mel(kserve: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """In front of KServe's server with the served file, which takes log-mels; the library with that file.
+
+    Both run it in ONNX Runtime.
+    """
     folder, url = tmp_path_factory.mktemp("v2"), f"http://127.0.0.1:{kserve}"
     with running_gateway(folder, "", backend="v2", v2_url=url, v2_model=LOG_MEL) as running:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(openvino_graph.VARIABLE, "onnxruntime")
+            classifier = Classifier.load(STORE / "audiocnn-int8.onnx")
         yield Pair(running, asking(classifier))
 
 
