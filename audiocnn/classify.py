@@ -18,7 +18,7 @@ from rich.table import Table
 from audiocnn import inputs
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError, BadOptionError, ModelFileError
-from audiocnn.inputs import InputError, Notes
+from audiocnn.inputs import InputError, Notes, short_names
 from audiocnn.labels import describe
 from audiocnn.options import Options
 
@@ -39,9 +39,9 @@ def classify_file(classifier: Classifier, path: str, options: Options) -> dict[s
     return {"file": path, **result.to_dict()}
 
 
-def add_rows(table: Table, answer: dict[str, Any]) -> None:
+def add_rows(table: Table, name: str, answer: dict[str, Any]) -> None:
     """The rows of a file that could be read: its classes; of a long one, those of its windows as well."""
-    name = escape(Path(answer["file"]).name)
+    name = escape(name)
     if answer["is_silent"]:
         table.add_row(name, "", "silence", "")
         return
@@ -80,7 +80,8 @@ def classify(
     top_k: Annotated[str, typer.Option(help="Classes per file.")] = "3",
     min_confidence: Annotated[str, typer.Option(help="Leave out less confident classes.")] = "0",
     model: Annotated[
-        Path | None, typer.Option(help=".onnx, .pt or checkpoint folder (the released model).")
+        Path | None,
+        typer.Option(help=".onnx, .pt or folder (model_store, else the released model)."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
@@ -92,14 +93,14 @@ def classify(
     except (ModelFileError, BadOptionError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    table = Table("file", "", "class", "confidence", "")
-    errors = []
+    table, errors = Table("file", "", "class", "confidence", ""), []
+    names = short_names([path for path in found if path != _STANDARD_INPUT])
     for path in found:
         answer = classify_file(classifier, path, options)
         if as_json:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
         elif "error" not in answer:
-            add_rows(table, answer)
+            add_rows(table, names.get(path, path), answer)
         if "error" in answer:
             errors.append(answer)
     if not as_json:

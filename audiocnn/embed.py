@@ -14,7 +14,7 @@ from rich.progress import track
 from audiocnn import inputs
 from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier
-from audiocnn.embedding_table import SUFFIXES, EmbeddingTable
+from audiocnn.embedding_table import SUFFIXES, EmbeddingTable, check_writable
 from audiocnn.errors import AudioError, ModelFileError
 from audiocnn.inputs import InputError, Notes
 
@@ -42,7 +42,8 @@ def embed(
     paths: Annotated[list[str], typer.Argument(metavar="FILES", help="Files, folders, globs or CSVs.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Table to write: .parquet or .npz.")],
     model: Annotated[
-        Path | None, typer.Option(help="Model or folder of a taught model (the released model).")
+        Path | None,
+        typer.Option(help="Model file or folder (model_store, else the released model)."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
@@ -50,6 +51,7 @@ def embed(
     if out.suffix not in SUFFIXES:
         print(f"error: --out must end in {' or '.join(SUFFIXES)}", file=sys.stderr)
         raise typer.Exit(2)
+    check_writable(out)
     try:
         classifier = open_embedder(model, threads)
         found = [path for path, _ in inputs.find(paths, Notes())]

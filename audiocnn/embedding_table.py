@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ def parquet_schema(size: int, model: str) -> Any:
 
     columns = [("file", pa.string()), ("start", pa.float32()), ("end", pa.float32())]
     return pa.schema([*columns, ("embedding", pa.list_(pa.float32(), size))], {"model": model})
+
+
+def check_writable(path: Path) -> None:
+    """Raises `ModuleNotFoundError` if a table of this format needs a package that is not installed."""
+    if path.suffix == ".parquet":
+        import_module("pyarrow")
 
 
 @dataclass(frozen=True)
