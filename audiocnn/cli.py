@@ -96,7 +96,7 @@ app = typer.Typer(
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print it."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     """Classify sounds: from the command line, in batches of millions, or with a server."""
