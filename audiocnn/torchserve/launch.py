@@ -113,7 +113,11 @@ def serve(
     ] = None,
     port_base: Annotated[
         int | None,
-        typer.Option(help="Gateway on this port; TorchServe's ports are 70, 71, 80, 81, 82 above it."),
+        typer.Option(
+            min=1,
+            max=ports.HIGHEST_BASE,
+            help="Gateway on this port; TorchServe's ports are 70, 71, 80, 81, 82 above it.",
+        ),
     ] = None,
     restart: Annotated[
         bool,
