@@ -244,7 +244,10 @@ def read_outputs(asked: InferRequest) -> Outputs:
             raise BadRequestError(f"There is no output {output.name[:40]!r}: {', '.join(_OUTPUTS)}.")
         if unknown := output.parameters.keys() - {"binary_data"}:
             raise BadOptionError(f"{output.name}: the parameter {min(unknown)[:40]!r} is not supported.")
-        binary[output.name] = bool(output.parameters.get("binary_data", parameters.binary_data_output))
+        is_binary = output.parameters.get("binary_data", parameters.binary_data_output)
+        if not isinstance(is_binary, bool):
+            raise BadOptionError(f"{output.name}: binary_data must be true or false.")
+        binary[output.name] = is_binary
     return Outputs(parameters.top_k, binary)
 
 
