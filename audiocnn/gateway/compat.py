@@ -93,7 +93,7 @@ def add_compat_routes(app: FastAPI, gateway: PredictionService) -> None:
         warnings = [*answer["warnings"], *query.warnings(frontend)]
         return json_reply(spectrogram_object(answer["clip_spectrogram"], frontend) | {"warnings": warnings})
 
-    app.include_router(router)
+    app.router.routes.extend(router.routes)  # as those of the app: with their own path and methods
 
     @app.websocket(f"{PREFIX}/ws/predict")
     async def stream(socket: WebSocket) -> None:
