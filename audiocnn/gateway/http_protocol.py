@@ -154,7 +154,7 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.handshake_exc and not self.handshake_initiated:  # uvicorn would leave it open, unanswered
+        if self.conn.handshake_exc and not self.handshake_initiated:  # uvicorn leaves it open, unanswered
             reason = self.conn.handshake_exc.__cause__ or self.conn.handshake_exc
             message = f"No WebSocket can be opened: {reason}."
             self.transport.write(_error_reply("400 Bad Request", "bad_request", message))
