@@ -430,6 +430,19 @@ def test_inference_takes_options(gateway: RunningGateway) -> None:
     assert "input_spectrogram" not in reply
 
 
+@pytest.mark.parametrize("value", ["PNG", " png ", ["png"]])
+def test_inference_takes_a_picture_in_any_spelling(gateway: RunningGateway, value: object) -> None:
+    reply = gateway.post("/inference", json={"data": base64.b64encode(RAIN).decode(), "spectrogram": value})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["input_spectrogram"]["png"].startswith("iVBOR")
+
+
+def test_inference_names_the_option_that_is_wrong(gateway: RunningGateway) -> None:
+    reply = gateway.post("/inference", json={"data": base64.b64encode(RAIN).decode(), "spectrogram": "maybe"})
+    assert (reply.status_code, code(reply)) == (400, "bad_option")
+    assert reply.json()["error"]["message"].startswith("spectrogram=")
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -527,6 +540,9 @@ def test_with_a_key(strict: RunningGateway, headers: dict[str, str]) -> None:
         ("MAX_UPLOAD_MB", "0"),
         ("GATEWAY_PORT", "high"),
         ("TORCHSERVE_URL", "localhost:8080"),
+        ("TORCHSERVE_CA_FILE", "/no/such/file.pem"),
+        ("TORCHSERVE_CA_FILE", "README.md"),
+        ("LOG_FILE", "/no/such/folder/gateway.log"),
     ],
 )
 def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
