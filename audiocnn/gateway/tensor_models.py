@@ -21,7 +21,7 @@ from starlette.responses import Response
 from audiocnn.arrays import FloatArray
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import tensors
-from audiocnn.gateway.errors import BadRequestError, GatewayError, Known, NotFoundError
+from audiocnn.gateway.errors import BadRequestError, GatewayError, Known, NotFoundError, NotReadyError
 from audiocnn.gateway.model_info import ALL_CLASSES
 from audiocnn.gateway.multipart import JSON_COPIES, json_limit, read_all, receiving, too_large
 from audiocnn.gateway.service import PredictionService, given_options
@@ -268,6 +268,8 @@ def _output(name: str, top_k: int, order: Sequence[str], answers: Sequence[dict[
 
 def _in_order(predictions: Sequence[dict[str, Any]], order: Sequence[str]) -> list[float]:
     confidences = {row["class"]: row["confidence"] for row in predictions}
+    if confidences.keys() != set(order):
+        raise NotReadyError("The served model has just changed: ask again.")
     return [confidences[name] for name in order]
 
 

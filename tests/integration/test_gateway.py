@@ -786,6 +786,7 @@ def test_without_torchserve(tmp_path: Path) -> None:
         reply = gateway.post("/predict", files={"file": RAIN})
         assert (reply.status_code, code(reply)) == (503, "server_unreachable")
         assert "Retry-After" in reply.headers
+        assert not re.search(rf"127\.0\.0\.1|{port}", reply.json()["error"]["message"])
         reply = gateway.get("/ready")
         assert (reply.status_code, code(reply)) == (503, "not_ready")
         assert gateway.get("/health").status_code == 200
