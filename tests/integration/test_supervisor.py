@@ -17,7 +17,6 @@ import pytest
 
 from audiocnn.client.client import Client
 from audiocnn.torchserve.gateway_process import GatewayProcess
-from audiocnn.torchserve.properties import ConfigError
 from audiocnn.torchserve.server import ServerStartError, TorchServe
 from tests.helpers.paths import ROOT, STORE
 from tests.helpers.ports import free_ports
@@ -165,12 +164,6 @@ def test_a_temporary_folder_whose_path_is_too_long_for_a_socket(
     with pytest.raises(ServerStartError, match="Set TMPDIR to a shorter one"):
         TorchServe(server_settings(), log_folder=tmp_path / "logs").start()
     assert not list(folder.iterdir())
-
-
-@pytest.mark.parametrize("address", ["8000", "127.0.0.1", "a:", ":8000", "a:b", "a:0", "a:99999", "a:1/b"])
-def test_an_address_of_the_gateway_that_is_none(tmp_path: Path, address: str) -> None:
-    with pytest.raises(ConfigError, match="expected HOST:PORT"):
-        GatewayProcess(address, TorchServe(server_settings(), log_folder=tmp_path), log_folder=tmp_path)
 
 
 def test_the_gateway_may_have_an_address_of_ipv6(tmp_path: Path) -> None:
