@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import BadOptionError
 
+TRUE_WORDS = ("true", "1", "yes", "on")
 _FLAG: dict[str, Any] = {"type": "boolean", "default": False}
 _PART = "classify this part of the file, seconds"
 # Every option, once: its name, JSON type, default and help. The parser, the headers, the clients and OpenAPI
@@ -217,7 +218,7 @@ def _number(name: str, value: object) -> float:
 
 def _flag(name: str, value: object, others: str = " or false") -> bool:
     text = _text(value).lower()
-    if text in ("true", "1", "yes", "on"):
+    if text in TRUE_WORDS:
         return True
     if text in ("false", "0", "no", "off"):
         return False

@@ -14,7 +14,7 @@ import httpx
 
 from audiocnn.client.retry import Endpoint, RequestState, read_reply, unreachable
 from audiocnn.client.tokens import KeyFile
-from audiocnn.errors import AudioError, ServerError, TokenRefusedError
+from audiocnn.errors import AudioError, BadOptionError, ServerError, TokenRefusedError
 from audiocnn.options import option_headers
 
 Answer = dict[str, Any]
@@ -26,6 +26,7 @@ Failure = AudioError | ServerError | OSError
 
 RENEWAL_SECONDS = 5.0
 POOL_SIZE = 64
+_MAX_OPTION_CHARACTERS = 6000  # in headers, of which TorchServe reads 8 KiB
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,11 @@ class BaseClient:
         }
 
     def _state(self, options: Options, trace: Trace, request_id: str | None) -> RequestState:
-        """The state of a new request. Raises `BadOptionError` for an unknown option."""
-        headers = option_headers(options or {}) | dict(trace or {})
+        """The state of a new request. Raises `BadOptionError` for options that are unknown or too long."""
+        headers = option_headers(options or {})
+        if sum(map(len, headers.values())) > _MAX_OPTION_CHARACTERS:
+            raise BadOptionError(f"The options are too long: at most {_MAX_OPTION_CHARACTERS:,} characters.")
+        headers |= dict(trace or {})
         return RequestState(self._endpoint, headers, self._keys, request_id, self._on_retry)
 
     def _probe_state(self, timeout_seconds: float) -> RequestState:

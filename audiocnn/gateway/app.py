@@ -16,7 +16,7 @@ from audiocnn import __version__
 from audiocnn.gateway.auth import DOCS_ASSETS, AccessMiddleware, error_response
 from audiocnn.gateway.compat import add_compat_routes
 from audiocnn.gateway.embedding import add_embedding_route
-from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError
+from audiocnn.gateway.errors import FRAMEWORK_CODES, GatewayError, NotFoundError
 from audiocnn.gateway.hugging_face import add_hugging_face_routes
 from audiocnn.gateway.middleware import (
     BodyMiddleware,
@@ -84,6 +84,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     add_compat_routes(app, gateway)
     add_page(app)
+
+    @app.websocket("/{path:path}")
+    async def no_stream(socket: WebSocket) -> None:
+        await gateway.streams.refuse(socket, NotFoundError("There is no stream here: see docs/gateway.md."))
+
     return app
 
 

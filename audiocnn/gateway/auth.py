@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -23,6 +24,7 @@ from audiocnn.gateway.errors import (
     ForbiddenOriginError,
     GatewayError,
     Known,
+    NotReadyError,
     RateLimitedError,
     UnauthorizedError,
     body_of,
@@ -182,6 +184,11 @@ class AccessMiddleware:
         except (GatewayError, AudioError, ServerError) as error:
             state["code"] = body_of(error)["error"]["code"]
             await error_response(error, request_id)(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server stops
+            state["code"] = NotReadyError.code
+            if not status:
+                stopped = NotReadyError("The gateway stops: ask again.")
+                await error_response(stopped, request_id)(scope, receive, send_with_id)
         except Exception:
             log.exception("a request failed", extra={"request_id": request_id})
             state["code"] = GatewayError.code

@@ -5,6 +5,7 @@ Its page runs unchanged with that address as `VITE_API_BASE`. docs/compatibility
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -84,7 +85,10 @@ def add_compat_routes(app: FastAPI, gateway: PredictionService) -> None:
         more = {"windows": True} if query.reduce_payload else {"windows": True, **SPECTROGRAM}
         answer = await _ask(gateway, request, {"top_k": query.top_k, **more})
         warnings = [*answer["warnings"], *query.warnings(frontend)]
-        return json_reply(to_reply(answer, frontend) | {"warnings": warnings})
+        # In a thread: of a long clip there are many pictures.
+        return await asyncio.to_thread(
+            lambda: json_reply(to_reply(answer, frontend) | {"warnings": warnings})
+        )
 
     @router.post("/spectrogram")
     async def spectrogram(request: Request, query: Annotated[SpectrogramParameters, Query()]) -> Response:
@@ -93,7 +97,7 @@ def add_compat_routes(app: FastAPI, gateway: PredictionService) -> None:
         warnings = [*answer["warnings"], *query.warnings(frontend)]
         return json_reply(spectrogram_object(answer["clip_spectrogram"], frontend) | {"warnings": warnings})
 
-    app.include_router(router)
+    app.router.routes.extend(router.routes)  # as those of the app: with their own path and methods
 
     @app.websocket(f"{PREFIX}/ws/predict")
     async def stream(socket: WebSocket) -> None:

@@ -20,7 +20,7 @@ def decoded_chunks(request: Request) -> AsyncIterator[bytes]:
     The caller bounds the sum. Raises `WrongMediaTypeError` for other encodings, and `BadRequestError` while
     reading a body that is no complete gzip stream.
     """
-    encoding = request.headers.get("content-encoding", "").strip().lower()
+    encoding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
     if encoding in ("", "identity"):
         return request.stream()
     if encoding not in _GZIP:

@@ -27,16 +27,18 @@ _MAX_FIRST_FRAME_BYTES = 1 << 14  # of a stream that has shown no key yet
 _MAX_PONG_BYTES = 1 << 16  # that a stream leaves unread
 
 
-def _error_reply(status: str, code: str, message: str) -> bytes:
+def _error_reply(status: str, code: str, message: str, more: str = "") -> bytes:
+    """A whole reply; `more` are further header lines."""
     body = orjson.dumps({"error": {"code": code, "message": message}})
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return (head + "Retry-After: 1\r\nConnection: close\r\n\r\n").encode() + body
+    return (head + more + "Connection: close\r\n\r\n").encode() + body
 
 
 _TOO_MANY = _error_reply(
     "503 Service Unavailable",
     "busy",
     "This address has too many open connections: close some, then ask again.",
+    "Retry-After: 1\r\n",
 )
 _TOO_LARGE = _error_reply(
     "431 Request Header Fields Too Large", "bad_request", f"Send at most {MAX_HEAD_BYTES} bytes of headers."
@@ -77,6 +79,10 @@ class _BoundedHttp(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self.transport.write(_error_reply("400 Bad Request", "bad_request", msg))
+        self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle  # `self.cycle` is the newest request, which may wait behind this one
@@ -145,6 +151,14 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.conn = _SmallFirst(max_size=_MAX_FIRST_FRAME_BYTES, logger=logging.getLogger("uvicorn.error"))
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc and not self.handshake_initiated:  # uvicorn leaves it open, unanswered
+            reason = self.conn.handshake_exc.__cause__ or self.conn.handshake_exc
+            message = f"No WebSocket can be opened: {reason}."
+            self.transport.write(_error_reply("400 Bad Request", "bad_request", message))
+            self.transport.close()
 
     def handle_ping(self) -> None:
         super().handle_ping()

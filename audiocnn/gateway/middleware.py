@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from contextvars import ContextVar
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -159,6 +160,19 @@ class Body:
                 while not (self.is_read or self._is_awaited):
                     await self.receive()
 
+    async def until_gone(self) -> None:
+        """Return when the connection is closed; the body must have been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+_body: ContextVar[Body] = ContextVar("body")
+
+
+async def until_caller_is_gone() -> None:
+    """Return when the caller of the request under way has closed its connection; the body must be read."""
+    await _body.get().until_gone()
+
 
 class BodyMiddleware:
     """A request whose body was not read to its end loses its connection, whatever its method.
@@ -176,6 +190,7 @@ class BodyMiddleware:
             await self._app(scope, receive, send)
             return
         body = Body(receive, Headers(scope=scope), self._seconds)
+        _body.set(body)
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start" and not body.is_read:

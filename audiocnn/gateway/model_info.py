@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from audiocnn.detections import thresholds_of
 from audiocnn.errors import ModelFileError
 from audiocnn.gateway.backend import Backend
 from audiocnn.gateway.settings import Settings
+from audiocnn.gateway.shared_call import SharedCall
 from audiocnn.labels import ESC50, URBANSOUND8K, describe
 from audiocnn.probe import probe_wav
 
@@ -31,7 +31,7 @@ class ModelInfo:
         self._client = client
         self._answer: dict[str, Any] = {}
         self._asked_at = -_FRESH_SECONDS
-        self._asking = asyncio.Lock()
+        self._ask_model = SharedCall(self._ask_once)
         self._served: Config | None = None  # what the model said of itself
         try:
             self._file: Config | None = Config.from_json(
@@ -87,13 +87,15 @@ class ModelInfo:
         }
 
     async def _ask(self) -> dict[str, Any]:
-        async with self._asking:
-            if time.monotonic() - self._asked_at > _FRESH_SECONDS:
-                options = {"top_k": ALL_CLASSES, "model_info": True}
-                self._answer = await self._client.predict(probe_wav(), options)
-                self._served = _config_in(self._answer)
-                self._asked_at = time.monotonic()
-            return self._answer
+        if time.monotonic() - self._asked_at > _FRESH_SECONDS:
+            await self._ask_model()
+        return self._answer
+
+    async def _ask_once(self) -> None:
+        options = {"top_k": ALL_CLASSES, "model_info": True}
+        self._answer = await self._client.predict(probe_wav(), options)
+        self._served = _config_in(self._answer)
+        self._asked_at = time.monotonic()
 
 
 def _names_in(answer: dict[str, Any]) -> set[str]:

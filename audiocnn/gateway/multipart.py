@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
@@ -157,12 +157,12 @@ async def read_form(
         raise WrongMediaTypeError(
             "The Content-Type multipart/form-data has no boundary: let the HTTP library set this header."
         )
-    reader = _FormReader(boundary, settings, fields)
     try:
+        reader = _FormReader(boundary, settings, fields)
         with server_timing.current().measured("receive"):
             async for chunk in chunks:
                 reader.parser.write(chunk)
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise BadRequestError("The multipart body is malformed.") from error
     if not reader.is_complete:
         raise BadRequestError("The multipart body ends before its last boundary.")
@@ -222,7 +222,7 @@ class _FormReader:
         plain = parse_options_header(value)[1]
         self._field = plain.get(b"name", b"").decode("utf-8", "replace")
         self._headers["Content-Disposition"] = value.decode("latin-1")
-        extended = self._headers.get_filename()  # also of `filename*` (RFC 5987)
+        extended = _file_name(self._headers)
         has_file_name = b"filename" in plain or extended is not None
         self._file_name = (
             plain[b"filename"].decode("utf-8", "replace") if b"filename" in plain else extended or ""
@@ -262,8 +262,17 @@ class _FormReader:
         self.is_complete = True
 
 
+def _file_name(headers: Message) -> str | None:
+    """`filename`, or `filename*` (RFC 5987) with its charset."""
+    try:
+        name = headers.get_filename()
+    except ValueError:
+        raise BadRequestError("The charset of a part's filename* is not known. Send UTF-8.") from None
+    return name and name.encode("utf-8", "replace").decode()
+
+
 def _text(content: bytes, charset: str | None) -> str:
     try:
         return content.decode(charset or "utf-8", "replace")
-    except LookupError:
+    except (LookupError, ValueError):  # Python has codecs that are no charsets, such as idna
         raise BadRequestError(f"The charset {(charset or '')[:40]!r} is not known. Send UTF-8.") from None

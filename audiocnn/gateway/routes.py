@@ -23,6 +23,7 @@ from audiocnn.gateway.multipart import JSON_COPIES, Form, json_limit, read_all, 
 from audiocnn.gateway.page.static_files import EXAMPLES, examples_in
 from audiocnn.gateway.service import PredictionService, given_options
 from audiocnn.gateway.settings import Settings
+from audiocnn.options import TRUE_WORDS
 from audiocnn.request_body import read_json_request
 
 DEMO_OPTIONS = {"top_k": 3, "feature_maps": "json", "spectrogram": True, "waveform": True}
@@ -196,7 +197,7 @@ async def answer_inference(gateway: PredictionService, request: Request) -> Resp
         audio, options = await asyncio.to_thread(read_request, body, settings)
         has_maps = await gateway.model.has_feature_maps()
         wanted = DEMO_OPTIONS | ({} if has_maps else {"feature_maps": "none"}) | given | options
-        wanted.setdefault("clip_spectrogram", wanted["spectrogram"] != "png" and wanted["spectrogram"])
+        wanted.setdefault("clip_spectrogram", str(wanted["spectrogram"]).strip().lower() in TRUE_WORDS)
         answer = await gateway.predict(audio, state.request_id, wanted, state.trace)
     return await asyncio.to_thread(_with_scaled_maps, answer)
 

@@ -38,7 +38,8 @@ class Server(uvicorn.Server):
         """Listen, and say so."""
         await super().startup(sockets)
         if self.started:
-            log.info("gateway: http://%s:%d (/docs)", self.config.host, self.config.port)
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            log.info("gateway: http://%s:%d (/docs)", host, self.config.port)
 
 
 def server(settings: Settings) -> uvicorn.Server:
@@ -119,7 +120,11 @@ def run() -> int:
         for problem in error.errors():  # without the values: one may be a key
             print(f"error: {str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)
         return 1
-    start_logs(settings)
+    try:
+        start_logs(settings)
+    except OSError as error:
+        print(f"error: LOG_FILE: {error}", file=sys.stderr)
+        return 1
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand slow callers are a thousand files
     if settings.gateway_host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:

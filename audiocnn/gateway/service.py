@@ -19,6 +19,7 @@ from collections.abc import (
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import server_timing
@@ -26,9 +27,11 @@ from audiocnn.gateway.auth import AccessControl
 from audiocnn.gateway.backend import Backend, open_backend
 from audiocnn.gateway.errors import BusyError, GatewayError, NotReadyError, WrongMediaTypeError
 from audiocnn.gateway.metrics import Metrics
+from audiocnn.gateway.middleware import until_caller_is_gone
 from audiocnn.gateway.model_info import ModelInfo
 from audiocnn.gateway.multipart import Form, MemoryBudget, form_limit, read_all, read_form, receiving
 from audiocnn.gateway.settings import MIB, Settings
+from audiocnn.gateway.shared_call import SharedCall
 from audiocnn.gateway.streaming import Streams
 from audiocnn.options import OPTION_NAMES, options_in_headers, unknown_option
 
@@ -63,7 +66,7 @@ class PredictionService:
             lambda: self.streams.num_open if hasattr(self, "streams") else 0,
         )
         self._ready_at = -_READY_SECONDS
-        self._probing = asyncio.Lock()
+        self._probe = SharedCall(self._probe_once)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -93,27 +96,32 @@ class PredictionService:
         self, audio: bytes, request_id: str, options: dict[str, Any], trace: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """The model server's answer; raises `BadOptionError` for an option that does not exist."""
-        timing = server_timing.current()
-        with self.slot():
-            self.metrics.upload_bytes.inc(len(audio))
-            async with self._turn(len(audio)):
-                with timing.measured("backend"):
-                    return await self.client.predict(audio, options, request_id=request_id, trace=trace)
+        async with self._turn(len(audio)):
+            with self.slot(), server_timing.current().measured("backend"):
+                self.metrics.upload_bytes.inc(len(audio))
+                return await self.client.predict(audio, options, request_id=request_id, trace=trace)
 
     @contextlib.asynccontextmanager
     async def _turn(self, num_bytes: int) -> AsyncIterator[None]:
         """Long clips wait here for each other, or one batch of the model server has several of them, and
-        short clips with them. Raises `BusyError` after `deadline_seconds`."""
+        short clips with them. Raises `BusyError` after `deadline_seconds`, `ClientDisconnect` if the caller
+        has left."""
         if num_bytes < self.settings.long_clip_mb * MIB:
             yield
             return
+        leaving = asyncio.create_task(until_caller_is_gone())  # it reads on, to notice a close
         try:
             async with asyncio.timeout(self.settings.deadline_seconds):
                 with server_timing.current().measured("queue"):
                     await self._long_clips.acquire()
         except TimeoutError:
             raise BusyError("Too many long clips are waiting: ask again.") from None
+        finally:
+            has_left = leaving.done()
+            leaving.cancel()
         try:
+            if has_left:
+                raise ClientDisconnect
             yield
         finally:
             self._long_clips.release()
@@ -146,12 +154,13 @@ class PredictionService:
 
     async def check_ready(self) -> None:
         """Raises `NotReadyError` unless a real prediction works, or did a second ago."""
-        async with self._probing:
-            if time.monotonic() - self._ready_at < _READY_SECONDS:
-                return
-            if not await self.client.ready(timeout_seconds=self.settings.deadline_seconds):
-                raise NotReadyError("A real prediction does not work now: is the model server running?")
-            self._ready_at = time.monotonic()
+        if time.monotonic() - self._ready_at >= _READY_SECONDS:
+            await self._probe()
+
+    async def _probe_once(self) -> None:
+        if not await self.client.ready(timeout_seconds=self.settings.deadline_seconds):
+            raise NotReadyError("A real prediction does not work now: is the model server running?")
+        self._ready_at = time.monotonic()
 
     async def form(
         self, request: Request, stack: contextlib.AsyncExitStack, fields: Collection[str] = OPTION_NAMES

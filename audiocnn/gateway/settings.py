@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 from functools import cached_property
 from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -48,7 +49,7 @@ class Settings(BaseSettings):
     log_file: Path | None = None  # rolled over; None: standard error
     log_format: Literal["json", "text"] | None = None  # None: text on a terminal, else JSON
 
-    allowed_origins: Names = ()  # none given: the gateway's own two addresses on loopback
+    allowed_origins: Names = ()  # none given: the gateway's own addresses on loopback
     allowed_hosts: Names = ()  # names in `Host` beside addresses, localhost and the origins' names; "*": all
     trusted_proxies: Names = ()  # addresses or networks whose X-Forwarded-For is believed
     api_keys: Annotated[Names, Field(repr=False)] = ()
@@ -107,6 +108,16 @@ class Settings(BaseSettings):
             TypeAdapter(AnyHttpUrl).validate_python(url)
         return url.rstrip("/")
 
+    @field_validator("torchserve_ca_file")
+    @classmethod
+    def _is_certificate(cls, path: Path | None) -> Path | None:
+        if path:
+            try:
+                ssl.create_default_context(cafile=path)
+            except OSError as error:  # ssl.SSLError is one
+                raise ValueError(f"no certificates in PEM can be read from {path}: {error}") from None
+        return path
+
     @field_validator("backend")
     @classmethod
     def _is_possible(cls, backend: str, info: ValidationInfo) -> str:
@@ -137,7 +148,7 @@ class Settings(BaseSettings):
     @cached_property
     def origins(self) -> tuple[str, ...]:
         """Origins whose pages may ask: those given, else the gateway's own addresses."""
-        own = tuple(f"http://{host}:{self.gateway_port}" for host in ("127.0.0.1", "localhost"))
+        own = tuple(f"http://{host}:{self.gateway_port}" for host in ("127.0.0.1", "localhost", "[::1]"))
         return tuple(origin.rstrip("/") for origin in self.allowed_origins) or own
 
     @cached_property

@@ -36,8 +36,8 @@ class RingBuffer:
         self.received = 0  # samples at the input rate
         self.is_too_loud = False
         self.end = 0  # samples at the model's rate since the beginning; the next one goes there, modulo size
-        self._window = round(window_seconds * sample_rate)
-        self._size = round(max(window_seconds, kept_seconds) * sample_rate)
+        self._window = max(1, round(window_seconds * sample_rate))
+        self._size = max(self._window, round(kept_seconds * sample_rate))
         self._ring: FloatArray | None = None  # (size,)
         self._total = self._energy = 0.0  # sums of samples and of their squares since the last `take_level`
         self._count = 0

@@ -103,9 +103,7 @@ class Streams:
         try:
             self.access.check_origin(socket.headers.get("origin"))
         except GatewayError as error:
-            request_id, origin = request_id_in(socket.headers), socket.headers.get("origin")
-            note_refusal(self.metrics, error, "WEBSOCKET", request_id, origin=origin)
-            await socket.send_denial_response(error_response(error, request_id))
+            await self.refuse(socket, error)
             return
         await socket.accept()
         began = time.monotonic()
@@ -125,6 +123,12 @@ class Streams:
             await end(socket, failed)
         finally:
             self._finish(state, socket, time.monotonic() - began)
+
+    async def refuse(self, socket: WebSocket, error: GatewayError) -> None:
+        """Answer the opening of a stream with an HTTP error."""
+        request_id, origin = request_id_in(socket.headers), socket.headers.get("origin")
+        note_refusal(self.metrics, error, "WEBSOCKET", request_id, origin=origin)
+        await socket.send_denial_response(error_response(error, request_id))
 
     async def _converse(self, socket: WebSocket, state: StreamState) -> None:
         start = await self._start(socket)

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from audiocnn.arrays import FloatArray
 from audiocnn.errors import AudioError, BadOptionError, ServerError
 from audiocnn.gateway import tensors
-from audiocnn.gateway.errors import BadRequestError, GatewayError, Known, NotFoundError
+from audiocnn.gateway.errors import BadRequestError, GatewayError, Known, NotFoundError, NotReadyError
 from audiocnn.gateway.model_info import ALL_CLASSES
 from audiocnn.gateway.multipart import JSON_COPIES, json_limit, read_all, receiving, too_large
 from audiocnn.gateway.service import PredictionService, given_options
@@ -244,7 +244,10 @@ def read_outputs(asked: InferRequest) -> Outputs:
             raise BadRequestError(f"There is no output {output.name[:40]!r}: {', '.join(_OUTPUTS)}.")
         if unknown := output.parameters.keys() - {"binary_data"}:
             raise BadOptionError(f"{output.name}: the parameter {min(unknown)[:40]!r} is not supported.")
-        binary[output.name] = bool(output.parameters.get("binary_data", parameters.binary_data_output))
+        is_binary = output.parameters.get("binary_data", parameters.binary_data_output)
+        if not isinstance(is_binary, bool):
+            raise BadOptionError(f"{output.name}: binary_data must be true or false.")
+        binary[output.name] = is_binary
     return Outputs(parameters.top_k, binary)
 
 
@@ -265,6 +268,8 @@ def _output(name: str, top_k: int, order: Sequence[str], answers: Sequence[dict[
 
 def _in_order(predictions: Sequence[dict[str, Any]], order: Sequence[str]) -> list[float]:
     confidences = {row["class"]: row["confidence"] for row in predictions}
+    if confidences.keys() != set(order):
+        raise NotReadyError("The served model has just changed: ask again.")
     return [confidences[name] for name in order]
 
 

@@ -26,7 +26,8 @@ from audiocnn.request_body import read_base64
 EXTENSIONS = ["binary_tensor_data", "model_configuration"]
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_VALUES = 2_000_000  # parsing them blocks the process for 0.1 s
-BYTES_PER_VALUE = 40  # of memory, for a number of a JSON body: the object, its place in a list, float32 twice
+BYTES_PER_VALUE = 48  # of memory, for a number in JSON: the object, its place in two lists, float32 twice
+_MAX_ELEMENTS = 1000  # of a BYTES tensor: sound files, MAX_FILES at most
 _LENGTH = struct.Struct("<I")
 
 
@@ -36,7 +37,7 @@ class RequestInput(BaseModel):
     model_config = ConfigDict(strict=True)
 
     name: str
-    shape: list[Annotated[int, Field(ge=0)]] = Field(examples=[[1, 1]])
+    shape: list[Annotated[int, Field(ge=0)]] = Field(examples=[[1, 1]], max_length=8)
     datatype: str = Field(examples=["BYTES"])
     parameters: dict[str, Any] = {}
     data: list[Any] | None = None
@@ -187,18 +188,20 @@ def _read_tensor(given: RequestInput, binary: memoryview) -> tuple[Tensor, memor
 
 
 def _from_json(given: RequestInput) -> FloatArray | list[bytes]:
-    try:
-        array = np.asarray(given.data)
-    except ValueError:  # rows of different lengths
-        raise BadRequestError(f"{given.name}: data must be an array of its shape, or flat.") from None
+    # Of dtype object: as text, NumPy would give every element the size of the longest.
+    elements = np.asarray(given.data, object).ravel()
+    kinds = set(map(type, elements))
+    if list in kinds:  # rows of different lengths
+        raise BadRequestError(f"{given.name}: data must be an array of its shape, or flat.")
     if given.datatype == "BYTES":
-        if array.dtype.kind not in "US" and array.size:
+        if not kinds <= {str}:
             raise BadRequestError(f"{given.name}: every element must be a string of base64.")
-        return [read_base64(text, given.name) for text in array.ravel().tolist()]
-    if array.dtype.kind not in "fiu":
+        _check_count(given.name, elements.size)
+        return [read_base64(text, given.name) for text in elements]
+    if not kinds <= {int, float}:
         raise BadRequestError(f"{given.name}: data must be numbers.")
     with np.errstate(over="ignore"):  # becomes infinite, which is refused as a sound
-        return array.ravel().astype(np.float32)
+        return elements.astype(np.float32)
 
 
 def _from_binary(given: RequestInput, data: memoryview) -> FloatArray | list[bytes]:
@@ -217,7 +220,13 @@ def _split(name: str, data: memoryview) -> list[bytes]:
             raise BadRequestError(f"{name}: an element of BYTES is longer than the tensor's data.")
         elements.append(bytes(data[4 : 4 + length]))
         data = data[4 + length :]
+        _check_count(name, len(elements))
     return elements
+
+
+def _check_count(name: str, count: int) -> None:
+    if count > _MAX_ELEMENTS:
+        raise BadRequestError(f"{name}: at most {_MAX_ELEMENTS} elements of BYTES are possible.")
 
 
 def write_response(head: dict[str, Any], outputs: Sequence[tuple[Tensor, bool]]) -> tuple[bytes, int | None]:

@@ -59,4 +59,11 @@ class TorchServeClient(AsyncClient):
                 server_timing.current().add_backend(reply.headers.get(server_timing.HEADER))
                 return HttpReply(reply.status, reply.headers, await reply.read())
         except aiohttp.ClientError as error:
-            raise ConnectionError(str(error) or type(error).__name__) from error
+            raise ConnectionError(_reason(error)) from error
+
+
+def _reason(error: aiohttp.ClientError) -> str:
+    """Without the address of the model server, which is not for the gateway's callers."""
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError):
+        return f"cannot connect ({type(getattr(error, 'os_error', error)).__name__})"
+    return str(error) or type(error).__name__

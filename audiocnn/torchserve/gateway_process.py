@@ -32,13 +32,13 @@ class GatewayProcess:
     name = "the gateway"
 
     def __init__(self, address: str, server: TorchServe, *, log_folder: Path) -> None:
-        """`address` is HOST:PORT. Raises `ConfigError` if it is not."""
+        """`address` is HOST:PORT, an IPv6 host in brackets. Raises `ConfigError` if it is not."""
         host, _, port = address.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
             raise ConfigError(f"--gateway {address}: expected HOST:PORT, such as 127.0.0.1:8000")
         self.url = f"http://{address}"
         self.log_file = log_folder.resolve() / "gateway.log"
-        self._address = host, int(port)
+        self._address = host.strip("[]"), int(port)
         self._monitor: HealthMonitor | None = None
         self._server = server
         self._model_config = log_folder.resolve() / "model-config.json"

@@ -23,6 +23,7 @@ from audiocnn.gateway.tensor_models import float_wav
 from tests.helpers.clients import examples, run_client
 from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT, STORE
+from tests.helpers.scripted_server import script
 from tests.helpers.servers import Server
 from tests.helpers.sounds import SAMPLE_RATE, sound_file, tone
 
@@ -334,6 +335,21 @@ def test_without_torchserve(tmp_path: Path) -> None:
         assert error(gateway.get("/v2/health/ready"))[0] == 503
         status, message = error(gateway.post(AUDIO, json=audio_request(BELLS)))
         assert (status, message.partition(":")[0]) == (503, "server_unreachable")
+
+
+def test_a_model_that_changes_between_two_answers(tmp_path: Path) -> None:
+    def reply(name: str) -> tuple[int, dict[str, str], str]:
+        rows = [{"class": name, "confidence": 1.0}]
+        return 200, {}, json.dumps({"predictions": rows, "model": {"version": "1.0"}})
+
+    with (
+        script(reply("dog"), reply("cat")) as torchserve,
+        running_gateway(tmp_path, torchserve.url) as gateway,
+    ):
+        assert gateway.get("/labels").json()["labels"][0]["name"] == "dog"
+        asked = audio_request(BELLS) | {"outputs": [{"name": "probs"}]}
+        status, message = error(gateway.post(AUDIO, json=asked))
+        assert (status, message.partition(":")[0]) == (503, "not_ready")
 
 
 def test_routes_have_one_label_in_the_metrics(gateway: RunningGateway) -> None:

@@ -125,6 +125,13 @@ def test_parameters_out_of_range(gateway: RunningGateway, path: str, query: dict
     assert next(iter(query)) in reply.json()["detail"]
 
 
+def test_requests_are_counted_by_address_and_methods_are_named(gateway: RunningGateway) -> None:
+    reply = gateway.send("PUT", f"{BASE}/predict")
+    assert (reply.status_code, reply.headers["Allow"]) == (405, "POST")
+    assert gateway.get(f"{BASE}/health").status_code == 200
+    assert f'route="{BASE}/health"' in gateway.get("/metrics").text
+
+
 def test_errors_have_a_detail(gateway: RunningGateway) -> None:
     reply = post(gateway, "/predict", b"not a sound")
     assert reply.status_code == 400
@@ -195,6 +202,15 @@ def test_settings_are_optional_and_reset_forgets(gateway: RunningGateway) -> Non
 
     answers = with_stream(gateway, scene)
     assert [answer["top_prediction"]["label"] for answer in answers] == ["rain", "siren"]
+
+
+def test_a_window_of_less_than_a_sample(gateway: RunningGateway) -> None:
+    async def scene(socket: ClientConnection) -> dict[str, Any]:
+        await socket.send(json.dumps({"sample_rate": 44_100, "duration": 1e-5}))
+        await socket.send(samples("rain", 44_100)[:4000])
+        return await received(socket)
+
+    assert "top_prediction" in with_stream(gateway, scene)
 
 
 def test_a_fault_is_told_and_the_stream_goes_on(gateway: RunningGateway) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from websockets.exceptions import InvalidStatus
@@ -34,7 +35,7 @@ from tests.helpers.gateways import KEY, RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_ports
 from tests.helpers.pyav_sounds import encoded
-from tests.helpers.scripted_server import BUSY, script
+from tests.helpers.scripted_server import BUSY, OK, script, torchserve_error
 from tests.helpers.servers import Server
 from tests.helpers.sounds import sound_file, tone
 from tests.helpers.waiting import wait_until
@@ -429,6 +430,19 @@ def test_inference_takes_options(gateway: RunningGateway) -> None:
     assert "input_spectrogram" not in reply
 
 
+@pytest.mark.parametrize("value", ["PNG", " png ", ["png"]])
+def test_inference_takes_a_picture_in_any_spelling(gateway: RunningGateway, value: object) -> None:
+    reply = gateway.post("/inference", json={"data": base64.b64encode(RAIN).decode(), "spectrogram": value})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["input_spectrogram"]["png"].startswith("iVBOR")
+
+
+def test_inference_names_the_option_that_is_wrong(gateway: RunningGateway) -> None:
+    reply = gateway.post("/inference", json={"data": base64.b64encode(RAIN).decode(), "spectrogram": "maybe"})
+    assert (reply.status_code, code(reply)) == (400, "bad_option")
+    assert reply.json()["error"]["message"].startswith("spectrogram=")
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -526,6 +540,9 @@ def test_with_a_key(strict: RunningGateway, headers: dict[str, str]) -> None:
         ("MAX_UPLOAD_MB", "0"),
         ("GATEWAY_PORT", "high"),
         ("TORCHSERVE_URL", "localhost:8080"),
+        ("TORCHSERVE_CA_FILE", "/no/such/file.pem"),
+        ("TORCHSERVE_CA_FILE", "README.md"),
+        ("LOG_FILE", "/no/such/folder/gateway.log"),
     ],
 )
 def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
@@ -769,9 +786,32 @@ def test_without_torchserve(tmp_path: Path) -> None:
         reply = gateway.post("/predict", files={"file": RAIN})
         assert (reply.status_code, code(reply)) == (503, "server_unreachable")
         assert "Retry-After" in reply.headers
+        assert not re.search(rf"127\.0\.0\.1|{port}", reply.json()["error"]["message"])
         reply = gateway.get("/ready")
         assert (reply.status_code, code(reply)) == (503, "not_ready")
         assert gateway.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/ready", 503), ("/labels", 502)])
+def test_callers_at_the_same_time_share_a_failure(tmp_path: Path, path: str, status: int) -> None:
+    """Each in its turn, the last one of many would wait for as many deadlines."""
+    gate = threading.Event()
+
+    def refused(_: object) -> object:
+        gate.wait(60)
+        return torchserve_error(404, "ModelNotFoundException", "Model not found: audiocnn")
+
+    with (
+        script(*[refused] * 8) as torchserve,
+        running_gateway(tmp_path, torchserve.url) as gateway,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        replies = [pool.submit(gateway.get, path) for _ in range(8)]
+        connections = psutil.Process(gateway.process.pid).net_connections
+        assert wait_until(lambda: sum(each.status == "ESTABLISHED" for each in connections()) == 9, 20)
+        gate.set()
+        assert {reply.result().status_code for reply in replies} == {status}
+        assert len(torchserve.seen) == 1
 
 
 def test_a_model_that_does_not_exist(server: Server, tmp_path: Path) -> None:
@@ -802,6 +842,29 @@ def test_a_stop_answers_what_is_under_way(server: Server, tmp_path: Path) -> Non
         assert gateway.process.wait(timeout=120) == 0
         asking.join()
         assert replies[0].status_code == 200
+
+
+def test_a_stop_tells_those_that_it_cannot_wait_for(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def late(_: object) -> object:
+        gate.wait(60)
+        return OK
+
+    with (
+        script(late) as torchserve,
+        running_gateway(tmp_path, torchserve.url) as gateway,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asking = pool.submit(gateway.post, "/predict", files={"file": RAIN})
+        assert wait_until(lambda: len(torchserve.seen) == 1, 20)
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(timeout=120) == 0
+        reply = asking.result()
+        gate.set()
+    assert (reply.status_code, code(reply)) == (503, "not_ready")
+    assert "Retry-After" in reply.headers
+    assert "POST /predict 503" in gateway.log.read_text()
 
 
 def test_log_lines_name_the_request_and_cannot_be_forged(server: Server, tmp_path: Path) -> None:

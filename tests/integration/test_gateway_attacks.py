@@ -509,6 +509,43 @@ def test_a_request_that_two_servers_read_differently(gateway: RunningGateway, re
     assert reply.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.parametrize("request_line", ["NONSENSE", "FOO /predict HTTP/1.1", "GET /predict HTTP/9.9"])
+def test_what_is_no_http_gets_an_error_in_json(gateway: RunningGateway, request_line: str) -> None:
+    head, _, body = raw(gateway, f"{request_line}\r\nHost: localhost\r\n\r\n".encode()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+UPGRADE += "dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        ("POST", "Content-Length: 3\r\n"),
+        ("GET", "Content-Length: 3\r\n"),
+        ("GET", "Transfer-Encoding: chunked\r\n"),
+        ("GET", f"Cookie: {'c' * 10_000}\r\n"),
+        ("GET", "X-Many: y\r\n" * 200),
+    ],
+)
+def test_a_stream_that_cannot_open_is_told_and_closed(
+    gateway: RunningGateway, method: str, headers: str
+) -> None:
+    head = f"{method} /ws/predict HTTP/1.1\r\nHost: localhost\r\n{headers}{UPGRADE}\r\n"
+    head, _, body = raw(gateway, head.encode()).decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_a_stream_at_an_address_without_one(gateway: RunningGateway) -> None:
+    head = f"GET /nothing HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n"
+    head, _, body = raw(gateway, head.encode()).decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 404 ")
+    assert json.loads(body)["error"]["code"] == "not_found"
+
+
 def test_torchserve_sees_one_request_of_ours_for_each(tmp_path: Path) -> None:
     """Whatever a caller names options, files and ids: nothing of it becomes a header or a request."""
     evil = "1\r\nX-Evil: 1\r\n\r\nDELETE /models/audiocnn HTTP/1.1\r\n"

@@ -84,6 +84,7 @@ def test_the_same_names_on_torchserves_own_port(server: Server) -> None:
         ("name=\"files\"; filename*=iso-8859-1'de'r%E4in.wav", "r\u00e4in.wav"),
         ('name="files"; filename="a.wav"; filename*=UTF-8\'\'b.wav', "a.wav"),
         ("name=\"files\"; filename*=no-such-charset''a.wav", "a.wav"),
+        ("name=\"files\"; filename*=unicode_escape''%5cud800.wav", "?.wav"),
         ('name="files"', ""),
     ],
 )
@@ -106,6 +107,19 @@ def test_file_names_of_a_batch(gateway: RunningGateway, disposition: str, expect
         (
             form(SOUND, part('name="classes"', b"rain", "Content-Type: text/plain; charset=x")),
             ["charset", "'x'"],
+        ),
+        *(
+            (form(SOUND, part('name="top_k"', b"1", f"Content-Type: a/b; charset={name}")), ["charset"])
+            for name in ("undefined", "idna", '"a\0b"')
+        ),
+        *(
+            (form(part(f"name=\"file\"; filename*={name}''%ff", RAIN)), ["filename*", "UTF-8"])
+            for name in ("undefined", "idna", "a%00b")
+        ),
+        (form(SOUND, part('name="classes"', b"rain," * 2000)), ["options", "too long"]),
+        (
+            {"content": b"", "headers": {"Content-Type": f"multipart/form-data; boundary={'x' * 300}"}},
+            ["malformed"],
         ),
     ],
 )
@@ -226,6 +240,13 @@ def test_encodings_that_are_refused_by_name(
     got = refusal(gateway.post("/predict", content=content, headers={"Content-Encoding": coding}))
     assert got[0] == status
     assert word in got[1]
+
+
+def test_two_headers_of_encodings_are_one_list(gateway: RunningGateway) -> None:
+    headers = [("Content-Encoding", "identity"), ("Content-Encoding", "gzip")]
+    status, message = refusal(gateway.post("/predict", content=RAIN, headers=headers))
+    assert status == 415
+    assert "identity, gzip" in message
 
 
 def test_the_limit_of_uploads_holds_for_what_is_unpacked(strict: RunningGateway) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.helpers.gateways import RunningGateway, running_gateway
 from tests.helpers.paths import ROOT
-from tests.helpers.scripted_server import SILENT, script
+from tests.helpers.scripted_server import OK, SILENT, script
 from tests.helpers.servers import Server
 from tests.helpers.sounds import sound_file, tone
+from tests.helpers.waiting import wait_until
 
 RAIN = (ROOT / "samples" / "rain.wav").read_bytes()
 LONG = sound_file(tone(60.0))  # 5 MB, 23 windows
@@ -79,3 +85,55 @@ def test_a_long_clip_that_gets_no_turn_is_told_to_ask_again(tmp_path: Path) -> N
         assert reply.status_code == 503
         assert "long clips" in reply.json()["error"]["message"]
         assert "Retry-After" in reply.headers
+
+
+def held_back(gate: threading.Event) -> Callable[[Message], Any]:
+    """A step of TorchServe's script that waits for the gate."""
+
+    def step(_: Message) -> Any:
+        gate.wait(60)
+        return OK
+
+    return step
+
+
+def buffered_bytes(gateway: RunningGateway) -> float:
+    line = re.search(r"^gateway_buffered_bytes (\S+)$", gateway.get("/metrics").text, re.MULTILINE)
+    assert line is not None
+    return float(line[1])
+
+
+def test_a_long_clip_whose_caller_left_takes_no_turn(tmp_path: Path) -> None:
+    gate = threading.Event()
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(LONG)}\r\n\r\n".encode()
+    with (
+        script(held_back(gate)) as torchserve,
+        running_gateway(tmp_path, torchserve.url, max_long_in_flight=1) as gateway,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(gateway.post, "/predict", content=LONG)
+        assert wait_until(lambda: len(torchserve.seen) == 1, 20)
+        with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+            connection.sendall(head + LONG)
+            assert wait_until(lambda: buffered_bytes(gateway) == 2 * len(LONG), 20)
+        last = pool.submit(gateway.post, "/predict", content=LONG)
+        assert wait_until(lambda: buffered_bytes(gateway) == 3 * len(LONG), 20)
+        gate.set()
+        assert [first.result().status_code, last.result().status_code] == [200, 200]
+        assert len(torchserve.seen) == 2
+        assert wait_until(lambda: buffered_bytes(gateway) == 0, 20)
+
+
+def test_long_clips_that_wait_leave_room_for_short_ones(tmp_path: Path) -> None:
+    gate = threading.Event()
+    with (
+        script(held_back(gate)) as torchserve,
+        running_gateway(tmp_path, torchserve.url, max_long_in_flight=1, max_in_flight=2) as gateway,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        long = [pool.submit(gateway.post, "/predict", content=LONG) for _ in range(4)]
+        assert wait_until(lambda: buffered_bytes(gateway) == 4 * len(LONG), 20)
+        assert wait_until(lambda: len(torchserve.seen) == 1, 20)
+        assert gateway.post("/predict", content=RAIN).status_code == 200
+        gate.set()
+        assert {each.result().status_code for each in long} == {200}

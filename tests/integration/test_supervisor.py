@@ -164,3 +164,15 @@ def test_a_temporary_folder_whose_path_is_too_long_for_a_socket(
     with pytest.raises(ServerStartError, match="Set TMPDIR to a shorter one"):
         TorchServe(server_settings(), log_folder=tmp_path / "logs").start()
     assert not list(folder.iterdir())
+
+
+def test_the_gateway_may_have_an_address_of_ipv6(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    server = TorchServe(server_settings() | {"model_store": str(STORE)}, log_folder=tmp_path)
+    gateway = GatewayProcess(f"[::1]:{port}", server, log_folder=tmp_path)
+    gateway.start()
+    try:
+        gateway.wait_ready(600, threading.Event())
+        assert f"http://[::1]:{port} (/docs)" in gateway.log_file.with_name("gateway_log.log").read_text()
+    finally:
+        gateway.stop()

@@ -221,6 +221,13 @@ def test_an_option_that_does_not_exist_is_named(ask: Ask) -> None:
 
 
 @both
+def test_options_that_no_header_holds_are_refused(ask: Ask) -> None:
+    with script() as server, pytest.raises(BadOptionError, match="too long"):
+        ask(server.url, classes=["rain"] * 2000)
+    assert server.seen == []
+
+
+@both
 @pytest.mark.parametrize("name", ["gr\u00fcn", "a\r\nX-Evil: 1", "100 %41", 'Knock, "door"'])
 def test_names_of_any_letters_arrive(ask: Ask, name: str) -> None:
     config = Config(class_names=(name, "dog"))

@@ -1,4 +1,4 @@
-"""The rate limit of the gateway."""
+"""The rate limit and the settings of the gateway."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from audiocnn.gateway.auth import TokenBucket
 from audiocnn.gateway.errors import RateLimitedError
+from audiocnn.gateway.settings import Settings
 
 
 def test_the_rate_comes_back_with_time() -> None:
@@ -23,3 +24,8 @@ def test_the_rate_comes_back_with_time() -> None:
     assert caught.value.retry_after_seconds == pytest.approx(0.5)
     now = 4.1
     rate.acquire("a")
+
+
+def test_the_gateways_own_page_may_ask_on_every_address_of_loopback() -> None:
+    hosts = ("127.0.0.1", "localhost", "[::1]")
+    assert set(Settings(gateway_port=9000).origins) == {f"http://{host}:9000" for host in hosts}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
-from audiocnn.errors import BadBase64Error
+from audiocnn.errors import BadBase64Error, BadOptionError
 from audiocnn.gateway.errors import BadRequestError
 from audiocnn.gateway.tensor_client import read_response, write_request
+from audiocnn.gateway.tensor_models import read_outputs
 from audiocnn.gateway.tensors import (
     HEADER_LENGTH,
     MAX_JSON_VALUES,
@@ -97,6 +99,10 @@ def test_bytes_in_json_are_base64() -> None:
         (body(raw(2, datatype="BYTES", shape=[1]), binary=b"\x01\x00"), "longer than"),
         (body(raw(-1), binary=b"x"), "binary_data_size"),
         (body(fp32(datatype="BYTES", data=[1, 2, 3, 4])), "base64"),
+        (body(fp32(data=[1], shape=[2**63 - 1] * 300)), "inputs.0.shape"),
+        (body(fp32(data=[1], shape=[2**63 - 1] * 8)), "elements, but 1"),
+        (body(fp32(datatype="BYTES", data=[""] * 1001)), "at most 1000"),
+        (body(raw(8 << 10, datatype="BYTES"), binary=bytes(8 << 10)), "at most 1000"),
         ((b"[" * 100_000, None), "not valid JSON"),
     ],
 )
@@ -108,6 +114,31 @@ def test_what_is_wrong_is_named(request_body: tuple[bytes, str | None], message:
 def test_text_that_is_no_base64() -> None:
     with pytest.raises(BadBase64Error):
         read_request(*body({"name": "audio", "datatype": "BYTES", "shape": [1], "data": ["%"]}))
+
+
+@pytest.mark.parametrize("datatype", ["BYTES", "FP32"])
+def test_one_long_element_does_not_take_the_memory_of_all(datatype: str) -> None:
+    data = ["A" * 2_000_000, *["AAAA"] * 63] if datatype == "BYTES" else ["A" * 2_000_000, *[1.0] * 63]
+    request_body = body(fp32(datatype=datatype, shape=[64, 1], data=data))
+    tracemalloc.start()
+    try:
+        if datatype == "BYTES":
+            _, (tensor,) = read_request(*request_body)
+            assert len(tensor.values[0]) == 1_500_000
+        else:
+            with pytest.raises(BadRequestError, match="numbers"):
+                read_request(*request_body)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", ["false", 0, None, []])
+def test_whether_an_output_is_binary_is_true_or_false(value: object) -> None:
+    outputs = [{"name": "label", "parameters": {"binary_data": value}}]
+    request, _ = read_request(*body(raw(16), binary=FOUR.tobytes(), outputs=outputs))
+    with pytest.raises(BadOptionError, match="binary_data"):
+        read_outputs(request)
 
 
 def test_the_number_of_json_values_is_bounded() -> None:
