@@ -7,7 +7,7 @@ import io
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -75,7 +75,7 @@ class ClassFilter:
     exclude: tuple[str, ...] = ()  # a deny-list
 
     def allows(self, name: str) -> bool:
-        """Whether a class is to be reported."""
+        """Whether a class is reported."""
         return name not in self.exclude and (not self.classes or name in self.classes)
 
 
@@ -129,14 +129,22 @@ class Options(ClassFilter):
 
         Raises `BadOptionError` that names the culprit, also for what the model cannot give.
         """
-        values: dict[str, object] = {}
-        for name, value in raw.items():
-            if name not in OPTIONS:
-                raise unknown_option(name)
-            values["class_name" if name == "class" else name] = _parse(name, value, config)
+        if unknown := [name for name in raw if name not in OPTIONS]:
+            raise unknown_option(*unknown)
+        values = {name: _parse(name, value, config) for name, value in raw.items()}
+        if "class" in values:
+            values["class_name"] = values.pop("class")
         options = cls(**values, explain=explain)  # type: ignore[arg-type]
         options._check(config)
         return options
+
+    def checked(self, config: Config) -> Options:
+        """These, made without `parse`, after its checks: raises `BadOptionError` as that does."""
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        explain = bool(given.pop("explain", False))
+        if "class_name" in given:
+            given["class"] = given.pop("class_name")
+        return Options.parse(given, config, explain=explain)
 
     def _check(self, config: Config) -> None:
         """Raise `BadOptionError` for values that do not fit together or not the model."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -82,6 +83,8 @@ class Engine:
         instead of a file; `path` is then its name. Raises `ModelFileError` for a file that is missing,
         damaged, too new, or not ours.
         """
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ModelFileError(f"there is no device {device}: name cpu, cuda or cuda:1")
         self.path, self.device, self.threads = path, device, threads
         self._graph = graph or open_graph(path, device=device, threads=threads)
         self._maps: Graph | None = self._graph if path.is_dir() and not graph else None
@@ -111,10 +114,14 @@ class Engine:
         return tuple(name for name in SERVED_OUTPUTS if name in self._graph.output_names)
 
     def prepare(self, window: FloatArray) -> FloatArray:
-        """What the network takes for a window `(window_samples,)`.
+        """What the network takes for a window `(window_samples,)`; a shorter one is repeated.
 
-        Its log-mel `(1, n_mels, num_frames)`, or the window itself for a network that takes waveforms.
+        Its log-mel `(1, n_mels, num_frames)`, or the window itself for a network that takes waveforms. Called
+        for one window at a time: the rounding of a matrix product depends on the shape of its operands, and
+        no answer may depend on a neighbour.
         """
+        if len(window) < self.config.frontend.window_samples:
+            window = np.resize(window, self.config.frontend.window_samples)
         return window if self.takes_waveform else self.log_mel(window)
 
     def shown_log_mel(self, network_input: FloatArray) -> FloatArray:

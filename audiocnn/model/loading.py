@@ -30,12 +30,19 @@ logger = logging.getLogger(__name__)
 
 
 def served_model_path(store: Path) -> Path:
-    """The file of a model store that is to answer, by its parity report; float32 ONNX if there is none."""
+    """The file of a model store that is to answer, by its parity report; float32 ONNX if there is none.
+
+    Raises `ModelFileError` for a damaged report.
+    """
+    path = store / PARITY_REPORT
+    return store / str(_read_json(path, "serves") if path.is_file() else "audiocnn.onnx")
+
+
+def _read_json(path: Path, key: str) -> object:
     try:
-        name: str = json.loads((store / PARITY_REPORT).read_text(encoding="utf-8"))["serves"]
-    except OSError:
-        name = "audiocnn.onnx"
-    return store / name
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelFileError(f"{path} is damaged ({error}): export or teach the model again") from error
 
 
 def model_file(path: Path) -> Path:
@@ -93,7 +100,7 @@ def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) 
 
 def _checked(engine: Engine, reference: Path) -> Engine:
     if reference.is_file():
-        expected = np.array(json.loads(reference.read_text(encoding="utf-8"))["logits"], np.float32)
+        expected = np.array(_read_json(reference, "logits"), np.float32)
         difference = _difference(synthetic_logits(engine), expected)
         if difference > TOLERANCE:
             raise ModelFileError(
