@@ -29,7 +29,6 @@ from rich.progress import track
 from rich.table import Table
 
 from audiocnn import __version__
-from audiocnn.errors import AudioCNNError
 from audiocnn.machine import cpu_flags, cpu_name
 from audiocnn.model import openvino_graph
 from audiocnn.model.engine import BATCH_SIZES, INT8, Engine
@@ -190,18 +189,14 @@ def bench(
     to_json: Annotated[Path | None, typer.Option("--json", help="Write the table and the machine.")] = None,
 ) -> None:
     """Measure latency and throughput of a model. Exit code 2: no such model, provider or number."""
-    try:
-        path = model or find_model()
-        wanted = _providers(providers, path)
-        cores = os.cpu_count() or 1
-        counts = _numbers(threads or ",".join(map(str, sorted({1, cores}))), "--threads")
-        sizes = _numbers(batches, "--batches", BATCH_SIZES)
-        cells = [Cell(*each) for each in product(wanted, counts, sizes)]
-        rows = bench_rows(path, cells, seconds=seconds, rounds=rounds, warm_up=warm_up)
-        _write(rows, path, to_csv, to_json)
-    except (AudioCNNError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    path = model or find_model()
+    wanted = _providers(providers, path)
+    cores = os.cpu_count() or 1
+    counts = _numbers(threads or ",".join(map(str, sorted({1, cores}))), "--threads")
+    sizes = _numbers(batches, "--batches", BATCH_SIZES)
+    cells = [Cell(*each) for each in product(wanted, counts, sizes)]
+    rows = bench_rows(path, cells, seconds=seconds, rounds=rounds, warm_up=warm_up)
+    _write(rows, path, to_csv, to_json)
     print(f"{path}, {', '.join(f'{name} {value}' for name, value in machine().items())}")
     _print_table(rows)
 

@@ -26,6 +26,7 @@ from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioCNNError, ModelFileError
 from audiocnn.model.engine import CONFIG_KEY, Engine, OnnxGraph
 from audiocnn.model.waveform import interface_problems, mismatches, read_description
+from audiocnn.printing import print_text
 from audiocnn.probabilities import probabilities
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -120,12 +121,11 @@ def check(
     gives = ["predictions"] + ["embedding"] * (config.num_features is not None)
     gives += ["evidence", "feature maps"] * (config.model is not None)
     window = f"windows of {config.frontend.clip_seconds:g} s at {config.frontend.sample_rate:,} Hz"
-    console.print(
+    print_text(
+        console,
         f"{path}: {len(config.class_names)} classes ({config.activation}), {window}\n"
         f"It gives {', '.join(gives)}.\n"
         f"{milliseconds(lambda: engine.run(stack[:1])):.1f} ms a window alone, "
         f"{milliseconds(lambda: engine.run(stack[:4])) / 4:.1f} ms in batches of 4 "
         f"({threads or 'all'} CPU threads)\nIt can be served: make serve CHECKPOINT={path}",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,7 +16,8 @@ import soundfile
 
 from audiocnn.arrays import FloatArray
 from audiocnn.detections import Detection
-from audiocnn.files import replacing, write_text
+from audiocnn.files import as_text, replacing, write_text
+from audiocnn.printing import json_line
 from audiocnn.recording_time import time_at
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def to_row(recording: Recording, detection: Detection) -> dict[str, Any]:
     """`COLUMNS` of a detection; times are ISO 8601 with zone, or None."""
     assert detection.end is not None, "the event is not over"
     return {
-        "file": str(recording.path),
+        "file": as_text(recording.path),
         **detection.to_dict(),
         "start_time": time_at(recording.start, detection.start),
         "end_time": time_at(recording.start, detection.end),
@@ -59,15 +60,12 @@ class DetectionWriter(Protocol):
 
 
 class NdjsonWriter:
-    """One JSON object a line for each detection."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+    """One JSON object a line for each detection, on standard output."""
 
     def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
         """See `DetectionWriter`."""
         for detection in detections:
-            print(json.dumps(to_row(recording, detection), ensure_ascii=False), file=self._file, flush=True)
+            print(json_line(to_row(recording, detection)), flush=True)
 
 
 class CsvWriter:
@@ -143,7 +141,7 @@ class RavenWriter:
 def _raven_rows(recording: Recording, detections: Sequence[Detection]) -> Iterator[list[object]]:
     for number, one in enumerate(detections, start=1):
         span = [f"{one.start:.3f}", f"{one.end:.3f}", "0", f"{recording.nyquist:g}"]
-        source = [str(recording.path.absolute()), f"{one.start:.3f}"]
+        source = [as_text(recording.path.absolute()), f"{one.start:.3f}"]
         yield [number, "Spectrogram 1", 1, *span, *source, one.label, f"{one.peak_confidence:.4f}"]
 
 
@@ -170,8 +168,12 @@ class _Names:
         self._taken: dict[str, int] = {}
 
     def path(self, source: Path, suffix: str) -> Path:
-        count = self._taken[source.stem] = self._taken.get(source.stem, 0) + 1
-        return self.folder / f"{source.stem}{f'-{count}' if count > 1 else ''}{suffix}"
+        name = source.stem
+        while name in self._taken:
+            self._taken[source.stem] += 1
+            name = f"{source.stem}-{self._taken[source.stem]}"
+        self._taken[name] = 1
+        return self.folder / f"{name}{suffix}"
 
 
 class ClipWriter:
@@ -211,4 +213,4 @@ class ClipWriter:
     def _create(self, name: str, one: Detection) -> soundfile.SoundFile:
         label = re.sub(r"[^\w.-]", "_", one.label)
         path = self._names.folder / f"{name}_{one.start:09.3f}-{one.end:09.3f}_{label}.wav"
-        return soundfile.SoundFile(path, "w", self._rate, 1, "PCM_16")
+        return soundfile.SoundFile(os.fsencode(path), "w", self._rate, 1, "PCM_16")

@@ -114,9 +114,7 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) ->
         if listed.gone:
             say(f"{listed.gone:,} files of earlier runs are not among the inputs now; their rows stay")
     if not manifest.count():
-        raise InputError(
-            f"no sound files in {', '.join(args.inputs)}: names end in {' '.join(sorted(inputs.SUFFIXES))}"
-        )
+        raise inputs.no_sounds(args.inputs)
     return settings
 
 

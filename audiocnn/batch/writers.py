@@ -6,7 +6,6 @@ The columns are documented in docs/batch.md and do not depend on the model or on
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -25,7 +24,7 @@ from audiocnn.config import Config
 from audiocnn.detection_writers import Recording, arrow_row, arrow_schema, to_row
 from audiocnn.detections import Detection
 from audiocnn.embedding_table import parquet_schema
-from audiocnn.files import publish
+from audiocnn.files import as_text, publish
 from audiocnn.model.mel import map_axes
 from audiocnn.recording_time import recording_start
 
@@ -77,7 +76,7 @@ class RowBuilder:
 
     def file_row(self, result: FileResult) -> Row:
         """One row of the table `files`; with an error, the columns of an answer are None."""
-        row = dict.fromkeys(FILES.names) | {"file": shown(result.path), "model": self.model[:12]}
+        row = dict.fromkeys(FILES.names) | {"file": as_text(result.path), "model": self.model[:12]}
         row |= {"warnings": result.warnings, "num_windows": result.num_windows}
         if result.error:
             code, message = result.error
@@ -97,7 +96,7 @@ class RowBuilder:
         if named["class"] is None:
             return None
         span = {"start": round(window.start, 3), "end": round(window.end, 3)}
-        return {"file": shown(file.path), **span, **named, "evidence": self._evidence(window.evidence)}
+        return {"file": as_text(file.path), **span, **named, "evidence": self._evidence(window.evidence)}
 
     def schema(self, table: str) -> pa.Schema:
         """The columns of a table."""
@@ -113,7 +112,7 @@ class RowBuilder:
         frontend = self.config.frontend
         nyquist = min(frontend.f_max, frontend.sample_rate / 2)
         recording = Recording(Path(path), recording_start(path, UTC), nyquist)
-        return [to_row(recording, one) | {"file": shown(path)} for one in detections]
+        return [to_row(recording, one) for one in detections]
 
     def _named(self, probs: FloatArray) -> Row:
         order = np.argsort(-probs, kind="stable")[: self.top_k]
@@ -140,11 +139,6 @@ class RowBuilder:
             "shape": list(evidence.values.shape),
             "values": evidence.values.ravel(),
         }
-
-
-def shown(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 become `\\xff`, which tables can hold."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class Writer(Protocol):
@@ -244,7 +238,7 @@ class ChunkWriter:
     def embedding(self, window: WindowEmbedding) -> None:
         """The feature vector of a window."""
         span = {"start": window.start, "end": window.end}
-        self._append("embeddings", {"file": shown(window.path), **span, "embedding": window.vector})
+        self._append("embeddings", {"file": as_text(window.path), **span, "embedding": window.vector})
 
     def file(self, result: FileResult) -> None:
         """A file that is finished."""
