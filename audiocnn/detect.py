@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -18,10 +18,7 @@ from rich.table import Table
 
 from audiocnn import detection_writers as writers
 from audiocnn import inputs
-from audiocnn.audio.audio_input import opened
-from audiocnn.audio.decoder import stream
 from audiocnn.classifier import Classifier
-from audiocnn.config import UNLIMITED
 from audiocnn.detection_writers import DetectionWriter, Recording
 from audiocnn.detections import HOP_SECONDS, MERGE_GAP_SECONDS, Detection, hop_of, rules_of
 from audiocnn.errors import AudioError, BadOptionError
@@ -56,22 +53,6 @@ class TableWriter:
         """Print it; nothing if it has no rows."""
         if self._table.row_count:
             Console().print(self._table)
-
-
-class CutWriter:
-    """The sound of every detection; reads the file once more."""
-
-    def __init__(self, folder: Path, *, padding: float, sample_rate: int) -> None:
-        self._clips = writers.ClipWriter(folder, padding=padding, sample_rate=sample_rate)
-        self._rate = sample_rate
-
-    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
-        """See `DetectionWriter`."""
-        if detections:
-            # An error of the sound: the first reading has told it.
-            with suppress(AudioError), opened(recording.path) as file:
-                blocks = stream(file, sample_rate=self._rate, limits=UNLIMITED, warnings=[])
-                self._clips.cut(recording, detections, blocks)
 
 
 def _zone(name: str) -> tzinfo:
@@ -130,7 +111,7 @@ class OutputFiles:
         if self.audacity:
             chosen.append(writers.AudacityWriter(self.audacity))
         if self.clips:
-            chosen.append(CutWriter(self.clips, padding=self.padding, sample_rate=sample_rate))
+            chosen.append(writers.ClipWriter(self.clips, padding=self.padding, sample_rate=sample_rate))
         if not chosen:
             table = TableWriter()
             stack.callback(table.close)

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,11 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import soundfile
 
 from audiocnn.arrays import FloatArray
+from audiocnn.audio.audio_input import opened
+from audiocnn.audio.decoder import stream
+from audiocnn.config import UNLIMITED
 from audiocnn.detections import Detection
+from audiocnn.errors import AudioError
 from audiocnn.files import as_text, replacing, write_text
 from audiocnn.printing import json_line
 from audiocnn.recording_time import time_at
@@ -180,14 +184,22 @@ class ClipWriter:
     """Cuts each detection out of its file: `FOLDER/NAME_START-END_CLASS.wav`, mono, 16 bits."""
 
     def __init__(self, folder: Path, *, padding: float, sample_rate: int) -> None:
-        """`padding` in seconds, before and after; `sample_rate` in Hz, of the blocks that `cut` takes."""
+        """`padding` in seconds, before and after; `sample_rate` in Hz."""
         self._names = _Names(folder)
         self._padding, self._rate = padding, sample_rate
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """See `DetectionWriter`; reads the file once more, in the memory of one block."""
+        if detections:
+            # An error of the sound: the first reading has told it.
+            with suppress(AudioError), opened(recording.path) as file:
+                blocks = stream(file, sample_rate=self._rate, limits=UNLIMITED, warnings=[])
+                self.cut(recording, detections, blocks)
 
     def cut(
         self, recording: Recording, detections: Sequence[Detection], blocks: Iterable[FloatArray]
     ) -> None:
-        """Write the clips of a file that comes in blocks `(num_samples,)`, in the memory of one block."""
+        """Write the clips of a file that comes in blocks `(num_samples,)`."""
         name = self._names.path(recording.path, "").name
         waiting = [self._span(one) for one in sorted(detections, key=lambda one: one.start, reverse=True)]
         open_files: list[tuple[int, int, soundfile.SoundFile]] = []

@@ -15,6 +15,8 @@ from audiocnn.config import Config, feature_map_names
 from audiocnn.errors import BadOptionError
 
 _FLAG: dict[str, Any] = {"type": "boolean", "default": False}
+_FROM_0: dict[str, Any] = {"type": "number", "minimum": 0, "default": 0}
+_HOP = "from one window to the next (half a window; 0.5 for detections, 1 at most)"
 _PART = "classify this part of the file, seconds"
 # Every option, once: its name, JSON type, default and help. The parser, the headers, the clients and OpenAPI
 # read this table.
@@ -38,21 +40,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "windows": _FLAG | {"description": "the answer of every window"},
     "windows_top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1},
     "detections": _FLAG | {"description": "events with class, start, end and confidence"},
-    "hop_seconds": {
-        "type": "number",
-        "minimum": 0.5,
-        "maximum": 5,
-        "description": "from one window to the next (half a window; 0.5 for detections, 1 at most)",
-    },
-    "min_duration": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": 3600,
-        "default": 0,
-        "description": "seconds of the shortest detection",
-    },
+    "hop_seconds": {"type": "number", "minimum": 0.5, "maximum": 5, "description": _HOP},
+    "min_duration": _FROM_0 | {"maximum": 3600, "description": "seconds of the shortest detection"},
     "pool": {"type": "string", "enum": ["mean", "max"], "default": "mean", "description": "of the windows"},
-    "start": {"type": "number", "minimum": 0, "maximum": 1e6, "default": 0, "description": _PART},
+    "start": _FROM_0 | {"maximum": 1e6, "description": _PART},
     "end": {"type": "number", "minimum": 0, "maximum": 1e6, "description": _PART},
     "model_info": _FLAG | {"description": "what the model is: classes, front end, thresholds of detections"},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -141,20 +141,8 @@ class RowBuilder:
         }
 
 
-class Writer(Protocol):
-    """A part of a table while it is written."""
-
-    def write(self, rows: Sequence[Row]) -> None:
-        """Append rows."""
-        ...
-
-    def close(self) -> None:
-        """Complete the file."""
-        ...
-
-
 class ParquetPart:
-    """Zstandard, a row group for each `write`."""
+    """A part of a table while it is written: Zstandard, a row group for each `write`."""
 
     def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
         self._schema = builder.schema(table)
@@ -162,16 +150,16 @@ class ParquetPart:
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, rows: Sequence[Row]) -> None:
-        """See `Writer`."""
+        """Append rows."""
         self._writer.write_table(pa.Table.from_pylist([self._convert(row) for row in rows], self._schema))
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Complete the file."""
         self._writer.close()
 
 
 class CsvPart:
-    """UTF-8 with a header line; predictions as columns, of the evidence only its peak."""
+    """The same in UTF-8 with a header line; predictions as columns, of the evidence only its peak."""
 
     def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
         self._file = path.open("w", newline="", encoding="utf-8")
@@ -179,11 +167,11 @@ class CsvPart:
         self._writer.writeheader()
 
     def write(self, rows: Sequence[Row]) -> None:
-        """See `Writer`."""
+        """Append rows."""
         self._writer.writerows(map(_flat, rows))
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Complete the file."""
         self._file.close()
 
 
@@ -214,6 +202,9 @@ def _flat(row: Row) -> Row:
     return flat
 
 
+_KINDS: dict[str, type[ParquetPart | CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
+
+
 class ChunkWriter:
     """The rows of one chunk, in an attempt's folder until `publish`."""
 
@@ -221,10 +212,9 @@ class ChunkWriter:
         self, attempt: Path, builder: RowBuilder, formats: Sequence[str], labels: AudacityTrackWriter | None
     ) -> None:
         self._attempt, self._builder, self._labels = attempt, builder, labels
-        kinds: dict[str, type[ParquetPart] | type[CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
-        self._kinds = {name: kinds[name] for name in formats if name in kinds}
+        self._kinds = {name: _KINDS[name] for name in formats if name in _KINDS}
         self._rows: dict[str, list[Row]] = {table: [] for table in TABLES}
-        self._writers: dict[tuple[str, str], Writer] = {}
+        self._writers: dict[tuple[str, str], ParquetPart | CsvPart] = {}
         self.window_rows = 0
 
     def window(self, file: FileResult, window: WindowResult) -> None:
@@ -270,7 +260,7 @@ class ChunkWriter:
             self._writers[table, suffix].write(self._rows[table])
         self._rows[table] = []
 
-    def _kinds_of(self, table: str) -> dict[str, type[ParquetPart] | type[CsvPart]]:
+    def _kinds_of(self, table: str) -> dict[str, type[ParquetPart | CsvPart]]:
         return {"parquet": ParquetPart} if table == "embeddings" else self._kinds
 
     def publish(self, targets: Mapping[tuple[str, str], Path]) -> None:

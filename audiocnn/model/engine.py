@@ -23,7 +23,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from audiocnn.arrays import FloatArray
-from audiocnn.config import SERVED_OUTPUTS, WEIGHTS, Config, FrontendConfig, feature_map_names
+from audiocnn.config import SERVED_OUTPUTS, WEIGHTS, Config, FrontendConfig
 from audiocnn.errors import ModelFileError
 from audiocnn.files import sha256
 from audiocnn.model import mel, openvino_graph, waveform
@@ -97,11 +97,6 @@ class Engine:
             self.sha256 = graph.metadata.get(SHA256_KEY, "")
         else:
             self.sha256 = sha256(path / WEIGHTS if path.is_dir() else path)
-
-    @property
-    def map_names(self) -> list[str]:
-        """Names of the feature maps that `run` can return besides `logits` and `evidence`."""
-        return feature_map_names(self.config.model)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -276,6 +271,7 @@ class OnnxGraph:
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         both = (*self._session.get_inputs(), *self._session.get_outputs())
+        # Of inputs and outputs; None where any size will do.
         self.shapes = {x.name: [n if isinstance(n, int) else None for n in x.shape] for x in both}
         self._input_name = self._session.get_inputs()[0].name
         self.takes_waveform = waveform.INPUT in self.shapes
