@@ -20,7 +20,7 @@ from audiocnn.audio.decoder import stream
 from audiocnn.config import UNLIMITED
 from audiocnn.detections import Detection
 from audiocnn.errors import AudioError
-from audiocnn.files import as_text, replacing, write_text
+from audiocnn.files import as_text, replacing, short_name, write_text
 from audiocnn.printing import json_line
 from audiocnn.recording_time import time_at
 
@@ -33,6 +33,7 @@ _RAVEN_COLUMNS = (
     *("Begin Path", "File Offset (s)", "Class", "Confidence"),
 )
 _ROWS_IN_MEMORY = 2048
+_STEM_BYTES = 180  # of 255 that a file's name may have
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,10 @@ class _Names:
         self._taken: dict[str, int] = {}
 
     def path(self, source: Path, suffix: str) -> Path:
-        name = source.stem
+        name = stem = short_name(source.stem, _STEM_BYTES)
         while name in self._taken:
-            self._taken[source.stem] += 1
-            name = f"{source.stem}-{self._taken[source.stem]}"
+            self._taken[stem] += 1
+            name = f"{stem}-{self._taken[stem]}"
         self._taken[name] = 1
         return self.folder / f"{name}{suffix}"
 
@@ -199,7 +200,15 @@ class ClipWriter:
     def cut(
         self, recording: Recording, detections: Sequence[Detection], blocks: Iterable[FloatArray]
     ) -> None:
-        """Write the clips of a file that comes in blocks `(num_samples,)`."""
+        """Write the clips of a file that comes in blocks `(num_samples,)`. Raises `OSError`."""
+        try:
+            self._cut(recording, detections, blocks)
+        except soundfile.LibsndfileError as error:  # decoding has errors of its own
+            raise OSError(f"clips cannot be written into {self._names.folder}: {error}") from error
+
+    def _cut(
+        self, recording: Recording, detections: Sequence[Detection], blocks: Iterable[FloatArray]
+    ) -> None:
         name = self._names.path(recording.path, "").name
         waiting = [self._span(one) for one in sorted(detections, key=lambda one: one.start, reverse=True)]
         open_files: list[tuple[int, int, soundfile.SoundFile]] = []

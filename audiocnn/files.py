@@ -46,6 +46,12 @@ def as_text(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def short_name(name: str, most: int) -> str:
+    """A file's name in `most` bytes, 180 or more: of a longer one the beginning and a digest."""
+    data = os.fsencode(name)
+    return name if len(data) <= most else f"{name[:40]}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
 def check_writable(folder: Path) -> None:
     """Raise `OSError` now, not after the work, if no file can be made in `folder`, which need not exist."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

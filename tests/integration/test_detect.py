@@ -76,6 +76,18 @@ def test_no_track_takes_the_place_of_another(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_a_long_name_is_shortened_and_a_clip_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    recording = Recording(Path("\N{DOG}" * 60 + ".wav"), None, 1.0)
+    for writer in (RavenWriter(tmp_path / "raven"), AudacityWriter(tmp_path / "audacity")):
+        writer.write(recording, FOUND[:1])
+    waveform = np.zeros(5 * SAMPLE_RATE, np.float32)
+    cutter = ClipWriter(tmp_path / "clips", padding=0.0, sample_rate=SAMPLE_RATE)
+    cutter.cut(recording, FOUND[:1], [waveform])
+    assert len(list(tmp_path.glob("*/*"))) == 3
+    with pytest.raises(OSError, match="clips cannot be written"):
+        cutter.cut(recording, [FOUND[0]._replace(label="x" * 255)], [waveform])
+
+
 def test_a_moment_beyond_the_year_9999_has_no_time() -> None:
     start = recording_start("99991231_235959.wav", UTC)
     assert time_at(start, 0.5) == "9999-12-31T23:59:59.500+00:00"
