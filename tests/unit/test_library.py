@@ -91,6 +91,13 @@ def test_what_is_no_sound_is_said_to_be_none(model: Classifier, clip: Any, messa
         model.predict("a\0b.wav")
 
 
+def test_results_are_printed_in_a_line_and_can_be_looked_for(model: Classifier, rain: Path) -> None:
+    first, second = model.predict(rain), model.predict(rain)
+    assert repr(first).startswith("Result(label='rain', confidence=0.")
+    assert second not in [first, None]
+    assert len({first, second, first}) == 2
+
+
 def test_a_file_that_has_been_read_is_read_again(model: Classifier, rain: Path) -> None:
     with rain.open("rb") as file:
         assert model.predict(file).probs.tolist() == model.predict(file).probs.tolist()
