@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audiocnn import audio
 from audiocnn.arrays import FloatArray
-from audiocnn.audio import synthetic, windows
+from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioCNNError, ModelFileError
 from audiocnn.model.engine import CONFIG_KEY, Engine, OnnxGraph
+from audiocnn.model.loading import synthetic_windows
 from audiocnn.model.waveform import interface_problems, mismatches, read_description
 from audiocnn.printing import print_text
 from audiocnn.probabilities import probabilities
@@ -79,13 +79,9 @@ def _problems_of_answers(engine: Engine) -> list[str]:
 def _test_inputs(engine: Engine) -> FloatArray:
     """The synthetic sounds, silence, and a full-scale tone."""
     config = engine.config.frontend
-    sounds = [
-        audio.decode(synthetic.wav(name), sample_rate=config.sample_rate).waveform
-        for name in synthetic.SOUNDS
-    ]
     silence = np.zeros(config.window_samples, np.float32)
     tone = np.sin(2 * np.pi * 440 * np.arange(config.window_samples) / config.sample_rate, dtype=np.float32)
-    return np.stack([engine.prepare(windows.cut(sound, config)[0]) for sound in (*sounds, silence, tone)])
+    return np.stack([engine.prepare(window) for window in (*synthetic_windows(config), silence, tone)])
 
 
 def milliseconds(run: Callable[[], object]) -> float:

@@ -141,6 +141,12 @@ class Engine:
             for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)
         }
 
+    def run_windows(
+        self, windows: Sequence[FloatArray] | FloatArray, outputs: Sequence[str] = ("logits",)
+    ) -> dict[str, FloatArray]:
+        """`prepare`, then `run`, for windows `(window_samples,)` each."""
+        return self.run(np.stack([self.prepare(window) for window in windows]), outputs)
+
     def _maps_graph(self) -> Graph:
         if self.config.model is None:
             raise ModelFileError(f"{self.path} has no feature maps and no evidence")

@@ -16,6 +16,7 @@ import numpy as np
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import synthetic, windows
+from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import INT8, Engine
 
@@ -121,7 +122,11 @@ def _difference(logits: FloatArray, expected: FloatArray) -> float:
 
 def synthetic_logits(engine: Engine, *, only: int | None = None) -> FloatArray:
     """Logits of the synthetic sounds, float32 `(5, num_classes)`, or of one of them `(1, num_classes)`."""
-    config = engine.config.frontend
+    sounds = synthetic_windows(engine.config.frontend)
+    return engine.run_windows(sounds if only is None else sounds[only : only + 1])["logits"]
+
+
+def synthetic_windows(config: FrontendConfig) -> list[FloatArray]:
+    """The first window `(window_samples,)` of each synthetic sound."""
     clips = [audio.decode(synthetic.wav(name), sample_rate=config.sample_rate) for name in synthetic.SOUNDS]
-    stack = np.stack([engine.prepare(windows.cut(clip.waveform, config)[0]) for clip in clips])
-    return engine.run(stack if only is None else stack[only : only + 1])["logits"]
+    return [windows.cut(clip.waveform, config)[0] for clip in clips]

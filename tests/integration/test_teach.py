@@ -226,6 +226,15 @@ def test_clips_that_cannot_be_used_are_named(
     assert not (tmp_path / "mine").exists()
 
 
+def test_silent_clips_are_said_to_be_the_same(tmp_path: Path) -> None:
+    for number in range(6):
+        path = tmp_path / "sounds" / "ab"[number % 2] / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sound_file(np.zeros(SAMPLE_RATE + number, np.float32)))
+    with pytest.raises(DatasetError, match="silent"):
+        teach(tmp_path / "sounds", tmp_path / "mine", backbone=BACKBONE, threads=1)
+
+
 def test_the_command_prints_a_report_and_ends_with_2_for_bad_clips(copy: Path, tmp_path: Path) -> None:
     options = ["--backbone", BACKBONE, "--threads", "1", "--json"]
     run = run_cli("teach", str(copy), "--out", str(tmp_path / "mine"), *options)
