@@ -189,7 +189,7 @@ def bench(
     to_json: Annotated[Path | None, typer.Option("--json", help="Write the table and the machine.")] = None,
 ) -> None:
     """Measure latency and throughput of a model. Exit code 2: no such model, provider or number."""
-    path = model or find_model()
+    path = find_model(model)
     wanted = _providers(providers, path)
     cores = os.cpu_count() or 1
     counts = _numbers(threads or ",".join(map(str, sorted({1, cores}))), "--threads")
@@ -210,7 +210,3 @@ def _write(rows: Sequence[dict[str, Any]], model: Path, to_csv: Path | None, to_
     if to_json:
         document = {"model": str(model), "machine": machine(), "rows": rows}
         to_json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    app()

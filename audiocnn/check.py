@@ -24,7 +24,7 @@ from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioCNNError, ModelFileError
 from audiocnn.model.engine import CONFIG_KEY, Engine, OnnxGraph
-from audiocnn.model.loading import synthetic_windows
+from audiocnn.model.loading import model_file, synthetic_windows
 from audiocnn.model.waveform import interface_problems, mismatches, read_description
 from audiocnn.printing import print_text
 from audiocnn.probabilities import probabilities
@@ -97,10 +97,13 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 @app.command(epilog="Example: audiocnn check model.onnx")
 def check(
-    path: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, with a JSON file beside it.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="ONNX file with a JSON beside it, or folder.")
+    ],
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
     """Say what a model lacks, run it on test signals, measure it. Exit code 2: it cannot be served."""
+    path = model_file(path)
     if found := problems_of(path):
         for problem in found:
             print(f"error: {problem}", file=sys.stderr)

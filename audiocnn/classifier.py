@@ -79,7 +79,7 @@ class Classifier:
         limits: AudioLimits | None = None,
     ) -> Classifier:
         """From an exported file or a checkpoint folder; None: the released model (`find_model`)."""
-        chosen = Path(path) if path else find_model()
+        chosen = find_model(Path(path) if path else None)
         return cls(load_engine(chosen, device=device, threads=threads), limits=limits)
 
     def predict(self, audio: AudioInput, options: Options | None = None) -> Result:

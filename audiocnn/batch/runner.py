@@ -33,7 +33,7 @@ from audiocnn.batch.writers import FORMATS
 from audiocnn.errors import ModelFileError
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.engine import Engine
-from audiocnn.model.loading import find_model, model_file
+from audiocnn.model.loading import find_model
 
 CHUNK_FILES = 64
 WRONG, FAILED = 2, 1  # exit codes; 128 + signal if stopped by one
@@ -263,4 +263,4 @@ def batch(
 ) -> None:
     """Classify millions of sound files, on this machine or on a Ray cluster; a killed run resumes."""
     values = locals() | {"format": _formats(format)}
-    raise typer.Exit(run(SimpleNamespace(**values | {"model": model_file(model) if model else find_model()})))
+    raise typer.Exit(run(SimpleNamespace(**values | {"model": find_model(model)})))

@@ -51,12 +51,14 @@ def model_file(path: Path) -> Path:
     return served_model_path(path) if (path / PARITY_REPORT).is_file() else path
 
 
-def find_model() -> Path:
-    """The model to use if none is named: what this checkout serves, else what the package carries.
+def find_model(named: Path | None = None) -> Path:
+    """The model to use, that of `named`; None: what this checkout serves, else what the package carries.
 
     The exports of a checkout are looked for in `model_store` of the working folder, then beside the package.
     Raises `ModelFileError` if there is none.
     """
+    if named:
+        return model_file(named)
     checkout = Path(__file__).resolve().parent.parent.parent
     for store in (STORE, checkout / STORE, RELEASED):
         if (path := served_model_path(store)).is_file():

@@ -242,6 +242,8 @@ def test_the_command_prints_a_report_and_ends_with_2_for_bad_clips(copy: Path, t
     assert json.loads(run.stdout)["accuracy"] == 1.0
     assert "make serve CHECKPOINT=" in run.stderr
     assert "warning: low has 5 recordings" in run.stderr
+    run = run_cli("check", str(tmp_path / "mine"), "--threads", "1")
+    assert "3 classes (softmax)" in run.stdout
     (copy / "low" / "0.wav").write_bytes(b"no sound")
     run = run_cli("teach", str(copy), "--out", str(tmp_path / "mine"), *options)
     assert run.returncode == 2
