@@ -31,7 +31,7 @@ setup: $(STAMP) ## create .venv with everything pinned, and a Java if the machin
 INSTALL = $(PY) -m pip install --quiet --constraint deploy/constraints.txt --editable
 SERVING := $(VENV)/.serving
 $(SERVING): pyproject.toml deploy/constraints.txt
-	@echo 'installing what the server needs into $(VENV): 1.3 GB, two minutes or so'
+	@echo 'installing what the server needs into $(VENV): 1.5 GB, two minutes or so'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[formats,torchserve,gateway,export,openvino]'
 ifeq ($(RUNTIME),gpu)
@@ -136,7 +136,11 @@ GRAPHS := $(STORE)/audiocnn.onnx $(STORE)/audiocnn.pt $(STORE)/audiocnn.pt2 $(ST
 # A checkpoint whose activations have been measured (export.quantize --calibrate) is quantised as well.
 CALIBRATION := $(wildcard $(CHECKPOINT)/calibration.json)
 INT8 := $(if $(CALIBRATION),$(STORE)/audiocnn-int8.onnx)
-EXPORT := $(SERVING) $(SOURCE) $(WEIGHTS) $(CORE) export/common.py export/test_signals.py
+EXPORT := $(WEIGHTS) $(SERVING) $(SOURCE) $(CORE) export/common.py export/test_signals.py
+
+MISSING := $(filter-out $(wildcard $(WEIGHTS)),$(WEIGHTS))
+$(MISSING):
+	@echo 'error: there is no $@. CHECKPOINT: a folder that training or `audiocnn teach` wrote, or an .onnx file' >&2; exit 2
 
 $(STORE)/audiocnn.onnx: $(EXPORT) export/onnx.py
 	$(PY) -m export.onnx --checkpoint $(CHECKPOINT) --out $(STORE)

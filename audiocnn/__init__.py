@@ -24,9 +24,10 @@ _LAZY = {"AsyncClient": "audiocnn.client.async_client", "Client": "audiocnn.clie
 
 
 def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | None = None) -> Classifier:
-    """A classifier from an exported file or a checkpoint folder; without a path the released model.
+    """A classifier from an exported file or a checkpoint folder.
 
-    `device` is `cpu`, `cuda` or `cuda:1`; `threads` those of the CPU (None: all). Raises `ModelFileError`.
+    Without a path: the model in the folder `model_store` of a checkout, else the released one. `device` is
+    `cpu`, `cuda` or `cuda:1`; `threads` those of the CPU (None: all). Raises `ModelFileError`.
     """
     from audiocnn.classifier import Classifier
 

@@ -100,7 +100,7 @@ def summary(cell: Cell, rounds: Sequence[Round]) -> dict[str, Any]:
     return (
         asdict(cell)
         | {"runs": len(times), "clips_per_second": round(clips_per_second, 2)}
-        | {"real_time_factor": round(clips_per_second * rounds[0].window_seconds, 1)}
+        | {"times_real_time": round(clips_per_second * rounds[0].window_seconds, 1)}
         | {name: round(float(value), 3) for name, value in latencies.items()}
         | of_rounds
     )

@@ -78,7 +78,7 @@ class Classifier:
         threads: int | None = None,
         limits: AudioLimits | None = None,
     ) -> Classifier:
-        """From an exported file or a checkpoint folder; None: the released model (`find_model`)."""
+        """From an exported file or a checkpoint folder; None: see `find_model`."""
         chosen = find_model(Path(path) if path else None)
         return cls(load_engine(chosen, device=device, threads=threads), limits=limits)
 

@@ -15,7 +15,7 @@ from audiocnn import inputs
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioError
 from audiocnn.files import as_text
-from audiocnn.inputs import Notes
+from audiocnn.inputs import Notes, short_names
 from audiocnn.labels import describe
 from audiocnn.options import Options
 from audiocnn.printing import json_line
@@ -36,9 +36,9 @@ def classify_file(classifier: Classifier, path: str, options: Options) -> dict[s
     return {"file": path, **answer}
 
 
-def add_rows(table: Table, answer: dict[str, Any]) -> None:
+def add_rows(table: Table, name: str, answer: dict[str, Any]) -> None:
     """The rows of a file that could be read: its classes; of a long one, those of its windows as well."""
-    name = escape(as_text(Path(answer["file"]).name))
+    name = escape(as_text(name))
     if answer["is_silent"]:
         table.add_row(name, "", "silence", "")
         return
@@ -65,21 +65,23 @@ def classify(
     top_k: Annotated[str, typer.Option(help="Classes per file.")] = "3",
     min_confidence: Annotated[str, typer.Option(help="Leave out less confident classes.")] = "0",
     model: Annotated[
-        Path | None, typer.Option(help=".onnx, .pt or checkpoint folder (the released model).")
+        Path | None,
+        typer.Option(help=".onnx, .pt or folder (model_store, else the released model)."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
     """Label sound files. Exit code 0: all answered; 1: some files had errors; 2: wrong model or option."""
     classifier = Classifier.load(model, threads=threads)
     options = Options.parse({"top_k": top_k, "min_confidence": min_confidence}, classifier.config)
-    table = Table("file", "", "class", "confidence", "")
-    errors = []
-    for path in inputs.find_all(paths, Notes(), keep_missing=True):
+    table, errors = Table("file", "", "class", "confidence", ""), []
+    found = inputs.find_all(paths, Notes(), keep_missing=True)
+    names = short_names([path for path in found if path != _STANDARD_INPUT])
+    for path in found:
         answer = classify_file(classifier, path, options)
         if as_json:
             print(json_line(answer), flush=True)
         elif "error" not in answer:
-            add_rows(table, answer)
+            add_rows(table, names.get(path, path), answer)
         if "error" in answer:
             errors.append(answer)
     if not as_json:

@@ -37,6 +37,7 @@ _EXTRAS = {
     "batch": "batch",
     "gateway": "gateway",
     "listen": "gateway",
+    "manage": "torchserve",
     "serve": "torchserve",
     "teach": "teach",
     "tune": "torchserve",
@@ -65,13 +66,18 @@ def load(name: str) -> Any:
     try:
         command = typer.main.get_command(import_module(COMMANDS[name][0]).app)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("audiocnn", "handler"):
-            raise
-        extra = f"[{_EXTRAS[name]}]" if name in _EXTRAS else ""
-        print(f"error: no module {error.name}: pip install 'audiocnn-serve{extra}'", file=sys.stderr)
+        print(_missing(error, f"'audiocnn-serve[{_EXTRAS.get(name, 'client')}]'"), file=sys.stderr)
         raise typer.Exit(2) from error
     command.name = name
     return command
+
+
+def _missing(error: ModuleNotFoundError, package: str | None) -> str:
+    """What to install; raises the error again if the module is this project's."""
+    module = (error.name or "").partition(".")[0]
+    if module in ("", "audiocnn", "handler"):
+        raise error
+    return f"error: no module {module}: pip install {package or module}"
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,7 +98,7 @@ app = typer.Typer(
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print it."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     """Classify sounds: from the command line, in batches of millions, or with a server."""
@@ -104,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments, prog_name="audiocnn")
+    except ModuleNotFoundError as error:  # of an option: a table in Parquet needs pyarrow
+        print(_missing(error, None), file=sys.stderr)
+        return 2
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (AudioCNNError, OSError) as error:

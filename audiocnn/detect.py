@@ -37,12 +37,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 class TableWriter:
     """A table for people, printed at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._names = inputs.short_names(paths)
         self._table = Table("file", "start", "end", "time", "", "class", "confidence")
 
     def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
         """See `DetectionWriter`."""
-        name = escape(as_text(recording.path.name))
+        name = escape(as_text(self._names[str(recording.path)]))
         for one in detections:
             span = (f"{one.start:.2f}", f"{one.end:.2f}", time_at(recording.start, one.start) or "")
             emoji, confidence = describe(one.label).emoji, f"{one.peak_confidence:.3f}"
@@ -95,7 +96,7 @@ class OutputFiles:
     clips: Path | None
     padding: float
 
-    def open(self, stack: ExitStack, sample_rate: int) -> list[DetectionWriter]:
+    def open(self, stack: ExitStack, sample_rate: int, paths: Sequence[str]) -> list[DetectionWriter]:
         """The writers; what they write is complete when the stack is left without an exception."""
         chosen: list[DetectionWriter] = []
         if self.ndjson:
@@ -113,7 +114,7 @@ class OutputFiles:
         if self.clips:
             chosen.append(writers.ClipWriter(self.clips, padding=self.padding, sample_rate=sample_rate))
         if not chosen:
-            table = TableWriter()
+            table = TableWriter(paths)
             stack.callback(table.close)
             chosen.append(table)
         return chosen
@@ -134,7 +135,7 @@ def _run(
     frontend, all_read = detector.classifier.config.frontend, True
     nyquist = min(frontend.f_max, frontend.sample_rate / 2)
     with ExitStack() as stack:
-        chosen = outputs.open(stack, frontend.sample_rate)
+        chosen = outputs.open(stack, frontend.sample_rate, paths)
         for path, detections, error in detector.detect(paths):
             recording = Recording(Path(path), start_of(path), nyquist)
             for writer in chosen:
@@ -172,7 +173,8 @@ def detect(
     ] = None,
     timezone: Annotated[str, typer.Option(help="Of times that name none.")] = "UTC",
     model: Annotated[
-        Path | None, typer.Option(help=".onnx, .pt or checkpoint folder (the released model).")
+        Path | None,
+        typer.Option(help=".onnx, .pt or folder (model_store, else the released model)."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:

@@ -16,9 +16,9 @@ from rich.progress import track
 from audiocnn import inputs
 from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier
-from audiocnn.embedding_table import SUFFIXES, EmbeddingTable
+from audiocnn.embedding_table import SUFFIXES, EmbeddingTable, check_writable
 from audiocnn.errors import AudioError, ModelFileError
-from audiocnn.files import as_text, check_writable
+from audiocnn.files import as_text
 from audiocnn.inputs import InputError, Notes
 from audiocnn.results import WindowProbs
 
@@ -50,16 +50,17 @@ def embed(
     paths: Annotated[list[str], typer.Argument(metavar="FILES", help="Files, folders, globs or CSVs.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Table to write: .parquet or .npz.")],
     model: Annotated[
-        Path | None, typer.Option(help="Model or folder of a taught model (the released model).")
+        Path | None,
+        typer.Option(help="Model file or folder (model_store, else the released model)."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
     """Write the feature vector of every window. Exit code 1: some files had errors; 2: wrong input."""
     if out.suffix not in SUFFIXES:
         raise InputError(f"--out must end in {' or '.join(SUFFIXES)}")
+    check_writable(out)
     classifier = open_embedder(model, threads)
     found = inputs.find_all(paths, Notes())
-    check_writable(out.parent)
     rows, errors = [], 0
     console = Console(stderr=True)
     for path in track(found, description="embedding", console=console, disable=not console.is_terminal):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from audiocnn import npz
+from audiocnn import files, npz
 from audiocnn.arrays import FloatArray
 from audiocnn.files import replacing
 from audiocnn.inputs import InputError
@@ -22,6 +23,14 @@ def parquet_schema(size: int, model: str) -> Any:
 
     columns = [("file", pa.string()), ("start", pa.float32()), ("end", pa.float32())]
     return pa.schema([*columns, ("embedding", pa.list_(pa.float32(), size))], {"model": model})
+
+
+def check_writable(path: Path) -> None:
+    """Raises `ModuleNotFoundError` if a table of this format needs a package that is not installed, `OSError`
+    if its folder cannot be written."""
+    if path.suffix == ".parquet":
+        import_module("pyarrow")
+    files.check_writable(path.parent)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,13 @@ class Notes:
         return [line for line, there in kinds if there]
 
 
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Each path as seen from the folder that all are in: `1.wav`, or `door/1.wav` and `bell/1.wav`."""
+    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    common = os.path.commonpath(folders) if folders else ""
+    return {path: os.path.relpath(path, common) for path in paths}
+
+
 def _some(paths: Sequence[str]) -> str:
     more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
     return ", ".join(map(ascii, paths[:3])) + more

@@ -62,7 +62,9 @@ def search(
         ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Files to list.")] = 10,
-    model: Annotated[Path | None, typer.Option(help="The model of the table (the released model).")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="That of the table (model_store, else the released).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:

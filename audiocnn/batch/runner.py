@@ -241,7 +241,11 @@ def batch(
     ] = False,
     model: Annotated[
         Path | None,
-        typer.Option("--model", "--checkpoint", help=".onnx, .pt or checkpoint folder (the released model)."),
+        typer.Option(
+            "--model",
+            "--checkpoint",
+            help=".onnx, .pt or folder (model_store, else the released model).",
+        ),
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster, or auto (this machine only).")

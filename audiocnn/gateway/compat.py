@@ -1,6 +1,6 @@
 """The API of the Environmental-Audio project below `/compat/environmental-audio/`, answered by our model.
 
-Its page runs unchanged with that address as `VITE_API_BASE`. docs/gateway.md has the fields.
+Its page runs unchanged with that address as `VITE_API_BASE`. docs/compatibility.md has the fields.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import httpx
 
 from audiocnn.files import replacing
 from audiocnn.torchserve.logfiles import ends_of, open_log
-from audiocnn.torchserve.properties import ca_file, key_file
+from audiocnn.torchserve.properties import ConfigError, ca_file, key_file
 from audiocnn.torchserve.server import MALLOC, ServerStartError, TorchServe
 from audiocnn.torchserve.watchdog import HealthMonitor
 
@@ -32,8 +32,10 @@ class GatewayProcess:
     name = "the gateway"
 
     def __init__(self, address: str, server: TorchServe, *, log_folder: Path) -> None:
-        """`address` is HOST:PORT."""
+        """`address` is HOST:PORT. Raises `ConfigError` if it is not."""
         host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+            raise ConfigError(f"--gateway {address}: expected HOST:PORT, such as 127.0.0.1:8000")
         self.url = f"http://{address}"
         self.log_file = log_folder.resolve() / "gateway.log"
         self._address = host, int(port)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -21,7 +22,7 @@ from audiocnn.errors import ModelFileError
 from audiocnn.torchserve import ports
 from audiocnn.torchserve.archives import ArchiveError, known_sha256
 from audiocnn.torchserve.gateway_process import GatewayProcess
-from audiocnn.torchserve.properties import ConfigError, read_properties
+from audiocnn.torchserve.properties import ConfigError, ca_file, key_file, read_properties
 from audiocnn.torchserve.server import MODEL, ServerStartError, TorchServe
 from audiocnn.torchserve.supervisor import ManagedProcess, Supervisor, log
 
@@ -82,7 +83,16 @@ def _announce(server: TorchServe, gateway: GatewayProcess | None, stopping: thre
         return
     if gateway:
         log(f"gateway: {gateway.url}, log in {gateway.log_file}")
-    log(f"ready: curl -T CLIP {server.inference}/predictions/{MODEL}")
+    log(f"ready: {example_request(server.properties, server.inference)}")
+
+
+def example_request(properties: Mapping[str, str], inference: str) -> str:
+    """A command that sends a clip, with the certificate and the token that the configuration requires."""
+    keys, certificate = key_file(properties), ca_file(properties)
+    options = f"--cacert {certificate} " if certificate else ""
+    options += "-H 'Authorization: Bearer TOKEN' " if keys else ""
+    hint = f"  (TOKEN: the key of `inference` in {keys})" if keys else ""
+    return f"curl -T CLIP {options}{inference}/predictions/{MODEL}{hint}"
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -103,7 +113,11 @@ def serve(
     ] = None,
     port_base: Annotated[
         int | None,
-        typer.Option(help="Gateway on this port; TorchServe's ports are 70, 71, 80, 81, 82 above it."),
+        typer.Option(
+            min=1,
+            max=ports.HIGHEST_BASE,
+            help="Gateway on this port; TorchServe's ports are 70, 71, 80, 81, 82 above it.",
+        ),
     ] = None,
     restart: Annotated[
         bool,

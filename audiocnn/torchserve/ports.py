@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 GATEWAY = 8000
 _OFFSETS = {"inference": 80, "management": 81, "metrics": 82, "gRPC inference": 70, "gRPC management": 71}
+HIGHEST_BASE = 65_535 - max(_OFFSETS.values())
 
 
 def ports(base: int | None) -> dict[str, int]:
@@ -56,8 +57,11 @@ def free_port() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the ports that are in use; exit code 0 if there are none, else 1."""
+    """Print the ports that are in use; exit code 0: none; 1: some; 2: a wrong number."""
     words = sys.argv[1:] if arguments is None else arguments
+    if words and not (words[0].isdecimal() and 0 < int(words[0]) <= HIGHEST_BASE):
+        print(f"error: PORT_BASE={words[0]} is no number from 1 to {HIGHEST_BASE}", file=sys.stderr)
+        return 2
     busy = taken(ports(int(words[0]) if words else None))
     for name, port in busy.items():
         print(f"error: port {port} ({name}) is in use", file=sys.stderr)

@@ -290,3 +290,32 @@ def test_a_file_is_classified_without_pytorch(rain: Path) -> None:
     label, message = printed.splitlines()
     assert label == "rain"
     assert "pip install torch" in message
+
+
+WITHOUT_PACKAGES = """
+import sys
+for module in ("httpx", "pyarrow"):
+    sys.modules[module] = None
+from audiocnn.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "install"),
+    [
+        (["manage", "status"], "pip install 'audiocnn-serve[torchserve]'"),
+        (["embed", "RAIN", "--out", "x.parquet"], "pip install pyarrow"),
+        (["detect", "RAIN", "--parquet", "x.parquet"], "pip install pyarrow"),
+        (["search", "RAIN", "--in", "x.parquet"], "pip install pyarrow"),
+    ],
+)
+def test_a_missing_package_is_named_before_any_work(
+    rain: Path, tmp_path: Path, arguments: list[str], install: str
+) -> None:
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, *(str(rain) if a == "RAIN" else a for a in arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert install in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.glob("*.parquet")) == []
