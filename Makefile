@@ -31,7 +31,7 @@ setup: $(STAMP) ## create .venv with everything pinned, and a Java if the machin
 INSTALL = $(PY) -m pip install --quiet --constraint deploy/constraints.txt --editable
 SERVING := $(VENV)/.serving
 $(SERVING): pyproject.toml deploy/constraints.txt
-	@echo 'installing what the server needs into $(VENV): 1.5 GB, two minutes or so'
+	@echo 'installing what the server needs into $(VENV): 1.7 GB, two minutes or so'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[formats,torchserve,gateway,export,openvino]'
 ifeq ($(RUNTIME),gpu)
