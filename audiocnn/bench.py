@@ -29,7 +29,6 @@ from rich.progress import track
 from rich.table import Table
 
 from audiocnn import __version__
-from audiocnn.errors import AudioCNNError
 from audiocnn.machine import cpu_flags, cpu_name
 from audiocnn.model import openvino_graph
 from audiocnn.model.engine import BATCH_SIZES, INT8, Engine
@@ -190,18 +189,14 @@ def bench(
     to_json: Annotated[Path | None, typer.Option("--json", help="Write the table and the machine.")] = None,
 ) -> None:
     """Measure latency and throughput of a model. Exit code 2: no such model, provider or number."""
-    try:
-        path = model or find_model()
-        wanted = _providers(providers, path)
-        cores = os.cpu_count() or 1
-        counts = _numbers(threads or ",".join(map(str, sorted({1, cores}))), "--threads")
-        sizes = _numbers(batches, "--batches", BATCH_SIZES)
-        cells = [Cell(*each) for each in product(wanted, counts, sizes)]
-        rows = bench_rows(path, cells, seconds=seconds, rounds=rounds, warm_up=warm_up)
-        _write(rows, path, to_csv, to_json)
-    except (AudioCNNError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    path = find_model(model)
+    wanted = _providers(providers, path)
+    cores = os.cpu_count() or 1
+    counts = _numbers(threads or ",".join(map(str, sorted({1, cores}))), "--threads")
+    sizes = _numbers(batches, "--batches", BATCH_SIZES)
+    cells = [Cell(*each) for each in product(wanted, counts, sizes)]
+    rows = bench_rows(path, cells, seconds=seconds, rounds=rounds, warm_up=warm_up)
+    _write(rows, path, to_csv, to_json)
     print(f"{path}, {', '.join(f'{name} {value}' for name, value in machine().items())}")
     _print_table(rows)
 
@@ -215,7 +210,3 @@ def _write(rows: Sequence[dict[str, Any]], model: Path, to_csv: Path | None, to_
     if to_json:
         document = {"model": str(model), "machine": machine(), "rows": rows}
         to_json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    app()

@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audiocnn import audio
 from audiocnn.arrays import FloatArray
-from audiocnn.audio import synthetic, windows
+from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.errors import AudioCNNError, ModelFileError
 from audiocnn.model.engine import CONFIG_KEY, Engine, OnnxGraph
+from audiocnn.model.loading import model_file, synthetic_windows
 from audiocnn.model.waveform import interface_problems, mismatches, read_description
+from audiocnn.printing import print_text
 from audiocnn.probabilities import probabilities
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -78,13 +79,9 @@ def _problems_of_answers(engine: Engine) -> list[str]:
 def _test_inputs(engine: Engine) -> FloatArray:
     """The synthetic sounds, silence, and a full-scale tone."""
     config = engine.config.frontend
-    sounds = [
-        audio.decode(synthetic.wav(name), sample_rate=config.sample_rate).waveform
-        for name in synthetic.SOUNDS
-    ]
     silence = np.zeros(config.window_samples, np.float32)
     tone = np.sin(2 * np.pi * 440 * np.arange(config.window_samples) / config.sample_rate, dtype=np.float32)
-    return np.stack([engine.prepare(windows.cut(sound, config)[0]) for sound in (*sounds, silence, tone)])
+    return np.stack([engine.prepare(window) for window in (*synthetic_windows(config), silence, tone)])
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -100,10 +97,13 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 @app.command(epilog="Example: audiocnn check model.onnx")
 def check(
-    path: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, with a JSON file beside it.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="ONNX file with a JSON beside it, or folder.")
+    ],
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
     """Say what a model lacks, run it on test signals, measure it. Exit code 2: it cannot be served."""
+    path = model_file(path)
     if found := problems_of(path):
         for problem in found:
             print(f"error: {problem}", file=sys.stderr)
@@ -120,12 +120,11 @@ def check(
     gives = ["predictions"] + ["embedding"] * (config.num_features is not None)
     gives += ["evidence", "feature maps"] * (config.model is not None)
     window = f"windows of {config.frontend.clip_seconds:g} s at {config.frontend.sample_rate:,} Hz"
-    console.print(
+    print_text(
+        console,
         f"{path}: {len(config.class_names)} classes ({config.activation}), {window}\n"
         f"It gives {', '.join(gives)}.\n"
         f"{milliseconds(lambda: engine.run(stack[:1])):.1f} ms a window alone, "
         f"{milliseconds(lambda: engine.run(stack[:4])) / 4:.1f} ms in batches of 4 "
         f"({threads or 'all'} CPU threads)\nIt can be served: make serve CHECKPOINT={path}",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -24,9 +24,8 @@ from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.audio.audio_input import AudioInput, to_bytes
 from audiocnn.audio.budget import Budget, decode_in_turns
-from audiocnn.audio.window_stream import WindowStream
-from audiocnn.clip_windows import ClipWindows, WindowSeries, plan_windows, with_window_seconds
-from audiocnn.config import SERVED_OUTPUTS, AudioLimits
+from audiocnn.clip_windows import ClipWindows, WindowSeries, plan_windows
+from audiocnn.config import AudioLimits
 from audiocnn.detections import Detection
 from audiocnn.errors import AudioError, BudgetExceededError
 from audiocnn.model.engine import INT8, MAX_BATCH, Engine
@@ -35,6 +34,7 @@ from audiocnn.model.spectrogram import clip_spectrogram
 from audiocnn.options import Options
 from audiocnn.probabilities import probabilities
 from audiocnn.results import RepresentativeWindow, Result, StreamEnd, WindowProbs
+from audiocnn.streams import File, predict_streams
 
 
 @dataclass
@@ -53,15 +53,6 @@ def _timed(into: list[float]) -> Iterator[None]:
         yield
     finally:
         into.append(1000 * (time.perf_counter() - began))
-
-
-@dataclass
-class _StreamWindow:
-    """A window of a stream that waits for the network."""
-
-    start: float  # seconds
-    end: float
-    samples: FloatArray  # (window_samples,)
 
 
 class Classifier:
@@ -88,15 +79,16 @@ class Classifier:
         limits: AudioLimits | None = None,
     ) -> Classifier:
         """From an exported file or a checkpoint folder; None: see `find_model`."""
-        chosen = Path(path) if path else find_model()
+        chosen = find_model(Path(path) if path else None)
         return cls(load_engine(chosen, device=device, threads=threads), limits=limits)
 
     def predict(self, audio: AudioInput, options: Options | None = None) -> Result:
         """The answer to one clip.
 
-        `audio` is a path, the bytes of a file, a file object open for reading, or a waveform and its sample
-        rate in Hz: float32 in [-1, 1], `(num_samples,)` or `(num_samples, channels)`. Raises `AudioError` if
-        the clip cannot be answered, `OSError` if its file cannot be read.
+        `audio` is a path, the bytes of a file, a file object open for reading, or a tuple of a waveform,
+        `(num_samples,)` or `(num_samples, channels)`, float in [-1, 1] or PCM in int16, int32 or uint8, and
+        its sample rate in Hz. Raises `AudioError` if the clip cannot be answered, `OSError` if its file
+        cannot be read, `TypeError` or `ValueError` for another object.
 
         >>> audiocnn.load().predict("rain.wav").label
         'rain'
@@ -113,7 +105,8 @@ class Classifier:
 
         Memory stays that of a few windows. `overlap_seconds` of neighbouring windows: None for half a window.
         `window_seconds`: None for the model's; shorter ones are repeated until they fill its input.
-        Raises `AudioError` or `OSError`, perhaps after windows that were good.
+        Raises `AudioError` or `OSError`, perhaps after windows that were good, and `ValueError` for a length
+        or an overlap that is not possible.
         """
         for _, item in self.predict_streams(
             [audio], overlap_seconds=overlap_seconds, window_seconds=window_seconds
@@ -125,67 +118,26 @@ class Classifier:
 
     def predict_streams(
         self,
-        files: Iterable[AudioInput],
+        files: Iterable[File],
         *,
         overlap_seconds: float | None = None,
         window_seconds: float | None = None,
         outputs: Sequence[str] = (),
-    ) -> Iterator[tuple[int, WindowProbs | StreamEnd]]:
+    ) -> Iterator[tuple[File, WindowProbs | StreamEnd]]:
         """Windows of many files of any length, `MAX_BATCH` windows at a time whatever files they are of.
 
-        Yields the number of a file with each of its windows, then with its `StreamEnd`, in the order of
-        `files`. An error ends its own file only. `files` is read lazily: an item is taken, then opened.
+        Yields a file with each of its windows, then with its `StreamEnd`, in the order of `files`. An error
+        ends its own file only. `files` is read lazily: an item is taken, then opened.
         `outputs`: names of further outputs of the network (`embedding`, `evidence`, feature maps) for each
         window; the embedding is that of the served file and costs nothing.
         """
-        waiting: list[tuple[int, _StreamWindow | StreamEnd]] = []
-        num_windows = 0
-        for number, item in self._windows_of(files, overlap_seconds, window_seconds):
-            waiting.append((number, item))
-            num_windows += isinstance(item, _StreamWindow)
-            if num_windows in (0, MAX_BATCH):
-                yield from self._run_waiting(waiting, outputs)
-                waiting, num_windows = [], 0
-        yield from self._run_waiting(waiting, outputs)
-
-    def _windows_of(
-        self, files: Iterable[AudioInput], overlap_seconds: float | None, window_seconds: float | None
-    ) -> Iterator[tuple[int, _StreamWindow | StreamEnd]]:
-        frontend = with_window_seconds(self.config.frontend, window_seconds)
-        for number, file in enumerate(files):
-            stream = WindowStream(file, frontend, overlap_seconds=overlap_seconds)
-            error = None
-            try:
-                for start, end, samples in stream:
-                    yield number, _StreamWindow(start, end, samples)
-            except Exception as caught:  # also unforeseen ones: the other files do not depend on this one
-                error = caught
-            yield number, StreamEnd(stream.seconds, stream.peak, stream.warnings, error)
-
-    def _run_waiting(
-        self, waiting: Sequence[tuple[int, _StreamWindow | StreamEnd]], outputs: Sequence[str]
-    ) -> Iterator[tuple[int, WindowProbs | StreamEnd]]:
-        samples = [item.samples for _, item in waiting if isinstance(item, _StreamWindow)]
-        rows = iter(self._run_samples(samples, outputs) if samples else ())
-        for number, item in waiting:
-            if isinstance(item, _StreamWindow):
-                probs, further = next(rows)
-                yield number, WindowProbs(item.start, item.end, probs, further)
-            else:
-                yield number, item
-
-    def _run_samples(
-        self, samples: Sequence[FloatArray], outputs: Sequence[str]
-    ) -> Iterator[tuple[FloatArray, dict[str, FloatArray]]]:
-        """Probabilities and further outputs of each window."""
-        log_mels = np.stack([self._log_mel(window) for window in samples])
-        served = [name for name in SERVED_OUTPUTS if name == "logits" or name in outputs]
-        further = self.engine.run(log_mels, served)
-        probs = self._probabilities(further["logits"])
-        if others := [name for name in outputs if name not in served]:
-            further |= self.engine.run(log_mels, others)
-        for row in range(len(samples)):
-            yield probs[row], {name: further[name][row] for name in outputs}
+        return predict_streams(
+            self.engine,
+            files,
+            overlap_seconds=overlap_seconds,
+            window_seconds=window_seconds,
+            outputs=outputs,
+        )
 
     def predict_batch(
         self,
@@ -199,13 +151,17 @@ class Classifier:
 
         What it took is appended to `timings`. The shortest clips come first, and one that is not reached
         within `budget_seconds` of wall time gets `BudgetExceededError`; the first one is always answered.
+        Raises `OSError` if one of the files cannot be read.
         """
         timings, budget = timings or Timings(), Budget(budget_seconds)
-        given = options if options is not None else [Options()] * len(clips)
-        wanted = {n: each for n, each in enumerate(given) if isinstance(each, Options)}
-        answers: dict[int, Result | AudioError] = {
-            n: each for n, each in enumerate(given) if isinstance(each, AudioError)
-        }
+        answers: dict[int, Result | AudioError] = {}
+        wanted: dict[int, Options] = {}
+        options = [Options()] * len(clips) if options is None else options
+        for number, (_, given) in enumerate(zip(clips, options, strict=True)):
+            try:
+                wanted[number] = self._checked(given)
+            except AudioError as error:
+                answers[number] = error
         work: dict[int, ClipWindows] = {}
         contents = {n: to_bytes(clips[n]) for n in wanted}
         for number, outcome in self._decode(contents, budget, timings).items():
@@ -223,6 +179,11 @@ class Classifier:
             else:
                 answers[number] = BudgetExceededError()
         return [answers[number] for number in range(len(clips))]
+
+    def _checked(self, options: Options | AudioError) -> Options:
+        if isinstance(options, AudioError):
+            raise options
+        return options.checked(self.config)
 
     def _decode(
         self, clips: Mapping[int, bytes], budget: Budget, timings: Timings
@@ -250,7 +211,7 @@ class Classifier:
         stack = []
         for own, window in batch:
             began = time.perf_counter()
-            stack.append(self._log_mel(window))
+            stack.append(self.engine.prepare(window))
             own.log_mel_ms += 1000 * (time.perf_counter() - began)
         with _timed(timings.inference_ms):
             outputs = self.engine.run(np.stack(stack), self.engine.served_outputs)
@@ -259,19 +220,8 @@ class Classifier:
             if "embedding" in outputs:
                 own.embeddings.append(outputs["embedding"][number])
 
-    def _probabilities(self, logits: FloatArray) -> FloatArray:
-        """Calibrated: `(..., num_classes)` of logits of that shape."""
-        return probabilities(logits, self.config)
-
-    def _log_mel(self, window: FloatArray) -> FloatArray:
-        """The network's input for one window by itself: a matrix product's rounding depends on the shape of
-        its operands, and no answer may depend on a neighbour. A short one is repeated."""
-        if len(window) < self.config.frontend.window_samples:
-            window = np.resize(window, self.config.frontend.window_samples)
-        return self.engine.prepare(window)
-
     def _result(self, work: ClipWindows, options: Options, timings: Timings) -> Result:
-        window_probs = self._probabilities(np.stack(work.whole.logits))
+        window_probs = probabilities(np.stack(work.whole.logits), self.config)
         probs = windows.pool(window_probs, options.pool)
         wanted = options.class_name
         shown_class = self.config.class_names.index(wanted) if wanted else int(probs.argmax())
@@ -301,7 +251,7 @@ class Classifier:
         names = options.map_outputs(self.config)
         if not (names or options.spectrogram):
             return RepresentativeWindow(start, end)
-        network_input = self._log_mel(next(islice(part, number, None)))
+        network_input = self.engine.prepare(next(islice(part, number, None)))
         maps: dict[str, FloatArray] = {}
         if names:
             with _timed(timings.inference_ms):
@@ -313,7 +263,7 @@ class Classifier:
         return detections.detect(
             self.config,
             (
-                (options.start + start, options.start + end, self._probabilities(logits))
+                (options.start + start, options.start + end, probabilities(logits, self.config))
                 for (start, end), logits in zip(short.spans, short.logits, strict=True)
             ),
             detections.rules_of(options),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +13,12 @@ from rich.table import Table
 
 from audiocnn import inputs
 from audiocnn.classifier import Classifier
-from audiocnn.errors import AudioError, BadOptionError, ModelFileError
-from audiocnn.inputs import InputError, Notes, short_names
+from audiocnn.errors import AudioError
+from audiocnn.files import as_text
+from audiocnn.inputs import Notes, short_names
 from audiocnn.labels import describe
 from audiocnn.options import Options
+from audiocnn.printing import json_line
 
 _STANDARD_INPUT = "-"
 
@@ -30,18 +28,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def classify_file(classifier: Classifier, path: str, options: Options) -> dict[str, Any]:
     """The answer or the error of one file, as JSON-ready objects with its name in front."""
     try:
-        data = sys.stdin.buffer.read() if path == _STANDARD_INPUT else Path(path).read_bytes()
+        answer = classifier.predict(sys.stdin.buffer if path == _STANDARD_INPUT else path, options).to_dict()
     except OSError as error:
-        return {"file": path, "error": {"code": "unreadable_file", "message": str(error)}}
-    (result,) = classifier.predict_batch([data], [options])
-    if isinstance(result, AudioError):
-        return {"file": path, **result.to_dict()}
-    return {"file": path, **result.to_dict()}
+        answer = {"error": {"code": "unreadable_file", "message": str(error)}}
+    except AudioError as error:
+        answer = error.to_dict()
+    return {"file": path, **answer}
 
 
 def add_rows(table: Table, name: str, answer: dict[str, Any]) -> None:
     """The rows of a file that could be read: its classes; of a long one, those of its windows as well."""
-    name = escape(name)
+    name = escape(as_text(name))
     if answer["is_silent"]:
         table.add_row(name, "", "silence", "")
         return
@@ -54,19 +51,7 @@ def add_rows(table: Table, name: str, answer: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    return describe(row["class"]).emoji, row["class"], f"{row['confidence']:.3f}"
-
-
-def _find(paths: list[str]) -> Iterator[str]:
-    """Names of files, of those in folders, and of those that globs match; a file that is missing stays."""
-    for path in paths:
-        if path == _STANDARD_INPUT or not (os.path.lexists(path) or glob.has_magic(path)):
-            yield path
-        else:
-            yield from (
-                os.path.relpath(name) if not os.path.isabs(path) else name
-                for name, _ in inputs.find([path], Notes())
-            )
+    return describe(row["class"]).emoji, escape(row["class"]), f"{row['confidence']:.3f}"
 
 
 @app.command(epilog="Example: audiocnn classify recordings/ '*.flac' --json")
@@ -86,19 +71,15 @@ def classify(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
     """Label sound files. Exit code 0: all answered; 1: some files had errors; 2: wrong model or option."""
-    try:
-        classifier = Classifier.load(model, threads=threads)
-        options = Options.parse({"top_k": top_k, "min_confidence": min_confidence}, classifier.config)
-        found = list(_find(paths))
-    except (ModelFileError, BadOptionError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    classifier = Classifier.load(model, threads=threads)
+    options = Options.parse({"top_k": top_k, "min_confidence": min_confidence}, classifier.config)
     table, errors = Table("file", "", "class", "confidence", ""), []
+    found = inputs.find_all(paths, Notes(), keep_missing=True)
     names = short_names([path for path in found if path != _STANDARD_INPUT])
     for path in found:
         answer = classify_file(classifier, path, options)
         if as_json:
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            print(json_line(answer), flush=True)
         elif "error" not in answer:
             add_rows(table, names.get(path, path), answer)
         if "error" in answer:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from audiocnn import __version__
+from audiocnn.errors import AudioCNNError
 
 COMMANDS = {
     "classify": ("audiocnn.classify", "Label sound files, without a server."),
@@ -103,7 +105,9 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code."""
+    """Run a command line; returns the exit code. Wrong options, inputs and models end here, with 2."""
+    if isinstance(sys.stdout, TextIOWrapper):  # what its encoding lacks does not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments, prog_name="audiocnn")
     except ModuleNotFoundError as error:  # of an option: a table in Parquet needs pyarrow
@@ -111,6 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (AudioCNNError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -13,6 +13,7 @@ from audiocnn.config import AudioLimits, Config, FrontendConfig
 from audiocnn.errors import AudioTooLongError, BadOptionError
 from audiocnn.options import Options
 
+MIN_WINDOW_SECONDS = 0.05
 _MAX_EMBEDDING_VALUES = 2_000_000  # in one answer: 20 MB of JSON
 
 
@@ -67,8 +68,15 @@ class ClipWindows:
 
 
 def with_window_seconds(config: FrontendConfig, seconds: float | None) -> FrontendConfig:
-    """The front end with windows of this length, at most the model's (None: the model's)."""
-    return replace(config, clip_seconds=min(seconds or config.clip_seconds, config.clip_seconds))
+    """The front end with windows of this length, at most the model's (None: the model's).
+
+    Raises `ValueError` for a length of less than `MIN_WINDOW_SECONDS`.
+    """
+    if seconds is None:
+        return config
+    if not seconds >= MIN_WINDOW_SECONDS:
+        raise ValueError(f"windows of {seconds:g} s: give {MIN_WINDOW_SECONDS:g} s or more")
+    return replace(config, clip_seconds=min(seconds, config.clip_seconds))
 
 
 def plan_windows(clip: Clip, options: Options, config: Config, limits: AudioLimits) -> ClipWindows:

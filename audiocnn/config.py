@@ -44,6 +44,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "recall": (float, 0.0, 1.0),
     "false_alarms_per_hour": (float, 0.0, 1e6),
 }
+_KINDS = {"name": str, "version": str, "fingerprint": str, "has_background": bool, "provenance": dict}
+_WORDS = {str: "a text", bool: "true or false", dict: "an object"}
 _MAY_BE_NULL = ("unknown_threshold", "embedding_size", "precision", "recall", "false_alarms_per_hour")
 WEIGHTS = "model.safetensors"  # of a checkpoint folder, beside `config.json`
 SERVED_OUTPUTS: tuple[str, ...] = ("logits", "embedding")  # of the network; a graph may have more
@@ -208,18 +210,21 @@ class Config:
             if raw.get("activation", "softmax") not in ACTIVATIONS:
                 raise ModelFileError(f"config.json: activation must be {' or '.join(ACTIVATIONS)}")
             return _build(cls, raw | {"format_version": FORMAT_VERSION})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ModelFileError(f"config.json lacks or mistypes a value: {error}") from error
 
 
 def _build(cls: type[T], raw: dict[str, Any]) -> T:
-    """`cls(**raw)`, with every key that `cls` does not have, or whose value is out of range, in the error."""
+    """`cls(**raw)`, with every key that `cls` does not have, or whose value is wrong, in the error."""
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(raw) - known):
         raise ModelFileError(f"config.json has unknown keys for {cls.__name__}: {', '.join(unknown)}")
     for name in _RANGES.keys() & raw.keys():
         if not (name in _MAY_BE_NULL and raw[name] is None):
             _check_range(name, raw[name])
+    for name in _KINDS.keys() & raw.keys():
+        if not isinstance(raw[name], _KINDS[name]):
+            raise ModelFileError(f"config.json: {name} must be {_WORDS[_KINDS[name]]}")
     return cls(**raw)
 
 

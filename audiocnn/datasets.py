@@ -15,6 +15,7 @@ from pathlib import Path
 
 from audiocnn import tables
 from audiocnn.errors import DatasetError
+from audiocnn.files import as_text
 from audiocnn.inputs import SUFFIXES
 from audiocnn.tables import Table, TableError, text
 
@@ -93,9 +94,12 @@ def _class_names(clips: Iterable[LabelledClip]) -> tuple[str, ...]:
 
 
 def check_labels(class_names: Iterable[str]) -> None:
-    """Raise `DatasetError` if names differ by case or by spaces around them only."""
+    """Raise `DatasetError` if names differ by case or by spaces around them only, or are not UTF-8."""
+    class_names = sorted(class_names)
+    if unreadable := [name for name in class_names if as_text(name) != name]:
+        raise DatasetError(f"labels that are not UTF-8: {', '.join(map(ascii, unreadable))}")
     same = defaultdict(list)
-    for name in sorted(class_names):
+    for name in class_names:
         same[name.strip().casefold()].append(name)
     if found := [", ".join(map(repr, names)) for names in same.values() if len(names) > 1]:
         raise DatasetError(
@@ -111,6 +115,11 @@ def folds_by_recording(clips: Iterable[LabelledClip], count: int = FOLDS) -> tup
     return tuple(replace(clip, fold=fold_of[clip.source]) for clip in clips)
 
 
+def is_sound(path: Path) -> bool:
+    """Whether a path below a folder of recordings is that of a sound, by its name; hidden ones are not."""
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
 def _folder_per_class(root: Path) -> tuple[LabelledClip, ...]:
     """Clips of `root/CLASS/clip.wav` and `root/CLASS/RECORDING/clip.wav`; hidden folders are left out."""
     clips = []
@@ -118,7 +127,7 @@ def _folder_per_class(root: Path) -> tuple[LabelledClip, ...]:
         if not folder.is_dir() or folder.name.startswith("."):
             continue
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if is_sound(path.relative_to(folder)):
                 source = path if path.parent == folder else path.parent
                 clips.append(LabelledClip(path, folder.name, 0, str(source.relative_to(root))))
     return folds_by_recording(clips)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,19 +18,18 @@ from rich.table import Table
 
 from audiocnn import detection_writers as writers
 from audiocnn import inputs
-from audiocnn.audio.audio_input import opened
-from audiocnn.audio.decoder import stream
 from audiocnn.classifier import Classifier
-from audiocnn.config import UNLIMITED
 from audiocnn.detection_writers import DetectionWriter, Recording
 from audiocnn.detections import HOP_SECONDS, MERGE_GAP_SECONDS, Detection, hop_of, rules_of
-from audiocnn.errors import AudioError, BadOptionError, ModelFileError
+from audiocnn.errors import AudioError, BadOptionError
 from audiocnn.file_detector import FileDetector
-from audiocnn.files import replacing
-from audiocnn.inputs import InputError, Notes
+from audiocnn.files import as_text, replacing
+from audiocnn.inputs import Notes
 from audiocnn.labels import describe
 from audiocnn.options import Options
 from audiocnn.recording_time import parse_start, recording_start, time_at
+
+_DAY = 86_400.0  # seconds
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,7 +43,7 @@ class TableWriter:
 
     def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
         """See `DetectionWriter`."""
-        name = escape(self._names[str(recording.path)])
+        name = escape(as_text(self._names[str(recording.path)]))
         for one in detections:
             span = (f"{one.start:.2f}", f"{one.end:.2f}", time_at(recording.start, one.start) or "")
             emoji, confidence = describe(one.label).emoji, f"{one.peak_confidence:.3f}"
@@ -56,21 +54,6 @@ class TableWriter:
         """Print it; nothing if it has no rows."""
         if self._table.row_count:
             Console().print(self._table)
-
-
-class CutWriter:
-    """The sound of every detection; reads the file once more."""
-
-    def __init__(self, folder: Path, *, padding: float, sample_rate: int) -> None:
-        self._clips = writers.ClipWriter(folder, padding=padding, sample_rate=sample_rate)
-        self._rate = sample_rate
-
-    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
-        """See `DetectionWriter`."""
-        if detections:
-            with opened(recording.path) as file:
-                blocks = stream(file, sample_rate=self._rate, limits=UNLIMITED, warnings=[])
-                self._clips.cut(recording, detections, blocks)
 
 
 def _zone(name: str) -> tzinfo:
@@ -95,7 +78,7 @@ def _start_of(text: str | None, zone: tzinfo, paths: Sequence[str]) -> Callable[
 
 def _find_paths(names: Sequence[str]) -> list[str]:
     notes = Notes()
-    paths = [os.path.relpath(path) for path, _ in inputs.find(names, notes)]
+    paths = inputs.find_all(names, notes)
     for line in notes.lines():
         print(f"note: {line}", file=sys.stderr)
     return paths
@@ -117,7 +100,7 @@ class OutputFiles:
         """The writers; what they write is complete when the stack is left without an exception."""
         chosen: list[DetectionWriter] = []
         if self.ndjson:
-            chosen.append(writers.NdjsonWriter(sys.stdout))
+            chosen.append(writers.NdjsonWriter())
         if self.csv:
             chosen.append(writers.CsvWriter(_text_file(stack, self.csv)))
         if self.parquet:
@@ -129,7 +112,7 @@ class OutputFiles:
         if self.audacity:
             chosen.append(writers.AudacityWriter(self.audacity))
         if self.clips:
-            chosen.append(CutWriter(self.clips, padding=self.padding, sample_rate=sample_rate))
+            chosen.append(writers.ClipWriter(self.clips, padding=self.padding, sample_rate=sample_rate))
         if not chosen:
             table = TableWriter(paths)
             stack.callback(table.close)
@@ -173,14 +156,14 @@ def detect(
     raven: Annotated[Path | None, typer.Option(help="Folder of Raven selection tables.")] = None,
     audacity: Annotated[Path | None, typer.Option(help="Folder of Audacity label tracks.")] = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of sound files, one for each event.")] = None,
-    padding: Annotated[float, typer.Option(min=0, help="Seconds around each of these.")] = 1.0,
+    padding: Annotated[float, typer.Option(min=0, max=_DAY, help="Seconds around each of these.")] = 1.0,
     hop_seconds: Annotated[str, typer.Option(help="From one window to the next.")] = str(HOP_SECONDS),
     min_duration: Annotated[str, typer.Option(help="Seconds of the shortest event.")] = "0",
     merge_gap: Annotated[
-        float, typer.Option(min=0, help="Events of a class no further apart are one (s).")
+        float, typer.Option(min=0, max=_DAY, help="Events of a class no further apart are one (s).")
     ] = MERGE_GAP_SECONDS,
     cooldown: Annotated[
-        float, typer.Option(min=0, help="After an event none of its class begins so long (s).")
+        float, typer.Option(min=0, max=_DAY, help="After an event none of its class begins so long (s).")
     ] = 0.0,
     min_confidence: Annotated[str, typer.Option(help="Raises the model's thresholds.")] = "0",
     classes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
@@ -199,14 +182,10 @@ def detect(
     given = {"hop_seconds": hop_seconds, "min_duration": min_duration, "min_confidence": min_confidence}
     given |= {name: text for name, text in (("classes", classes), ("exclude", exclude)) if text is not None}
     outputs = OutputFiles(ndjson, csv, parquet, raven, audacity, clips, padding)
-    try:
-        classifier = Classifier.load(model, threads=threads)
-        options = Options.parse(given, classifier.config)
-        rules = replace(rules_of(options), merge_gap=merge_gap, cooldown=cooldown)
-        detector = FileDetector(classifier, rules, hop_of(options, classifier.config))
-        paths = _find_paths(files)
-        all_read = _run(detector, paths, _start_of(start_time, _zone(timezone), paths), outputs)
-    except (ModelFileError, BadOptionError, InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    classifier = Classifier.load(model, threads=threads)
+    options = Options.parse(given, classifier.config)
+    rules = replace(rules_of(options), merge_gap=merge_gap, cooldown=cooldown)
+    detector = FileDetector(classifier, rules, hop_of(options, classifier.config))
+    paths = _find_paths(files)
+    all_read = _run(detector, paths, _start_of(start_time, _zone(timezone), paths), outputs)
     raise typer.Exit(int(not all_read))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +15,13 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import soundfile
 
 from audiocnn.arrays import FloatArray
+from audiocnn.audio.audio_input import opened
+from audiocnn.audio.decoder import stream
+from audiocnn.config import UNLIMITED
 from audiocnn.detections import Detection
-from audiocnn.files import replacing, write_text
+from audiocnn.errors import AudioError
+from audiocnn.files import as_text, replacing, short_name, write_text
+from audiocnn.printing import json_line
 from audiocnn.recording_time import time_at
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ _RAVEN_COLUMNS = (
     *("Begin Path", "File Offset (s)", "Class", "Confidence"),
 )
 _ROWS_IN_MEMORY = 2048
+_STEM_BYTES = 180  # of 255 that a file's name may have
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def to_row(recording: Recording, detection: Detection) -> dict[str, Any]:
     """`COLUMNS` of a detection; times are ISO 8601 with zone, or None."""
     assert detection.end is not None, "the event is not over"
     return {
-        "file": str(recording.path),
+        "file": as_text(recording.path),
         **detection.to_dict(),
         "start_time": time_at(recording.start, detection.start),
         "end_time": time_at(recording.start, detection.end),
@@ -59,15 +65,12 @@ class DetectionWriter(Protocol):
 
 
 class NdjsonWriter:
-    """One JSON object a line for each detection."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+    """One JSON object a line for each detection, on standard output."""
 
     def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
         """See `DetectionWriter`."""
         for detection in detections:
-            print(json.dumps(to_row(recording, detection), ensure_ascii=False), file=self._file, flush=True)
+            print(json_line(to_row(recording, detection)), flush=True)
 
 
 class CsvWriter:
@@ -143,7 +146,7 @@ class RavenWriter:
 def _raven_rows(recording: Recording, detections: Sequence[Detection]) -> Iterator[list[object]]:
     for number, one in enumerate(detections, start=1):
         span = [f"{one.start:.3f}", f"{one.end:.3f}", "0", f"{recording.nyquist:g}"]
-        source = [str(recording.path.absolute()), f"{one.start:.3f}"]
+        source = [as_text(recording.path.absolute()), f"{one.start:.3f}"]
         yield [number, "Spectrogram 1", 1, *span, *source, one.label, f"{one.peak_confidence:.4f}"]
 
 
@@ -170,22 +173,42 @@ class _Names:
         self._taken: dict[str, int] = {}
 
     def path(self, source: Path, suffix: str) -> Path:
-        count = self._taken[source.stem] = self._taken.get(source.stem, 0) + 1
-        return self.folder / f"{source.stem}{f'-{count}' if count > 1 else ''}{suffix}"
+        name = stem = short_name(source.stem, _STEM_BYTES)
+        while name in self._taken:
+            self._taken[stem] += 1
+            name = f"{stem}-{self._taken[stem]}"
+        self._taken[name] = 1
+        return self.folder / f"{name}{suffix}"
 
 
 class ClipWriter:
     """Cuts each detection out of its file: `FOLDER/NAME_START-END_CLASS.wav`, mono, 16 bits."""
 
     def __init__(self, folder: Path, *, padding: float, sample_rate: int) -> None:
-        """`padding` in seconds, before and after; `sample_rate` in Hz, of the blocks that `cut` takes."""
+        """`padding` in seconds, before and after; `sample_rate` in Hz."""
         self._names = _Names(folder)
         self._padding, self._rate = padding, sample_rate
+
+    def write(self, recording: Recording, detections: Sequence[Detection]) -> None:
+        """See `DetectionWriter`; reads the file once more, in the memory of one block."""
+        if detections:
+            # An error of the sound: the first reading has told it.
+            with suppress(AudioError), opened(recording.path) as file:
+                blocks = stream(file, sample_rate=self._rate, limits=UNLIMITED, warnings=[])
+                self.cut(recording, detections, blocks)
 
     def cut(
         self, recording: Recording, detections: Sequence[Detection], blocks: Iterable[FloatArray]
     ) -> None:
-        """Write the clips of a file that comes in blocks `(num_samples,)`, in the memory of one block."""
+        """Write the clips of a file that comes in blocks `(num_samples,)`. Raises `OSError`."""
+        try:
+            self._cut(recording, detections, blocks)
+        except soundfile.LibsndfileError as error:  # decoding has errors of its own
+            raise OSError(f"clips cannot be written into {self._names.folder}: {error}") from error
+
+    def _cut(
+        self, recording: Recording, detections: Sequence[Detection], blocks: Iterable[FloatArray]
+    ) -> None:
         name = self._names.path(recording.path, "").name
         waiting = [self._span(one) for one in sorted(detections, key=lambda one: one.start, reverse=True)]
         open_files: list[tuple[int, int, soundfile.SoundFile]] = []
@@ -211,4 +234,4 @@ class ClipWriter:
     def _create(self, name: str, one: Detection) -> soundfile.SoundFile:
         label = re.sub(r"[^\w.-]", "_", one.label)
         path = self._names.folder / f"{name}_{one.start:09.3f}-{one.end:09.3f}_{label}.wav"
-        return soundfile.SoundFile(path, "w", self._rate, 1, "PCM_16")
+        return soundfile.SoundFile(os.fsencode(path), "w", self._rate, 1, "PCM_16")

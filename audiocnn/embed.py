@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from rich.console import Console
 from rich.progress import track
 
 from audiocnn import inputs
@@ -16,17 +18,23 @@ from audiocnn.arrays import FloatArray
 from audiocnn.classifier import Classifier
 from audiocnn.embedding_table import SUFFIXES, EmbeddingTable, check_writable
 from audiocnn.errors import AudioError, ModelFileError
+from audiocnn.files import as_text
 from audiocnn.inputs import InputError, Notes
+from audiocnn.results import WindowProbs
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def embed_file(classifier: Classifier, path: str) -> Iterator[tuple[float, float, FloatArray]]:
-    """Start and end in seconds and embedding `(d,)` of each window. Raises `AudioError` and `OSError`."""
-    result = classifier.predict(path)
-    assert result.window_embeddings is not None, "checked by `open_embedder`"
-    for (start, end), vector in zip(result.spans, result.window_embeddings, strict=True):
-        yield start, end, vector
+    """Start and end in seconds and embedding `(d,)` of each window of a file of any length.
+
+    Raises `AudioError` and `OSError`, perhaps after windows that were good.
+    """
+    for _, item in classifier.predict_streams([path], outputs=["embedding"]):
+        if isinstance(item, WindowProbs):
+            yield item.start, item.end, item.outputs["embedding"]
+        elif item.error:
+            raise item.error
 
 
 def open_embedder(model: Path | None, threads: int | None) -> Classifier:
@@ -49,25 +57,21 @@ def embed(
 ) -> None:
     """Write the feature vector of every window. Exit code 1: some files had errors; 2: wrong input."""
     if out.suffix not in SUFFIXES:
-        print(f"error: --out must end in {' or '.join(SUFFIXES)}", file=sys.stderr)
-        raise typer.Exit(2)
+        raise InputError(f"--out must end in {' or '.join(SUFFIXES)}")
     check_writable(out)
-    try:
-        classifier = open_embedder(model, threads)
-        found = [path for path, _ in inputs.find(paths, Notes())]
-    except (ModelFileError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    classifier = open_embedder(model, threads)
+    found = inputs.find_all(paths, Notes())
     rows, errors = [], 0
-    for path in track(found, description="embedding", transient=True):
+    console = Console(stderr=True)
+    for path in track(found, description="embedding", console=console, disable=not console.is_terminal):
+        name = as_text(os.path.abspath(path))
         try:
-            rows += [(path, *row) for row in embed_file(classifier, path)]
+            rows += [(name, *row) for row in embed_file(classifier, path)]
         except (AudioError, OSError) as error:
             print(f"{path}: {error}", file=sys.stderr)
             errors += 1
     if not rows:
-        print("error: no file could be read", file=sys.stderr)
-        raise typer.Exit(2)
+        raise InputError("no file could be read")
     files, starts, ends, vectors = zip(*rows, strict=True)
     times = (np.array(starts, np.float32), np.array(ends, np.float32))
     table = EmbeddingTable(list(files), *times, np.stack(vectors), classifier.engine.sha256)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from audiocnn import files, npz
 from audiocnn.arrays import FloatArray
 from audiocnn.files import replacing
 from audiocnn.inputs import InputError
@@ -25,9 +26,11 @@ def parquet_schema(size: int, model: str) -> Any:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `ModuleNotFoundError` if a table of this format needs a package that is not installed."""
+    """Raises `ModuleNotFoundError` if a table of this format needs a package that is not installed, `OSError`
+    if its folder cannot be written."""
     if path.suffix == ".parquet":
         import_module("pyarrow")
+    files.check_writable(path.parent)
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,11 @@ class EmbeddingTable:
 
     def save(self, path: Path) -> None:
         """Write `.parquet` (needs pyarrow) or `.npz`."""
+        if path.suffix == ".npz":
+            npz.save(path, vars(self))
+            return
         with replacing(path) as part:
-            if path.suffix == ".npz":
-                with part.open("wb") as file:
-                    arrays = {name: np.array(value) for name, value in vars(self).items()}
-                    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's own stub
-            else:
-                self._write_parquet(part)
+            self._write_parquet(part)
 
     def _write_parquet(self, path: Path) -> None:
         import pyarrow as pa
@@ -75,9 +76,8 @@ class EmbeddingTable:
 
     @classmethod
     def _read_npz(cls, path: Path) -> EmbeddingTable:
-        with np.load(path, allow_pickle=False) as file:
-            files = [str(name) for name in file["files"]]
-            return cls(files, file["starts"], file["ends"], file["vectors"], str(file["model"]))
+        files, starts, ends, vectors, model = npz.load(path, [field.name for field in fields(cls)]).values()
+        return cls(list(map(str, files)), starts, ends, vectors, str(model))
 
     @classmethod
     def _read_parquet(cls, path: Path) -> EmbeddingTable:

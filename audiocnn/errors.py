@@ -111,8 +111,10 @@ class BudgetExceededError(AudioError):
     status = 503
     retry_after_seconds = 1
 
-    def __init__(self) -> None:
-        super().__init__("The server was busy with other clips and did not reach this one: send it again.")
+    def __init__(
+        self, message: str = "The server was busy with other clips and did not reach this one: send it again."
+    ) -> None:
+        super().__init__(message)
 
 
 def error_class(code: str) -> type[AudioError]:

@@ -6,14 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from audiocnn.classifier import Classifier
-from audiocnn.detections import (
-    HOP_SECONDS,
-    Detection,
-    DetectionRules,
-    Detector,
-    ended,
-    window_seconds,
-)
+from audiocnn.detections import HOP_SECONDS, Detection, DetectionRules, Detector, ended, window_seconds
 from audiocnn.results import WindowProbs
 
 
@@ -31,22 +24,15 @@ class FileDetector:
         `paths` is read lazily: an item is taken, then opened.
         """
         length = window_seconds(self.classifier.config)
-        taken: dict[int, str] = {}
-
-        def opened() -> Iterator[str]:
-            for number, path in enumerate(paths):
-                taken[number] = path
-                yield path
-
         streams = self.classifier.predict_streams(
-            opened(), window_seconds=length, overlap_seconds=length - self.hop_seconds
+            paths, window_seconds=length, overlap_seconds=length - self.hop_seconds
         )
         detector, found = self._detector(), list[Detection]()
-        for number, item in streams:
+        for path, item in streams:
             if isinstance(item, WindowProbs):
                 found += detector.update(item.start, item.end, item.probs)
                 continue
-            yield taken.pop(number), ended(found + detector.finish()), item.error
+            yield path, ended(found + detector.finish()), item.error
             detector, found = self._detector(), []
 
     def _detector(self) -> Detector:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file with `replacing`."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def as_text(path: str | Path) -> str:
+    """A path as tables can hold it: bytes that are not UTF-8 become `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def short_name(name: str, most: int) -> str:
+    """A file's name in `most` bytes, 180 or more: of a longer one the beginning and a digest."""
+    data = os.fsencode(name)
+    return name if len(data) <= most else f"{name[:40]}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `OSError` now, not after the work, if no file can be made in `folder`, which need not exist."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    tempfile.TemporaryFile(dir=there).close()
 
 
 def publish(temporary: Path, target: Path) -> None:

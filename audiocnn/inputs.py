@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePath
 
+from audiocnn.errors import AudioCNNError
 from audiocnn.tables import SUFFIXES as TABLE_SUFFIXES
 from audiocnn.tables import Table, TableError, text
 
@@ -30,7 +31,7 @@ COLUMNS = ("filename", "file_path", "path")
 Found = tuple[str, int]  # absolute path, and bytes; 0 where that cannot be known
 
 
-class InputError(ValueError):
+class InputError(AudioCNNError, ValueError):
     """What is to be scored does not exist or cannot be read as what it looks like."""
 
 
@@ -91,6 +92,31 @@ def _find(inputs: Sequence[str], notes: Notes) -> Iterator[Found]:
             yield from _rows(path)
         else:
             yield path, _size(path)
+
+
+def find_all(inputs: Sequence[str], notes: Notes, *, keep_missing: bool = False) -> list[str]:
+    """Paths of all sound files, relative where the inputs are; those of folders and globs are sorted.
+
+    Raises `InputError` as `find`, and if there are none. `keep_missing`: an input that does not exist is
+    among the paths.
+    """
+    found: list[str] = []
+    for name in inputs:
+        if keep_missing and not (os.path.lexists(name) or glob.has_magic(name)):
+            found.append(name)
+            continue
+        paths = [path for path, _ in find([name], notes)]
+        if not name.lower().endswith(TABLE_SUFFIXES):
+            paths.sort()
+        found += paths if os.path.isabs(name) else map(os.path.relpath, paths)
+    if not found:
+        raise no_sounds(inputs)
+    return found
+
+
+def no_sounds(inputs: Sequence[str]) -> InputError:
+    """The error for inputs without one sound file."""
+    return InputError(f"no sound files in {', '.join(inputs)}: names end in {' '.join(sorted(SUFFIXES))}")
 
 
 def root_of(inputs: Sequence[str]) -> str:

@@ -27,84 +27,44 @@ class Label:
 
 
 def _table(group: str, rows: str) -> tuple[Label, ...]:
-    pairs = (row.split() for row in rows.strip().splitlines())
-    return tuple(Label(name=name, emoji=emoji, group=group) for name, emoji in pairs)
+    words = iter(rows.split())
+    return tuple(Label(name=name, emoji=emoji, group=group) for name, emoji in zip(words, words, strict=True))
 
 
 ESC50: tuple[Label, ...] = (
     *_table(
         ANIMALS,
         """
-        dog 🐕
-        rooster 🐓
-        pig 🐖
-        cow 🐄
-        frog 🐸
-        cat 🐈
-        hen 🐔
-        insects 🪰
-        sheep 🐑
-        crow 🐦‍⬛
+        dog 🐕  rooster 🐓  pig 🐖  cow 🐄  frog 🐸  cat 🐈  hen 🐔  insects 🪰  sheep 🐑  crow 🐦‍⬛
         """,
     ),
     *_table(
         NATURE,
         """
-        rain 🌧️
-        sea_waves 🌊
-        crackling_fire 🔥
-        crickets 🦗
-        chirping_birds 🐦
-        water_drops 💧
-        wind 🌬️
-        pouring_water 🫗
-        toilet_flush 🚽
-        thunderstorm ⛈️
+        rain 🌧️  sea_waves 🌊  crackling_fire 🔥  crickets 🦗  chirping_birds 🐦  water_drops 💧
+        wind 🌬️  pouring_water 🫗  toilet_flush 🚽  thunderstorm ⛈️
         """,
     ),
     *_table(
         HUMAN,
         """
-        crying_baby 👶
-        sneezing 🤧
-        clapping 👏
-        breathing 😮‍💨
-        coughing 😷
-        footsteps 👣
-        laughing 😂
-        brushing_teeth 🪥
-        snoring 😴
-        drinking_sipping 🥤
+        crying_baby 👶  sneezing 🤧  clapping 👏  breathing 😮‍💨  coughing 😷  footsteps 👣
+        laughing 😂  brushing_teeth 🪥  snoring 😴  drinking_sipping 🥤
         """,
     ),
     *_table(
         INTERIOR,
         """
-        door_wood_knock 🚪
-        mouse_click 🖱️
-        keyboard_typing ⌨️
-        door_wood_creaks 🏚️
-        can_opening 🥫
-        washing_machine 🧺
-        vacuum_cleaner 🧹
-        clock_alarm ⏰
-        clock_tick 🕰️
+        door_wood_knock 🚪  mouse_click 🖱️  keyboard_typing ⌨️  door_wood_creaks 🏚️
+        can_opening 🥫  washing_machine 🧺  vacuum_cleaner 🧹  clock_alarm ⏰  clock_tick 🕰️
         glass_breaking 🍷
         """,
     ),
     *_table(
         EXTERIOR,
         """
-        helicopter 🚁
-        chainsaw 🪚
-        siren 🚨
-        car_horn 📯
-        engine 🏎️
-        train 🚆
-        church_bells 🔔
-        airplane ✈️
-        fireworks 🎆
-        hand_saw 🪵
+        helicopter 🚁  chainsaw 🪚  siren 🚨  car_horn 📯  engine 🏎️  train 🚆  church_bells 🔔
+        airplane ✈️  fireworks 🎆  hand_saw 🪵
         """,
     ),
 )
@@ -112,16 +72,8 @@ ESC50: tuple[Label, ...] = (
 URBANSOUND8K: tuple[Label, ...] = _table(
     URBAN,
     """
-    air_conditioner ❄️
-    car_horn 📯
-    children_playing 🧒
-    dog_bark 🐕
-    drilling 🛠️
-    engine_idling 🚗
-    gun_shot 💥
-    jackhammer 🚧
-    siren 🚨
-    street_music 🎶
+    air_conditioner ❄️  car_horn 📯  children_playing 🧒  dog_bark 🐕  drilling 🛠️
+    engine_idling 🚗  gun_shot 💥  jackhammer 🚧  siren 🚨  street_music 🎶
     """,
 )
 

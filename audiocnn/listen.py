@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from audiocnn.audio.decoder import decode
 from audiocnn.client.stream import URL, stream
-from audiocnn.errors import AudioError, ServerError
+from audiocnn.errors import ServerError
+from audiocnn.inputs import InputError
 from audiocnn.labels import describe
+from audiocnn.printing import json_line
 
 _SAMPLE_RATE = 44_100
 _METER_WIDTH = 12
@@ -39,10 +40,7 @@ def listen(
 
     Exit code 0: the file was sent to its end; 1: it was not; 2: the file cannot be read.
     """
-    try:
-        pcm = decode(file.read_bytes(), sample_rate=_SAMPLE_RATE).waveform.astype("<f4").tobytes()
-    except (AudioError, OSError) as error:
-        _fail(str(error), code=2)
+    pcm = decode(file.read_bytes(), sample_rate=_SAMPLE_RATE).waveform.astype("<f4").tobytes()
     sending = stream(
         pcm,
         sample_rate=_SAMPLE_RATE,
@@ -56,22 +54,16 @@ def listen(
     try:
         asyncio.run(sending)
     except ImportError:
-        _fail("pip install 'audiocnn-serve[gateway]' for `listen`", code=1)
+        raise InputError("pip install 'audiocnn-serve[gateway]' for `listen`") from None
     except ServerError as error:
-        _fail(str(error), code=1)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _fail(message: str, *, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(code)
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def print_reply(reply: dict[str, Any], *, as_json: bool) -> None:
     """Print one reply of the gateway in one line."""
     if as_json:
-        print(json.dumps(reply, ensure_ascii=False), flush=True)
+        print(json_line(reply), flush=True)
     elif reply["type"] == "error":
         print(f"error: {reply['error']['message']}", file=sys.stderr, flush=True)
     elif reply["type"] == "answer":

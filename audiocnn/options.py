@@ -7,7 +7,7 @@ import io
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -16,6 +16,8 @@ from audiocnn.errors import BadOptionError
 
 TRUE_WORDS = ("true", "1", "yes", "on")
 _FLAG: dict[str, Any] = {"type": "boolean", "default": False}
+_FROM_0: dict[str, Any] = {"type": "number", "minimum": 0, "default": 0}
+_HOP = "from one window to the next (half a window; 0.5 for detections, 1 at most)"
 _PART = "classify this part of the file, seconds"
 # Every option, once: its name, JSON type, default and help. The parser, the headers, the clients and OpenAPI
 # read this table.
@@ -39,21 +41,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "windows": _FLAG | {"description": "the answer of every window"},
     "windows_top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1},
     "detections": _FLAG | {"description": "events with class, start, end and confidence"},
-    "hop_seconds": {
-        "type": "number",
-        "minimum": 0.5,
-        "maximum": 5,
-        "description": "from one window to the next (half a window; 0.5 for detections, 1 at most)",
-    },
-    "min_duration": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": 3600,
-        "default": 0,
-        "description": "seconds of the shortest detection",
-    },
+    "hop_seconds": {"type": "number", "minimum": 0.5, "maximum": 5, "description": _HOP},
+    "min_duration": _FROM_0 | {"maximum": 3600, "description": "seconds of the shortest detection"},
     "pool": {"type": "string", "enum": ["mean", "max"], "default": "mean", "description": "of the windows"},
-    "start": {"type": "number", "minimum": 0, "maximum": 1e6, "default": 0, "description": _PART},
+    "start": _FROM_0 | {"maximum": 1e6, "description": _PART},
     "end": {"type": "number", "minimum": 0, "maximum": 1e6, "description": _PART},
     "model_info": _FLAG | {"description": "what the model is: classes, front end, thresholds of detections"},
     "reduce_payload": _FLAG | {"description": "predictions and nothing else"},
@@ -76,7 +67,7 @@ class ClassFilter:
     exclude: tuple[str, ...] = ()  # a deny-list
 
     def allows(self, name: str) -> bool:
-        """Whether a class is to be reported."""
+        """Whether a class is reported."""
         return name not in self.exclude and (not self.classes or name in self.classes)
 
 
@@ -130,14 +121,22 @@ class Options(ClassFilter):
 
         Raises `BadOptionError` that names the culprit, also for what the model cannot give.
         """
-        values: dict[str, object] = {}
-        for name, value in raw.items():
-            if name not in OPTIONS:
-                raise unknown_option(name)
-            values["class_name" if name == "class" else name] = _parse(name, value, config)
+        if unknown := [name for name in raw if name not in OPTIONS]:
+            raise unknown_option(*unknown)
+        values = {name: _parse(name, value, config) for name, value in raw.items()}
+        if "class" in values:
+            values["class_name"] = values.pop("class")
         options = cls(**values, explain=explain)  # type: ignore[arg-type]
         options._check(config)
         return options
+
+    def checked(self, config: Config) -> Options:
+        """These, made without `parse`, after its checks: raises `BadOptionError` as that does."""
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        explain = bool(given.pop("explain", False))
+        if "class_name" in given:
+            given["class"] = given.pop("class_name")
+        return Options.parse(given, config, explain=explain)
 
     def _check(self, config: Config) -> None:
         """Raise `BadOptionError` for values that do not fit together or not the model."""

@@ -51,8 +51,11 @@ def time_at(start: datetime | None, seconds: float) -> str | None:
     """
     if start is None:
         return None
-    moment = start.astimezone(UTC) + timedelta(seconds=seconds)
-    return moment.astimezone(start.tzinfo).isoformat(timespec="milliseconds")
+    try:
+        moment = start.astimezone(UTC) + timedelta(seconds=seconds)
+        return moment.astimezone(start.tzinfo).isoformat(timespec="milliseconds")
+    except OverflowError:  # before the year 1 or after 9999
+        return None
 
 
 def _with_zone(time: datetime, zone: tzinfo) -> datetime:

@@ -48,7 +48,7 @@ class RepresentativeWindow:
         return {"start": round(self.start, 3), "end": round(self.end, 3)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WindowProbs:
     """One window of a stream."""
 
@@ -73,13 +73,12 @@ class StreamEnd:
         return self.peak < SILENCE_PEAK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """The answer to one clip.
 
-    >>> result = audiocnn.load().predict("rain.wav")
-    >>> result.label, round(result.confidence, 2)
-    ('rain', 0.97)
+    >>> audiocnn.load().predict("rain.wav")
+    Result(label='rain', confidence=0.956, seconds=5.0)
     """
 
     config: Config
@@ -95,6 +94,10 @@ class Result:
     window_embeddings: FloatArray | None = None  # (num_windows, d); None: the model has none
     precision: str = "float32"  # of the served file, which predicts; maps and evidence are always float32
     detections: list[Detection] = field(default_factory=list)  # by start, if asked for
+
+    def __repr__(self) -> str:
+        label, confidence = self.label, round(self.confidence, 3)
+        return f"Result({label=}, {confidence=}, seconds={self.clip.seconds:.1f})"
 
     @property
     def is_silent(self) -> bool:

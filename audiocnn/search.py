@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +14,8 @@ from rich.table import Table
 from audiocnn.arrays import FloatArray
 from audiocnn.embed import embed_file, open_embedder
 from audiocnn.embedding_table import EmbeddingTable
-from audiocnn.errors import AudioError, ModelFileError
 from audiocnn.inputs import InputError
+from audiocnn.printing import json_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,21 +69,17 @@ def search(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all).")] = None,
 ) -> None:
     """List the most similar sounds. Exit code 2: a file, a table or a model that cannot be used."""
-    try:
-        classifier = open_embedder(model, threads)
-        known = EmbeddingTable.load(table)
-        if known.model != classifier.engine.sha256:
-            raise InputError(
-                f"{table} was made with another model ({known.model[:12]}) than {classifier.engine.path} "
-                f"({classifier.engine.sha256[:12]}): name it with --model, or embed again"
-            )
-        vector = np.stack([row[2] for row in embed_file(classifier, query)]).mean(axis=0)
-    except (ModelFileError, InputError, AudioError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    classifier = open_embedder(model, threads)
+    known = EmbeddingTable.load(table)
+    if known.model != classifier.engine.sha256:
+        raise InputError(
+            f"{table} was made with another model ({known.model[:12]}) than {classifier.engine.path} "
+            f"({classifier.engine.sha256[:12]}): name it with --model, or embed again"
+        )
+    vector = np.stack([row[2] for row in embed_file(classifier, query)]).mean(axis=0)
     rows = nearest(vector, known, top_k)
     if as_json:
-        print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+        print("\n".join(map(json_line, rows)))
         return
     shown = Table("similarity", "seconds", "file")
     for row in rows:

@@ -35,7 +35,7 @@ _NOT_SERVED = (
     *("__main__.py", "cli.py", "command.py", "bench.py", "check.py", "classify.py", "detect.py", "embed.py"),
     *("listen.py", "search.py", "calibration.py", "datasets.py", "detection_writers.py", "inputs.py"),
     *("embedding_table.py", "file_detector.py", "private_folder.py", "recording_time.py"),
-    *("tables.py", "card.py", "onnx_file.py", "quantisation.py"),
+    *("tables.py", "npz.py", "printing.py", "card.py", "onnx_file.py", "quantisation.py"),
 )
 _MODEL_LINE = "model: audiocnn.onnx"
 _SMOKE_TEST = """

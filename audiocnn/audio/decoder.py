@@ -41,7 +41,7 @@ __all__ = ["FORMATS", "Clip", "ClipDecoder", "decode", "stream"]
 _LOUD = 2.0  # lossy codecs overshoot full scale a little; beyond twice of it the scale is wrong
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """A decoded clip: its waveform and what the listener should be told about the file."""
 

@@ -21,14 +21,21 @@ class WindowStream:
     """
 
     def __init__(self, audio: AudioInput, config: FrontendConfig, *, overlap_seconds: float | None) -> None:
-        """Neighbouring windows overlap by `overlap_seconds`; None: by half a window."""
+        """Neighbouring windows overlap by `overlap_seconds`; None: by half a window.
+
+        Raises `ValueError` for an overlap that is not from 0 to less than a window.
+        """
         self.seconds = 0.0  # decoded so far
         self.peak = 0.0  # of these, 0 to 1
         self.warnings: list[str] = []  # complete at the end
         self._audio, self._config = audio, config
         self._hop = config.window_samples // 2  # samples from one window to the next
         if overlap_seconds is not None:
-            self._hop = config.window_samples - round(overlap_seconds * config.sample_rate)
+            if not 0 <= overlap_seconds < config.clip_seconds:
+                raise ValueError(
+                    f"windows of {config.clip_seconds:g} s cannot overlap by {overlap_seconds:g} s: give less"
+                )
+            self._hop = max(1, config.window_samples - round(overlap_seconds * config.sample_rate))
 
     def __iter__(self) -> Iterator[tuple[float, float, FloatArray]]:
         for first, window in windows.iter_windows(self._blocks(), self._config, hop=self._hop):

@@ -58,8 +58,7 @@ class Backbone:
         if self._graph is not None:
             return self._graph.run(windows, ["embedding"])[0]
         assert isinstance(self._engine, Engine)
-        inputs = np.stack([self._engine.prepare(window) for window in windows])
-        return self._engine.run(inputs, ("embedding",))["embedding"]
+        return self._engine.run_windows(windows, ["embedding"])["embedding"]
 
     @property
     def takes_waveform(self) -> bool:

@@ -134,22 +134,15 @@ def classify_files(
     classified has an `error`; its windows before the error have been yielded. A path is taken from `paths`
     right before its file is opened.
     """
-    files: dict[int, FileResult] = {}
-
-    def opened() -> Iterator[str]:
-        for number, path in enumerate(paths):
-            files[number] = FileResult(path)
-            yield path
-
     outputs = ["evidence"] * evidence + ["embedding"] * embeddings
-    for number, item in classifier.predict_streams(
-        opened(), overlap_seconds=overlap_seconds, outputs=outputs
-    ):
+    result = None
+    for path, item in classifier.predict_streams(paths, overlap_seconds=overlap_seconds, outputs=outputs):
+        result = result or FileResult(path)
         if isinstance(item, WindowProbs):
             if embeddings:
-                path = files[number].path
                 yield WindowEmbedding(path, item.start, item.end, item.outputs["embedding"])
-            yield from ((files[number], window) for window in files[number].add(item))
+            yield from ((result, window) for window in result.add(item))
         else:
-            files[number].finish(item)
-            yield files.pop(number)
+            result.finish(item)
+            yield result
+            result = None

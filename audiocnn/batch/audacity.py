@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audiocnn.files import publish
+from audiocnn.files import publish, short_name
 
 
 class AudacityTrackWriter:
@@ -49,6 +48,4 @@ def label_name(path: str, root: str) -> str:
     inside = os.path.commonpath([path, root]) == root
     name = os.path.relpath(path, root) if inside else path.lstrip("/")
     folder, base = os.path.split(name)
-    if len(os.fsencode(base)) > 251:  # with .txt it would be too long for a name
-        base = base[:50] + "-" + hashlib.sha256(os.fsencode(base)).hexdigest()[:16]
-    return os.path.join(folder, base + ".txt")
+    return os.path.join(folder, short_name(base, 251) + ".txt")

@@ -33,7 +33,7 @@ from audiocnn.batch.writers import FORMATS
 from audiocnn.errors import ModelFileError
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.engine import Engine
-from audiocnn.model.loading import find_model, model_file
+from audiocnn.model.loading import find_model
 
 CHUNK_FILES = 64
 WRONG, FAILED = 2, 1  # exit codes; 128 + signal if stopped by one
@@ -114,9 +114,7 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) ->
         if listed.gone:
             say(f"{listed.gone:,} files of earlier runs are not among the inputs now; their rows stay")
     if not manifest.count():
-        raise InputError(
-            f"no sound files in {', '.join(args.inputs)}: names end in {' '.join(sorted(inputs.SUFFIXES))}"
-        )
+        raise inputs.no_sounds(args.inputs)
     return settings
 
 
@@ -269,4 +267,4 @@ def batch(
 ) -> None:
     """Classify millions of sound files, on this machine or on a Ray cluster; a killed run resumes."""
     values = locals() | {"format": _formats(format)}
-    raise typer.Exit(run(SimpleNamespace(**values | {"model": model_file(model) if model else find_model()})))
+    raise typer.Exit(run(SimpleNamespace(**values | {"model": find_model(model)})))

@@ -6,12 +6,11 @@ The columns are documented in docs/batch.md and do not depend on the model or on
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from audiocnn.config import Config
 from audiocnn.detection_writers import Recording, arrow_row, arrow_schema, to_row
 from audiocnn.detections import Detection
 from audiocnn.embedding_table import parquet_schema
-from audiocnn.files import publish
+from audiocnn.files import as_text, publish
 from audiocnn.model.mel import map_axes
 from audiocnn.recording_time import recording_start
 
@@ -77,7 +76,7 @@ class RowBuilder:
 
     def file_row(self, result: FileResult) -> Row:
         """One row of the table `files`; with an error, the columns of an answer are None."""
-        row = dict.fromkeys(FILES.names) | {"file": shown(result.path), "model": self.model[:12]}
+        row = dict.fromkeys(FILES.names) | {"file": as_text(result.path), "model": self.model[:12]}
         row |= {"warnings": result.warnings, "num_windows": result.num_windows}
         if result.error:
             code, message = result.error
@@ -97,7 +96,7 @@ class RowBuilder:
         if named["class"] is None:
             return None
         span = {"start": round(window.start, 3), "end": round(window.end, 3)}
-        return {"file": shown(file.path), **span, **named, "evidence": self._evidence(window.evidence)}
+        return {"file": as_text(file.path), **span, **named, "evidence": self._evidence(window.evidence)}
 
     def schema(self, table: str) -> pa.Schema:
         """The columns of a table."""
@@ -113,7 +112,7 @@ class RowBuilder:
         frontend = self.config.frontend
         nyquist = min(frontend.f_max, frontend.sample_rate / 2)
         recording = Recording(Path(path), recording_start(path, UTC), nyquist)
-        return [to_row(recording, one) | {"file": shown(path)} for one in detections]
+        return [to_row(recording, one) for one in detections]
 
     def _named(self, probs: FloatArray) -> Row:
         order = np.argsort(-probs, kind="stable")[: self.top_k]
@@ -142,25 +141,8 @@ class RowBuilder:
         }
 
 
-def shown(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 become `\\xff`, which tables can hold."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-class Writer(Protocol):
-    """A part of a table while it is written."""
-
-    def write(self, rows: Sequence[Row]) -> None:
-        """Append rows."""
-        ...
-
-    def close(self) -> None:
-        """Complete the file."""
-        ...
-
-
 class ParquetPart:
-    """Zstandard, a row group for each `write`."""
+    """A part of a table while it is written: Zstandard, a row group for each `write`."""
 
     def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
         self._schema = builder.schema(table)
@@ -168,16 +150,16 @@ class ParquetPart:
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, rows: Sequence[Row]) -> None:
-        """See `Writer`."""
+        """Append rows."""
         self._writer.write_table(pa.Table.from_pylist([self._convert(row) for row in rows], self._schema))
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Complete the file."""
         self._writer.close()
 
 
 class CsvPart:
-    """UTF-8 with a header line; predictions as columns, of the evidence only its peak."""
+    """The same in UTF-8 with a header line; predictions as columns, of the evidence only its peak."""
 
     def __init__(self, path: Path, table: str, builder: RowBuilder) -> None:
         self._file = path.open("w", newline="", encoding="utf-8")
@@ -185,11 +167,11 @@ class CsvPart:
         self._writer.writeheader()
 
     def write(self, rows: Sequence[Row]) -> None:
-        """See `Writer`."""
+        """Append rows."""
         self._writer.writerows(map(_flat, rows))
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Complete the file."""
         self._file.close()
 
 
@@ -220,6 +202,9 @@ def _flat(row: Row) -> Row:
     return flat
 
 
+_KINDS: dict[str, type[ParquetPart | CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
+
+
 class ChunkWriter:
     """The rows of one chunk, in an attempt's folder until `publish`."""
 
@@ -227,10 +212,9 @@ class ChunkWriter:
         self, attempt: Path, builder: RowBuilder, formats: Sequence[str], labels: AudacityTrackWriter | None
     ) -> None:
         self._attempt, self._builder, self._labels = attempt, builder, labels
-        kinds: dict[str, type[ParquetPart] | type[CsvPart]] = {"parquet": ParquetPart, "csv": CsvPart}
-        self._kinds = {name: kinds[name] for name in formats if name in kinds}
+        self._kinds = {name: _KINDS[name] for name in formats if name in _KINDS}
         self._rows: dict[str, list[Row]] = {table: [] for table in TABLES}
-        self._writers: dict[tuple[str, str], Writer] = {}
+        self._writers: dict[tuple[str, str], ParquetPart | CsvPart] = {}
         self.window_rows = 0
 
     def window(self, file: FileResult, window: WindowResult) -> None:
@@ -244,7 +228,7 @@ class ChunkWriter:
     def embedding(self, window: WindowEmbedding) -> None:
         """The feature vector of a window."""
         span = {"start": window.start, "end": window.end}
-        self._append("embeddings", {"file": shown(window.path), **span, "embedding": window.vector})
+        self._append("embeddings", {"file": as_text(window.path), **span, "embedding": window.vector})
 
     def file(self, result: FileResult) -> None:
         """A file that is finished."""
@@ -276,7 +260,7 @@ class ChunkWriter:
             self._writers[table, suffix].write(self._rows[table])
         self._rows[table] = []
 
-    def _kinds_of(self, table: str) -> dict[str, type[ParquetPart] | type[CsvPart]]:
+    def _kinds_of(self, table: str) -> dict[str, type[ParquetPart | CsvPart]]:
         return {"parquet": ParquetPart} if table == "embeddings" else self._kinds
 
     def publish(self, targets: Mapping[tuple[str, str], Path]) -> None:

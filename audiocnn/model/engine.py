@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -22,7 +23,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from audiocnn.arrays import FloatArray
-from audiocnn.config import SERVED_OUTPUTS, WEIGHTS, Config, FrontendConfig, feature_map_names
+from audiocnn.config import SERVED_OUTPUTS, WEIGHTS, Config, FrontendConfig
 from audiocnn.errors import ModelFileError
 from audiocnn.files import sha256
 from audiocnn.model import mel, openvino_graph, waveform
@@ -82,6 +83,8 @@ class Engine:
         instead of a file; `path` is then its name. Raises `ModelFileError` for a file that is missing,
         damaged, too new, or not ours.
         """
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ModelFileError(f"there is no device {device}: name cpu, cuda or cuda:1")
         self.path, self.device, self.threads = path, device, threads
         self._graph = graph or open_graph(path, device=device, threads=threads)
         self._maps: Graph | None = self._graph if path.is_dir() and not graph else None
@@ -96,11 +99,6 @@ class Engine:
             self.sha256 = sha256(path / WEIGHTS if path.is_dir() else path)
 
     @property
-    def map_names(self) -> list[str]:
-        """Names of the feature maps that `run` can return besides `logits` and `evidence`."""
-        return feature_map_names(self.config.model)
-
-    @property
     def metadata(self) -> dict[str, str]:
         """What the file carries besides its graph."""
         return self._graph.metadata
@@ -111,10 +109,14 @@ class Engine:
         return tuple(name for name in SERVED_OUTPUTS if name in self._graph.output_names)
 
     def prepare(self, window: FloatArray) -> FloatArray:
-        """What the network takes for a window `(window_samples,)`.
+        """What the network takes for a window `(window_samples,)`; a shorter one is repeated.
 
-        Its log-mel `(1, n_mels, num_frames)`, or the window itself for a network that takes waveforms.
+        Its log-mel `(1, n_mels, num_frames)`, or the window itself for a network that takes waveforms. Called
+        for one window at a time: the rounding of a matrix product depends on the shape of its operands, and
+        no answer may depend on a neighbour.
         """
+        if len(window) < self.config.frontend.window_samples:
+            window = np.resize(window, self.config.frontend.window_samples)
         return window if self.takes_waveform else self.log_mel(window)
 
     def shown_log_mel(self, network_input: FloatArray) -> FloatArray:
@@ -138,6 +140,12 @@ class Engine:
             name: np.concatenate(arrays)
             for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)
         }
+
+    def run_windows(
+        self, windows: Sequence[FloatArray] | FloatArray, outputs: Sequence[str] = ("logits",)
+    ) -> dict[str, FloatArray]:
+        """`prepare`, then `run`, for windows `(window_samples,)` each."""
+        return self.run(np.stack([self.prepare(window) for window in windows]), outputs)
 
     def _maps_graph(self) -> Graph:
         if self.config.model is None:
@@ -269,6 +277,7 @@ class OnnxGraph:
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         both = (*self._session.get_inputs(), *self._session.get_outputs())
+        # Of inputs and outputs; None where any size will do.
         self.shapes = {x.name: [n if isinstance(n, int) else None for n in x.shape] for x in both}
         self._input_name = self._session.get_inputs()[0].name
         self.takes_waveform = waveform.INPUT in self.shapes

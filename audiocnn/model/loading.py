@@ -16,6 +16,7 @@ import numpy as np
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import synthetic, windows
+from audiocnn.config import FrontendConfig
 from audiocnn.errors import ModelFileError
 from audiocnn.model.engine import INT8, Engine
 
@@ -30,12 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 def served_model_path(store: Path) -> Path:
-    """The file of a model store that is to answer, by its parity report; float32 ONNX if there is none."""
+    """The file of a model store that is to answer, by its parity report; float32 ONNX if there is none.
+
+    Raises `ModelFileError` for a damaged report.
+    """
+    path = store / PARITY_REPORT
+    return store / str(_read_json(path, "serves") if path.is_file() else "audiocnn.onnx")
+
+
+def _read_json(path: Path, key: str) -> object:
     try:
-        name: str = json.loads((store / PARITY_REPORT).read_text(encoding="utf-8"))["serves"]
-    except OSError:
-        name = "audiocnn.onnx"
-    return store / name
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelFileError(f"{path} is damaged ({error}): export or teach the model again") from error
 
 
 def model_file(path: Path) -> Path:
@@ -43,12 +51,14 @@ def model_file(path: Path) -> Path:
     return served_model_path(path) if (path / PARITY_REPORT).is_file() else path
 
 
-def find_model() -> Path:
-    """The model to use if none is named: what this checkout serves, else what the package carries.
+def find_model(named: Path | None = None) -> Path:
+    """The model to use, that of `named`; None: what this checkout serves, else what the package carries.
 
     The exports of a checkout are looked for in `model_store` of the working folder, then beside the package.
     Raises `ModelFileError` if there is none.
     """
+    if named:
+        return model_file(named)
     checkout = Path(__file__).resolve().parent.parent.parent
     for store in (STORE, checkout / STORE, RELEASED):
         if (path := served_model_path(store)).is_file():
@@ -93,7 +103,7 @@ def load_engine(path: Path, *, device: str = "cpu", threads: int | None = None) 
 
 def _checked(engine: Engine, reference: Path) -> Engine:
     if reference.is_file():
-        expected = np.array(json.loads(reference.read_text(encoding="utf-8"))["logits"], np.float32)
+        expected = np.array(_read_json(reference, "logits"), np.float32)
         difference = _difference(synthetic_logits(engine), expected)
         if difference > TOLERANCE:
             raise ModelFileError(
@@ -114,7 +124,11 @@ def _difference(logits: FloatArray, expected: FloatArray) -> float:
 
 def synthetic_logits(engine: Engine, *, only: int | None = None) -> FloatArray:
     """Logits of the synthetic sounds, float32 `(5, num_classes)`, or of one of them `(1, num_classes)`."""
-    config = engine.config.frontend
+    sounds = synthetic_windows(engine.config.frontend)
+    return engine.run_windows(sounds if only is None else sounds[only : only + 1])["logits"]
+
+
+def synthetic_windows(config: FrontendConfig) -> list[FloatArray]:
+    """The first window `(window_samples,)` of each synthetic sound."""
     clips = [audio.decode(synthetic.wav(name), sample_rate=config.sample_rate) for name in synthetic.SOUNDS]
-    stack = np.stack([engine.prepare(windows.cut(clip.waveform, config)[0]) for clip in clips])
-    return engine.run(stack if only is None else stack[only : only + 1])["logits"]
+    return [windows.cut(clip.waveform, config)[0] for clip in clips]

@@ -150,7 +150,7 @@ def _config(raw: dict[str, Any], path: Path) -> Config:
     own = {key: raw[key] for key in OPTIONAL if key in raw}
     try:
         frontend = display_frontend(raw["sample_rate"], raw["clip_seconds"])
-        config = Config(class_names=tuple(raw["class_names"]), frontend=frontend, model=None, **own)
+        config = Config(class_names=raw["class_names"], frontend=frontend, model=None, **own)
         return Config.from_json(config.to_json())  # which checks every value
     except (ModelFileError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: {error}") from error

@@ -92,8 +92,7 @@ def check_parity(path: Path, windows: FloatArray, expected: FloatArray) -> float
 
     Raises `ModelFileError` if it is above `PARITY_TOLERANCE`.
     """
-    engine = Engine(path)
-    logits = engine.run(np.stack([engine.prepare(window) for window in windows]))["logits"]
+    logits = Engine(path).run_windows(windows)["logits"]
     difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
     if not difference <= PARITY_TOLERANCE:
         raise ModelFileError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +19,9 @@ from audiocnn.arrays import FloatArray
 from audiocnn.backbone.backbone import NAMES, Backbone
 from audiocnn.config import Config
 from audiocnn.datasets import LabelledClip, check_labels
-from audiocnn.errors import AudioCNNError, DatasetError
-from audiocnn.files import write_text
+from audiocnn.errors import DatasetError
+from audiocnn.files import check_writable, write_text
+from audiocnn.printing import json_line, print_text
 from audiocnn.teach import artefact, int8, report
 from audiocnn.teach.background import COUNT
 from audiocnn.teach.examples import (
@@ -68,7 +68,8 @@ def teach(
     began, console = time.monotonic(), console or Console(quiet=True)
     known = _known(out, backbone) if add else None
     network = Backbone(_backbone_name(out, backbone, add=add), threads=threads)
-    console.print(f"backbone {network.name}: {network.attribution}", highlight=False, soft_wrap=True)
+    print_text(console, f"backbone {network.name}: {network.attribution}")
+    check_writable(out)
     table, clips, warnings = _features(read_examples(source, background), network, known, console)
     with console.status("fitting, leaving each recording out in turn"):
         head = fit(table)
@@ -97,7 +98,7 @@ def _features(
     dataset: Any, network: Backbone, known: FeatureTable | None, console: Console
 ) -> tuple[FeatureTable, list[Example], list[str]]:
     """The table to fit on, with that of earlier classes, the new clips, and warnings."""
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         reading = progress.add_task("reading", total=len(dataset.clips))
         clips = _load(dataset.clips, network, lambda: progress.advance(reading))
         pairs = [(str(clip.path), clip.label, clip.sha256) for clip in clips]
@@ -223,22 +224,17 @@ def main(
 ) -> None:
     """Teach a model your own sounds from a few recordings of each. Exit code 2: clips that cannot be used."""
     console = Console(stderr=as_json)
-    try:
-        taught = teach(
-            source, out, backbone=backbone, background=background, add=add, threads=threads, console=console
-        )
-    except AudioCNNError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    taught = teach(
+        source, out, backbone=backbone, background=background, add=add, threads=threads, console=console
+    )
     for warning in taught.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     report.print_report(taught.summary, console)
-    console.print(
+    print_text(
+        console,
         f"{taught.summary['seconds']:g} s. The model is in {out} (licence of the backbone: "
         f"{taught.config.provenance['licence']}, see {out / artefact.NOTICE}).\n"
         f"  audiocnn classify --model {out} FILE\n  make serve CHECKPOINT={out}",
-        highlight=False,
-        soft_wrap=True,
     )
     if as_json:
-        print(json.dumps(taught.summary))
+        print(json_line(taught.summary))

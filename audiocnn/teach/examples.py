@@ -14,9 +14,8 @@ from audiocnn import audio
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
 from audiocnn.config import FrontendConfig
-from audiocnn.datasets import Dataset, LabelledClip, check_labels, read_dataset
+from audiocnn.datasets import Dataset, LabelledClip, check_labels, is_sound, read_dataset
 from audiocnn.errors import AudioError, DatasetError
-from audiocnn.inputs import SUFFIXES
 
 BACKGROUND = "background"  # a class of this name is background: it is never reported
 MIN_RECORDINGS = 3  # of a class
@@ -52,7 +51,7 @@ def read_examples(source: Path, background: Path | None = None) -> Dataset:
 
 
 def _background_clips(folder: Path) -> list[LabelledClip]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    paths = [path for path in sorted(folder.rglob("*")) if is_sound(path.relative_to(folder))]
     if not paths:
         raise DatasetError(f"{folder} has no sound file: --background names a folder of recordings")
     return [LabelledClip(path, BACKGROUND, 0, f"background/{path.relative_to(folder)}") for path in paths]

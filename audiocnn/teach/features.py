@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from audiocnn import npz
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.backbone import Backbone
 from audiocnn.errors import ModelFileError
-from audiocnn.files import replacing
 from audiocnn.teach.background import kind_of, made_background
 from audiocnn.teach.examples import BACKGROUND, Example
 from audiocnn.teach.views import TEACH_VIEWS, VIEWS
@@ -58,23 +58,17 @@ class FeatureTable:
 
     def save(self, path: Path) -> None:
         """Write them as `.npz`, features as float16."""
-        arrays = {name: np.array(value) for name, value in vars(self).items()}
-        arrays["features"] = self.features.astype(np.float16)
-        with replacing(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's own stub
+        npz.save(path, vars(self) | {"features": self.features.astype(np.float16)})
 
     @classmethod
     def load(cls, path: Path) -> FeatureTable:
         """Read what `save` wrote. Raises `ModelFileError`."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                texts = {
-                    name: tuple(map(str, file[name])) for name in ("names", "labels", "recordings", "digests")
-                }
-                features = file["features"].astype(np.float32)
-                return cls(features, file["view"], file["clip"], **texts)
-        except (OSError, ValueError, KeyError) as error:
+            arrays = npz.load(path, [field.name for field in fields(cls)])
+        except (OSError, ValueError) as error:
             raise ModelFileError(f"{path} has no features to add to: {error}") from error
+        features, view, clip, *texts = arrays.values()
+        return cls(features.astype(np.float32), view, clip, *(tuple(map(str, each)) for each in texts))
 
 
 def views_for(num_windows: int, num_others: int) -> tuple[str, ...]:

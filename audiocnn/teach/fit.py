@@ -23,6 +23,7 @@ from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.calibration import LEVELS, precise_levels
 from audiocnn.config import Threshold
 from audiocnn.detections import OFF_SHARE
+from audiocnn.errors import DatasetError
 from audiocnn.probabilities import softmax
 from audiocnn.teach.background import SILENCE
 from audiocnn.teach.examples import BACKGROUND
@@ -108,7 +109,10 @@ class TaughtHead:
 
 
 def fit(table: FeatureTable) -> TaughtHead:
-    """The classifier for the classes of a table, which needs two and background."""
+    """The classifier for the classes of a table, which needs two and background.
+
+    Raises `DatasetError` if all clips are the same to the backbone.
+    """
     names = tuple(sorted({*table.labels} - {BACKGROUND}))
     resembling = _resembling_kinds(table, names)
     kept = np.flatnonzero([kind not in resembling for kind in _made_kinds(table)])
@@ -199,6 +203,8 @@ class _RowSpace:
         self._x = (x - self.mean) / self.std
         values, vectors = np.linalg.eigh(self._x @ self._x.T)
         is_kept = values > 1e-9 * values[-1]
+        if not is_kept.any():
+            raise DatasetError("the clips cannot be told apart: all have the same features. Are they silent?")
         self._values, self._vectors = np.sqrt(values[is_kept]), vectors[:, is_kept]
         self.coordinates: Doubles = self._vectors * self._values  # (n, r)
 

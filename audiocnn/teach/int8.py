@@ -62,8 +62,7 @@ def compare(int8: Path, float32: Path, windows: FloatArray) -> dict[str, float]:
     probs = []
     for path in (int8, float32):
         engine = Engine(path)
-        logits = engine.run(np.stack([engine.prepare(window) for window in held_out]))["logits"]
-        probs.append(probabilities(logits, engine.config))
+        probs.append(probabilities(engine.run_windows(held_out)["logits"], engine.config))
     agreement = float((probs[0].argmax(axis=1) == probs[1].argmax(axis=1)).mean())
     return {"largest_difference": float(np.abs(probs[0] - probs[1]).max()), "agreement": agreement}
 

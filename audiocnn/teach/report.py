@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from audiocnn.config import Config
 from audiocnn.model.card import front_matter
+from audiocnn.printing import print_text
 from audiocnn.teach.features import FeatureTable
 from audiocnn.teach.fit import FEW_CLIPS, REJECTED_SHARE, TaughtHead
 
@@ -67,11 +69,10 @@ def _background_refused(head: TaughtHead) -> float | None:
 def print_report(summary: dict[str, Any], console: Console) -> None:
     """Print the numbers, a table of the classes, and advice."""
     low, high = summary["interval"]
-    console.print(
+    print_text(
+        console,
         f"accuracy on recordings that were left out: {summary['accuracy']:.1%} of {summary['num_clips']} "
         f"clips (95 % interval {low:.1%} to {high:.1%})",
-        highlight=False,
-        soft_wrap=True,
     )
     mistaken: dict[str, list[str]] = {}
     for true, predicted, count in summary["confusions"]:
@@ -79,10 +80,10 @@ def print_report(summary: dict[str, Any], console: Console) -> None:
     table = Table("class", "recordings", "clips", "correct", "mistaken for")
     for name, row in summary["classes"].items():
         cells = (str(row["recordings"]), str(row["clips"]), f"{row['correct']:.0%}")
-        table.add_row(name, *cells, ", ".join(mistaken.get(name, [])[:_FEW_ERRORS]))
+        table.add_row(escape(name), *cells, escape(", ".join(mistaken.get(name, [])[:_FEW_ERRORS])))
     console.print(table)
-    console.print(_threshold_line(summary), highlight=False, soft_wrap=True)
-    console.print(advice(summary), highlight=False, soft_wrap=True)
+    print_text(console, _threshold_line(summary))
+    print_text(console, advice(summary))
 
 
 def _threshold_line(summary: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from audiocnn.bench import Cell, Round, summary
 from tests.helpers.command_line import run
+from tests.helpers.paths import STORE
 
 
 def test_a_row_has_percentiles_of_all_rounds() -> None:
@@ -25,20 +26,8 @@ def test_a_row_has_percentiles_of_all_rounds() -> None:
 
 def test_the_command_writes_its_table(tmp_path: Path) -> None:
     files = [tmp_path / "bench.csv", tmp_path / "bench.json"]
-    options = [
-        "--providers",
-        "cpu",
-        "--threads",
-        "1",
-        "--batches",
-        "1,2",
-        "--seconds",
-        "0.02",
-        "--rounds",
-        "1",
-        "--warm-up",
-        "0",
-    ]
+    quick = ("--seconds", "0.02", "--rounds", "1", "--warm-up", "0", "--model", STORE)
+    options = ("--providers", "cpu", "--threads", "1", "--batches", "1,2", *quick)
     done = run("bench", *options, "--csv", files[0], "--json", files[1])
     assert done.returncode == 0, done.stderr
     with files[0].open() as file:

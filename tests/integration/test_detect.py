@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import struct
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -59,14 +60,38 @@ def test_an_audacity_track_is_start_end_and_label_with_tabs(tmp_path: Path, reco
     assert all(len(line.split("\t")) == 3 for line in lines)
 
 
-def test_json_lines_have_absolute_times(recording: Recording) -> None:
-    file = io.StringIO()
-    NdjsonWriter(file).write(recording, FOUND)
-    NdjsonWriter(file).write(Recording(Path("x.wav"), None, 1.0), FOUND[:1])
-    rows = [json.loads(line) for line in file.getvalue().splitlines()]
+def test_json_lines_have_absolute_times(recording: Recording, capsys: pytest.CaptureFixture[str]) -> None:
+    NdjsonWriter().write(recording, FOUND)
+    NdjsonWriter().write(Recording(Path("x.wav"), None, 1.0), FOUND[:1])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows[0]["start_time"] == "2026-11-25T06:30:01.250+00:00"
     assert rows[0]["end_time"] == "2026-11-25T06:30:03.000+00:00"
     assert (rows[2]["file"], rows[2]["start_time"]) == ("x.wav", None)
+
+
+def test_no_track_takes_the_place_of_another(tmp_path: Path) -> None:
+    writer = AudacityWriter(tmp_path)
+    for name in ("a.wav", "b/a.wav", "a-2.wav", "c/a.flac"):
+        writer.write(Recording(Path(name), None, 1.0), FOUND[:1])
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_long_name_is_shortened_and_a_clip_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    recording = Recording(Path("\N{DOG}" * 60 + ".wav"), None, 1.0)
+    for writer in (RavenWriter(tmp_path / "raven"), AudacityWriter(tmp_path / "audacity")):
+        writer.write(recording, FOUND[:1])
+    waveform = np.zeros(5 * SAMPLE_RATE, np.float32)
+    cutter = ClipWriter(tmp_path / "clips", padding=0.0, sample_rate=SAMPLE_RATE)
+    cutter.cut(recording, FOUND[:1], [waveform])
+    assert len(list(tmp_path.glob("*/*"))) == 3
+    with pytest.raises(OSError, match="clips cannot be written"):
+        cutter.cut(recording, [FOUND[0]._replace(label="x" * 255)], [waveform])
+
+
+def test_a_moment_beyond_the_year_9999_has_no_time() -> None:
+    start = recording_start("99991231_235959.wav", UTC)
+    assert time_at(start, 0.5) == "9999-12-31T23:59:59.500+00:00"
+    assert time_at(start, 1.0) is None
 
 
 def test_csv_and_parquet_say_the_same(tmp_path: Path, recording: Recording) -> None:
@@ -176,6 +201,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "20261125_063000.wav").write_bytes(sound_file(scene))
     (folder / "broken.wav").write_bytes(b"no sound")
     return folder
+
+
+def test_all_outputs_of_a_file_that_is_damaged_and_has_no_text_as_its_name(
+    folder: Path, tmp_path: Path, narrow: Path
+) -> None:
+    scene, _ = soundfile.read(folder / "20261125_063000.wav", dtype="float32")
+    scene[-100:] = np.nan
+    path = tmp_path / os.fsdecode(b"\xff.wav")
+    path.write_bytes(sound_file(scene, subtype="FLOAT"))
+    out = tmp_path / "out"
+    names = ("--raven", "--audacity", "--clips", "--csv", "--parquet")
+    outputs = [argument for name in names for argument in (name, out / name.strip("-"))]
+    done = run("detect", path, "--ndjson", *outputs, "--classes", "clock_alarm", "--min-confidence", "0.3")
+    assert done.returncode == 1
+    assert "not_finite_audio" in done.stderr
+    files = {json.loads(line)["file"] for line in done.stdout.splitlines()}
+    assert (
+        files
+        == {row["file"] for row in pq.read_table(out / "parquet").to_pylist()}
+        == {f"{tmp_path}/\\xff.wav"}
+    )
+    assert len(list((out / "clips").iterdir())) == len(done.stdout.splitlines())
 
 
 def test_all_outputs_of_one_run(folder: Path, tmp_path: Path) -> None:

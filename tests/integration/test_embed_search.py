@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,29 @@ def test_files_with_errors_are_named_and_the_rest_is_written(library: Path, tmp_
     assert "must end in" in run_cli("embed", *files, "--out", "x.txt", *MODEL).stderr
 
 
-def test_a_missing_table_is_an_input_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"PK\3\4 cut off", b"\x93NUMPY"])
+def test_a_missing_or_damaged_table_is_an_input_error(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "table.npz").write_bytes(content)
     with pytest.raises(InputError):
-        EmbeddingTable.load(tmp_path / "gone.npz")
+        EmbeddingTable.load(tmp_path / "table.npz")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_a_recording_may_be_long_and_its_name_no_text(tmp_path: Path, library: Path, suffix: str) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.wav")
+    path.write_bytes(sound_file(np.zeros(8_000 * 605, np.float32), sample_rate=8_000))
+    table = tmp_path / f"table{suffix}"
+    done = run_cli("embed", str(path), "--out", str(table), *MODEL)
+    assert done.returncode == 0, done.stderr
+    assert EmbeddingTable.load(table).files[0] == f"{tmp_path}/\\xff.wav"
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_cli("embed", str(library), "--out", str(tmp_path / "file" / "x.npz"), *MODEL)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
 
 
 def test_similarity_leaves_out_what_all_sounds_have_in_common() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
+from audiocnn.config import feature_map_names
 from audiocnn.errors import BadOptionError, ModelFileError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
@@ -70,7 +71,7 @@ def test_an_export_gives_the_embedding_of_pytorch(
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_export_gives_the_maps_of_pytorch(name: str, eager: Engine, log_mels: np.ndarray) -> None:
-    outputs = ("logits", "embedding", "evidence", *eager.map_names)
+    outputs = ("logits", "embedding", "evidence", *feature_map_names(eager.config.model))
     ours, theirs = Engine(STORE / name).run(log_mels[:3], outputs), eager.run(log_mels[:3], outputs)
     assert ours.keys() == theirs.keys()
     for output in outputs:

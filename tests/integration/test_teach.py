@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
@@ -22,7 +23,7 @@ from audiocnn.teach.examples import Example, load_clips
 from audiocnn.teach.features import FeatureTable, views_for
 from audiocnn.teach.fit import HeldOut, TaughtHead, fit, unknown_threshold
 from audiocnn.teach.int8 import is_acceptable
-from audiocnn.teach.report import advice, model_card, wilson_interval
+from audiocnn.teach.report import advice, model_card, print_report, wilson_interval
 from export import prebuilt
 from tests.helpers.command_line import run as run_cli
 from tests.helpers.paths import STORE
@@ -197,7 +198,9 @@ def test_rows_of_a_table_that_cannot_be_used_are_named(sounds: Path, tmp_path: P
 
 def test_background_is_unknown_and_no_class(copy: Path, tmp_path: Path) -> None:
     write_class(copy, "background", 700.0)
-    teach(copy, tmp_path / "mine", backbone=BACKBONE, threads=1)
+    (copy / "background" / "._0.wav").write_bytes(b"what macOS writes beside a file")
+    shutil.move(copy / "background", tmp_path / "background")
+    teach(copy, tmp_path / "mine", backbone=BACKBONE, background=tmp_path / "background", threads=1)
     classifier = Classifier.load(tmp_path / "mine")
     assert classifier.config.class_names == ("high", "low", "middle")
     assert classifier.predict(beep(700.0, seed=100)).is_unknown
@@ -223,6 +226,15 @@ def test_clips_that_cannot_be_used_are_named(
     assert not (tmp_path / "mine").exists()
 
 
+def test_silent_clips_are_said_to_be_the_same(tmp_path: Path) -> None:
+    for number in range(6):
+        path = tmp_path / "sounds" / "ab"[number % 2] / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sound_file(np.zeros(SAMPLE_RATE + number, np.float32)))
+    with pytest.raises(DatasetError, match="silent"):
+        teach(tmp_path / "sounds", tmp_path / "mine", backbone=BACKBONE, threads=1)
+
+
 def test_the_command_prints_a_report_and_ends_with_2_for_bad_clips(copy: Path, tmp_path: Path) -> None:
     options = ["--backbone", BACKBONE, "--threads", "1", "--json"]
     run = run_cli("teach", str(copy), "--out", str(tmp_path / "mine"), *options)
@@ -230,6 +242,8 @@ def test_the_command_prints_a_report_and_ends_with_2_for_bad_clips(copy: Path, t
     assert json.loads(run.stdout)["accuracy"] == 1.0
     assert "make serve CHECKPOINT=" in run.stderr
     assert "warning: low has 5 recordings" in run.stderr
+    run = run_cli("check", str(tmp_path / "mine"), "--threads", "1")
+    assert "3 classes (softmax)" in run.stdout
     (copy / "low" / "0.wav").write_bytes(b"no sound")
     run = run_cli("teach", str(copy), "--out", str(tmp_path / "mine"), *options)
     assert run.returncode == 2
@@ -290,6 +304,8 @@ def test_labels_that_differ_by_case_are_named() -> None:
     check_labels(["door", "doors"])
     with pytest.raises(DatasetError, match="' door', 'DOOR', 'Door'"):
         check_labels(["Door", "DOOR", " door", "bell"])
+    with pytest.raises(DatasetError, match="not UTF-8"):
+        check_labels(["bell", "\udcff"])
 
 
 # --- report ---
@@ -301,6 +317,23 @@ def test_the_interval_is_wilsons() -> None:
     low, high = wilson_interval(10, 10)
     assert low == pytest.approx(0.7225, abs=1e-4)
     assert high == pytest.approx(1.0)
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"recordings": 3, "clips": 3, "correct": 0.5}
+    print_report(
+        {
+            "interval": [0.5, 1.0],
+            "accuracy": 0.9,
+            "num_clips": 6,
+            "known_refused": 0.0,
+            "unknown_threshold": 0.5,
+            "classes": {"[red]fox": row, "[/b]": row},
+            "confusions": [["[red]fox", "[/b]", 2]],
+        },
+        Console(),
+    )
+    assert capsys.readouterr().out.count("[red]fox") == 3
 
 
 def test_advice_names_the_worst_class_and_its_rival() -> None:

@@ -15,7 +15,7 @@ from audiocnn.audio import synthetic
 from audiocnn.batch.audacity import label_name
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous
 from audiocnn.batch.state import JobSettings, Outcome, read_paths
-from audiocnn.batch.writers import shown
+from audiocnn.files import as_text
 from audiocnn.inputs import InputError, Notes
 from audiocnn.model.loading import served_model_path
 from tests.helpers.batch import TINY, fill
@@ -323,7 +323,7 @@ def test_names_of_tracks() -> None:
     assert label_name("/in/a/b.wav", "/in") == "a/b.wav.txt"
     assert label_name("/elsewhere/b.wav", "/in") == "elsewhere/b.wav.txt"
     assert len(label_name("/in/" + "ж" * 125 + ".wav", "/in").encode()) <= 255
-    assert shown("/in/caf\udce9 ж\n.wav") == "/in/caf\\xe9 ж\n.wav"
+    assert as_text("/in/caf\udce9 ж\n.wav") == "/in/caf\\xe9 ж\n.wav"
 
 
 # --- the command ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def test_config_survives_json() -> None:
         ("{}", "not a model configuration"),
         ("nonsense", "not a model configuration"),
         (CONFIG.to_json().replace('"format_version": 2', '"format_version": 99'), "upgrade AudioCNN Serve"),
+        (json.dumps(json.loads(CONFIG.to_json()) | {"frontend": []}), "lacks or mistypes"),
+        (json.dumps(json.loads(CONFIG.to_json()) | {"has_background": 1}), "must be true or false"),
         (CONFIG.to_json().replace('"n_mels"', '"mels"'), "unknown keys for FrontendConfig: mels"),
         (CONFIG.to_json().replace('"f_max": 22050.0', '"f_max": 44100.0'), "sample_rate / 2"),
     ],

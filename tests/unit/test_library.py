@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
 import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,16 @@ import pytest
 import audiocnn
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
-from audiocnn.errors import AudioCNNError, AudioError, ModelOutputError
+from audiocnn.errors import (
+    AudioCNNError,
+    AudioError,
+    BadOptionError,
+    BudgetExceededError,
+    EmptyAudioError,
+    ModelFileError,
+    ModelOutputError,
+    ServerFailedError,
+)
 from audiocnn.options import Options
 from audiocnn.probabilities import probabilities
 from tests.helpers.command_line import run
@@ -46,6 +58,99 @@ def test_a_clip_may_be_a_path_bytes_a_file_or_a_waveform(model: Classifier, rain
         assert result.predictions[0] == (result.label, result.confidence)
         assert len(result.predictions) == 5
     json.dumps(results[0].to_dict())
+
+
+@pytest.mark.parametrize("dtype", ["float64", ">f4", "int16", ">i2", "int32", "uint8"])
+def test_a_waveform_of_floats_or_pcm_is_the_same_sound(model: Classifier, dtype: str) -> None:
+    waveform = synthetic.SOUNDS["rain"]()
+    scale, zero = {"i": (2**15, 0), "u": (128, 128)}.get(np.dtype(dtype).kind, (1, 0))
+    scale = 2**31 - 256 if dtype == "int32" else scale
+    stereo = np.stack([waveform * scale + zero] * 2, axis=1).astype(dtype)
+    result = model.predict((np.asfortranarray(stereo), float(synthetic.SAMPLE_RATE)))  # type: ignore[arg-type]
+    assert result.label == "rain"
+    assert result.clip.warnings == []
+    assert np.abs(result.clip.waveform - waveform).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (np.zeros(9), "tuple of a waveform and its sample rate"),
+        ((np.zeros((2, 44_100)), 44_100), r"\(num_samples, channels\)"),
+        ((44_100, np.zeros(9)), "shape"),
+        ((np.zeros(9, complex), 44_100), "complex128"),
+        ((np.zeros(9), 44_100.5), "whole number of Hz"),
+        (io.StringIO("text"), "text mode"),
+    ],
+)
+def test_what_is_no_sound_is_said_to_be_none(model: Classifier, clip: Any, message: str) -> None:
+    for ask in (model.predict, lambda clip: list(model.predict_stream(clip))):
+        with pytest.raises((TypeError, ValueError), match=message):
+            ask(clip)
+    with pytest.raises(OSError, match="null byte"):
+        model.predict("a\0b.wav")
+
+
+def test_results_are_printed_in_a_line_and_can_be_looked_for(model: Classifier, rain: Path) -> None:
+    first, second = model.predict(rain), model.predict(rain)
+    assert repr(first).startswith("Result(label='rain', confidence=0.")
+    assert second not in [first, None]
+    assert len({first, second, first}) == 2
+
+
+def test_a_file_that_has_been_read_is_read_again(model: Classifier, rain: Path) -> None:
+    with rain.open("rb") as file:
+        assert model.predict(file).probs.tolist() == model.predict(file).probs.tolist()
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        {"overlap_seconds": 5.0},
+        {"overlap_seconds": -1.0},
+        {"window_seconds": 1.0, "overlap_seconds": 1.5},
+        {"window_seconds": 0.0},
+        {"window_seconds": -1.0},
+    ],
+)
+def test_a_stream_that_would_never_end_is_refused(
+    model: Classifier, rain: Path, lengths: dict[str, float]
+) -> None:
+    with pytest.raises(ValueError, match="give"):
+        next(model.predict_stream(rain, **lengths))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(hop_seconds=-1), "hop_seconds"),
+        (Options(evidence=True, class_name="unicorn"), "unicorn"),
+        (Options(feature_maps="jsn"), "none, json or png"),
+        (Options(start=-1), "start"),
+    ],
+)
+def test_options_made_by_hand_are_checked(
+    model: Classifier, rain: Path, options: Options, message: str
+) -> None:
+    (answer,) = model.predict_batch([rain], [options])
+    assert isinstance(answer, BadOptionError)
+    assert message in str(answer)
+    with pytest.raises(ValueError, match="shorter"):
+        model.predict_batch([rain, rain], [Options()])
+
+
+def test_every_error_can_be_pickled() -> None:
+    for error in (BudgetExceededError(), EmptyAudioError("none"), ServerFailedError("died", status=500)):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_a_device_that_does_not_exist_or_a_damaged_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="cuda:1"):
+        audiocnn.load(device="gpu")
+    (tmp_path / "parity.json").write_text("{")
+    with pytest.raises(ModelFileError, match="damaged"):
+        audiocnn.load(tmp_path)
 
 
 def test_the_error_of_a_clip_is_raised_alone_and_returned_in_a_batch(model: Classifier) -> None:
@@ -106,6 +211,34 @@ def test_folders_globs_and_standard_input_are_classified(rain: Path) -> None:
     for answer in map(json.loads, lines):
         assert next(iter(answer)) == "file"
         assert answer["predictions"][0]["class"] == "rain"
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_names_that_the_terminal_cannot_show_end_no_command(rain: Path, words: tuple[str, ...]) -> None:
+    name = rain.rename(rain.with_name(os.fsdecode(b"\xff") + "\N{DOG}.wav"))
+    done = subprocess.run(
+        [sys.executable, "-m", "audiocnn", "classify", *words, name],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1:strict", "PYTHONUTF8": "1"},
+        cwd=ROOT,
+        check=True,
+    )
+    text = done.stdout.decode("latin-1")
+    assert json.loads(text)["file"] == str(name) if words else "rain" in text
+
+
+def test_a_folder_is_read_in_order_and_must_have_a_sound(tmp_path: Path, rain: Path, narrow: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for name in ("c", "a", "b"):
+        (folder / f"{name}.wav").write_bytes(rain.read_bytes())
+    done = run("classify", folder, "--json", "--model", narrow)
+    assert [Path(json.loads(line)["file"]).stem for line in done.stdout.splitlines()] == ["a", "b", "c"]
+    (tmp_path / "empty").mkdir()
+    for command in (("classify",), ("detect",), ("embed", "--out", tmp_path / "x.npz")):
+        done = run(*command, tmp_path / "empty", "--model", narrow)
+        assert done.returncode == 2
+        assert "no sound files" in done.stderr
 
 
 def test_errors_are_below_the_table(rain: Path, narrow: Path) -> None:

@@ -128,6 +128,8 @@ def test_a_batch_size_of_one_is_enough(tmp_path: Path) -> None:
         ({"num_samples": 16_000}, "takes 16000 samples, but clip_seconds x sample_rate is 8000"),
         ({"description": {"class_names": ["a", "b"]}}, "3 values, but class_names has 2"),
         ({"description": {"class_names": ["a", "a", "b"]}}, "different"),
+        ({"description": {"class_names": "abc"}}, "class_names must be"),
+        ({"description": {"version": 2}}, "version must be a text"),
         ({"description": {"sample_rate": "8k"}}, "whole number of Hz"),
         ({"description": {"activation": "relu"}}, "softmax or sigmoid"),
         ({"description": {"colour": "red"}}, "unknown keys colour"),
