@@ -10,11 +10,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,26 +21,23 @@ from rich.table import Table
 
 from audiocnn import calibration, command
 from audiocnn.arrays import FloatArray, IntArray
-from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
+from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.machine import cpu_name
 from audiocnn.probabilities import softmax
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
-from training.data import add_data_option, load_waveforms, parse_folds, targets, without_classes
+from training.data import add_data_option, parse_folds, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
-from training.teacher.fine_tuning import FRONTEND, Tuning, fine_tuned_teacher
 from training.teacher.head import L2, fit_head
 from training.teacher.soft_labels import (
     GROUPS,
     SoftLabels,
-    Teach,
     all_views,
     check_names,
     cross_fitted,
-    linear_teacher,
     mean_over_views,
     recording_groups,
 )
@@ -50,8 +45,7 @@ from training.teacher.soft_labels import (
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@dataclass(frozen=True)
-class Examples:
+class Examples(NamedTuple):
     """Features of clips in all views, and their class indices."""
 
     features: FloatArray  # (num_views, num_clips, d); the first view is the unchanged clip
@@ -86,26 +80,6 @@ def measure(
     return rows
 
 
-def measure_fine_tuned(
-    clips: Sequence[LabelledClip],
-    training: Examples,
-    tested: Sequence[LabelledClip],
-    test: Examples,
-    teach: Callable[[Sequence[LabelledClip], Examples], Teach],
-) -> dict[str, Any]:
-    """The rows of `measure` for a teacher whose network is fine-tuned too."""
-    began = time.monotonic()
-    both = Examples(
-        np.concatenate([training.features, test.features], axis=1),
-        np.concatenate([training.target, test.target]),
-    )
-    is_test = np.arange(len(both.target)) >= len(clips)
-    log_probs = teach([*clips, *tested], both)(~is_test, is_test)
-    seconds = round(time.monotonic() - began, 1)
-    variants = {"fine-tuned": log_probs[0], "fine-tuned, averaged": mean_over_views(log_probs)}
-    return {name: _scores(value, test.target) | {"seconds": seconds} for name, value in variants.items()}
-
-
 def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
     probs = softmax(log_probs)
     return {
@@ -127,10 +101,11 @@ def network_log_probs(folder: Path, dataset: Dataset, folds: Sequence[int]) -> F
 
 
 def soft_labels(
-    clips: Sequence[LabelledClip], target: IntArray, dataset: Dataset, args: argparse.Namespace, teach: Teach
+    clips: Sequence[LabelledClip], training: Examples, dataset: Dataset, args: argparse.Namespace
 ) -> SoftLabels:
     """Cross-fitted labels of the training clips, with their provenance."""
-    log_probs = cross_fitted(recording_groups(clips, args.groups), teach)
+    groups, num_classes = recording_groups(clips, args.groups), len(dataset.class_names)
+    log_probs = cross_fitted(groups, *training, num_classes, l2=args.l2, device=args.device)
     provenance = {
         "dataset": dataset.name,
         "train_folds": args.train_folds,
@@ -141,8 +116,7 @@ def soft_labels(
         "l2": args.l2,
         "commit": _commit(),
         "torch": torch.__version__,
-        "fine_tuned_epochs": args.fine_tune,
-        "cross_fitted": _scores(log_probs, target),
+        "cross_fitted": _scores(log_probs, training.target),
     }
     names = tuple(clip.path.name for clip in clips)
     return SoftLabels(torch.from_numpy(log_probs), names, dataset.class_names, provenance)
@@ -195,34 +169,20 @@ class TeacherRun:
         features = self.store.features(clips, self.args.views)
         return Examples(features, targets(clips, self.dataset.class_names).numpy())
 
-    def teach(self, clips: Sequence[LabelledClip], known: Examples) -> Teach:
-        """A linear head on the features of these clips, or with `--fine-tune` a fine-tuned network."""
-        args, num_classes = self.args, len(self.dataset.class_names)
-        options: dict[str, Any] = {"num_classes": num_classes, "l2": args.l2, "device": args.device}
-        if not args.fine_tune:
-            return linear_teacher(known.features, known.target, **options)
-        waveforms = load_waveforms(clips, FRONTEND)
-        tuning = Tuning(load_weights(args.cache), args.fine_tune, args.device)
-        fit = partial(fit_head, **options)
-        return fine_tuned_teacher(tuning, fit, waveforms, known.features, known.target, args.views)
-
     def measure(self) -> dict[str, Any]:
-        """Accuracy, NLL and ECE on `--measure`, see `measure` and `measure_fine_tuned`."""
+        """Accuracy, NLL and ECE on `--measure`, see `measure`."""
         args = self.args
         clips = self.dataset.folds(args.measure)
         test = self.examples(clips)
         network = network_log_probs(args.ensemble, self.dataset, args.measure) if args.ensemble else None
         num_classes = len(self.dataset.class_names)
         rows = measure(self.training, test, num_classes, network=network, l2=args.l2, device=args.device)
-        if args.fine_tune:
-            rows |= measure_fine_tuned(self.clips, self.training, clips, test, self.teach)
         print_table(rows, args.measure)
         return rows
 
     def write_labels(self) -> dict[str, float]:
         """Write the soft labels; returns their accuracy, NLL and ECE."""
-        teach = self.teach(self.clips, self.training)
-        labels = soft_labels(self.clips, self.training.target, self.dataset, self.args, teach)
+        labels = soft_labels(self.clips, self.training, self.dataset, self.args)
         labels.save(self.args.soft_labels)
         print(f"cross-fitted labels of {len(self.clips)} clips written to {self.args.soft_labels}")
         scores: dict[str, float] = labels.provenance["cross_fitted"]
@@ -244,10 +204,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--views", type=parse_views, default=list(DEFAULT_VIEWS), metavar="NAME,...", help=views)
     add("--l2", type=float, default=L2, metavar="X", help="L2 penalty of the head (%(default)s)")
     add("--groups", type=int, default=GROUPS, metavar="N", help="groups for cross-fitting (%(default)s)")
-    help_text = "fine-tune the network for so many epochs; needs a GPU (0: frozen)"
-    add("--fine-tune", type=int, default=0, metavar="EPOCHS", help=help_text)
-    default_cache = cache_folder()
-    add("--cache", type=Path, default=default_cache, metavar="DIR", help="weights, features (%(default)s)")
+    add("--cache", type=Path, default=cache_folder(), metavar="DIR", help="weights, features (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: PyTorch's choice)")
     return parser.parse_args(arguments)
