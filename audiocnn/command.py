@@ -1,36 +1,57 @@
-"""Help with an example, and exit codes, of the commands `python -m training...` and `python -m export...`."""
+"""What the commands `python -m training...`, `export...` and `benchmarks...` share: help and exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from audiocnn.errors import DatasetError, ModelFileError
 
+Run = Callable[[argparse.Namespace], int | None]
+
 
 def new_parser(module: str, doc: str | None, *examples: str) -> argparse.ArgumentParser:
-    """The parser of `python -m MODULE`, described by the first paragraph of its docstring.
+    """The parser of `python -m MODULE`, described by its docstring.
 
     `examples` are the arguments of command lines, printed below the options.
     """
     lines = "\n".join(f"  python -m {module} {example}" for example in examples)
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
-        description=(doc or "").partition("\n\n")[0],
+        description=doc,
         epilog=f"Example:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def exit_code(run: Callable[[], object]) -> int:
-    """Call `run`: 0 if it returns, 2 with a message for bad input or a bad model, 130 after Ctrl-C."""
+def entry_point(
+    add_options: Callable[[argparse.ArgumentParser], object], example: str
+) -> Callable[[Run], Callable[..., int]]:
+    """Make `main(arguments=None)` of a module, which returns an exit code, from a function of its options."""
+
+    def decorate(run: Run) -> Callable[..., int]:
+        module = run.__globals__
+
+        def main(arguments: Sequence[str] | None = None) -> int:
+            name = module["__spec__"].name.removesuffix(".__main__")
+            parser = new_parser(name, module["__doc__"], example)
+            add_options(parser)
+            args = parser.parse_args(arguments)
+            return exit_code(lambda: run(args))
+
+        return main
+
+    return decorate
+
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """What `run` returns (None: 0), 2 with a message for bad input or a bad model, 130 after Ctrl-C."""
     try:
-        run()
+        return run() or 0
     except (DatasetError, ModelFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again", file=sys.stderr)
         return 130
-    return 0

@@ -29,10 +29,10 @@ from aiohttp import web
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel
 
+from audiocnn import command
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.options import Options
-from benchmarks.command import new_parser
 
 PATHS = {"baseline": "/inference", "fastapi": "/predict", "litserve": "/predict", "trivial": "/predict"}
 WITHOUT_MAPS = "/inference-without-maps"
@@ -215,9 +215,8 @@ def run_uvicorn(app: str, workers: int, port: int) -> None:
     )
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = new_parser("baselines", __doc__, "trivial --port 9000 --ready-folder /tmp")
     parser.add_argument("kind", choices=list(PATHS), help="see above")
     parser.add_argument("--port", type=int, required=True, help="on loopback")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
@@ -227,12 +226,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="clips in a batch (%(default)s)")
     parser.add_argument("--delay", type=int, default=0, help="ms to wait for a full batch (%(default)s)")
     parser.add_argument("--ready-folder", required=True, help="ready workers create a file here")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(add_options, "trivial --port 9000 --ready-folder /tmp")
+def main(args: argparse.Namespace) -> int:
     """Entry point: serves until a signal."""
-    args = parse_arguments(arguments)
     settings = BaselineSettings(
         args.model, args.device, args.threads, args.batch, args.delay, args.ready_folder
     )

@@ -29,13 +29,13 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn import audio
+from audiocnn import audio, command
 from audiocnn.audio import windows
 from audiocnn.classifier import Classifier
 from audiocnn.model.engine import MAX_BATCH
 from audiocnn.model.loading import served_model_path
 from audiocnn.results import Result
-from benchmarks.command import STORE, add_path, new_parser
+from benchmarks.command import STORE, add_path
 from benchmarks.corpus import sound_files
 
 KINDS = ("engine", "classifier", "batch")
@@ -189,9 +189,8 @@ def print_table(summary: dict[str, Any]) -> None:
     print("answers ", summary["answers"])
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = new_parser("batch", __doc__, "--data recordings --rounds 1")
     add_path(parser, "--data", Path("data/ESC-50/audio"), "folder of sound files")
     add_path(parser, "--model", served_model_path(STORE), "model file")
     cores = len(os.sched_getaffinity(0))
@@ -200,12 +199,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wav", action="store_true", help="the same clips as 16-bit WAV")
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(add_options, "--data recordings --rounds 1")
+def main(args: argparse.Namespace) -> int:
     """Entry point; the last line is JSON."""
-    args = parse_arguments(arguments)
     if args.child:
         run_process(args.child, args.model, sound_files(args.data)[args.share :: args.workers])
         return 0

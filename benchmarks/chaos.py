@@ -30,6 +30,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.classifier import Classifier
 from audiocnn.client.client import Client
 from audiocnn.model.loading import served_model_path
@@ -37,7 +38,7 @@ from audiocnn.torchserve.management_api import Management
 from audiocnn.torchserve.properties import read_properties
 from benchmarks import corpus, faults
 from benchmarks.background_load import BackgroundLoad, ReferenceClip, RequestLog, reference_clips
-from benchmarks.command import CONFIG, add_path, new_parser, status_line
+from benchmarks.command import CONFIG, add_path, status_line
 from benchmarks.faults import FAULTS, FaultContext, describe
 from benchmarks.server_fixture import ServerFixture, role
 
@@ -182,19 +183,17 @@ def print_table(console: Console, results: Sequence[FaultResult]) -> None:
             console.print(f"{result.fault}: {result.why}", highlight=False)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = new_parser("chaos", __doc__, "--quick --only worker java")
     parser.add_argument("--quick", action="store_true", help="each fault once (else three times)")
     parser.add_argument("--only", nargs="+", choices=list(FAULTS), metavar="FAULT", help="these faults only")
     parser.add_argument("--list", action="store_true", help="list the faults")
     add_path(parser, "--config", CONFIG, "configuration of TorchServe")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(add_options, "--quick --only worker java")
+def main(args: argparse.Namespace) -> int:
     """Entry point; 1 if anything was lost, failed, wrong or left running."""
-    args = parse_arguments(arguments)
     if args.list:
         print("\n".join(f"{name:12}{describe(name)}" for name in FAULTS))
         return 0

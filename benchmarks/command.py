@@ -1,4 +1,4 @@
-"""What the benchmarks share on the command line: help with an example, a progress line, one line of JSON."""
+"""What the benchmarks share on the command line: paths, and a progress line."""
 
 from __future__ import annotations
 
@@ -11,17 +11,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 CONFIG = Path("config.properties")
 STORE = Path("model_store")
 CHECKPOINT = Path("checkpoints/esc50")
-
-
-def new_parser(name: str, doc: str | None, example: str) -> argparse.ArgumentParser:
-    """The parser of `python -m benchmarks.NAME`, described by its docstring."""
-    program = f"python -m benchmarks.{name}"
-    return argparse.ArgumentParser(
-        prog=program,
-        description=doc,
-        epilog=f"Example:\n  {program} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def add_path(parser: argparse.ArgumentParser, option: str, default: Path, help_text: str) -> None:

@@ -24,15 +24,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.calibration import LEVELS
 from audiocnn.classifier import Classifier
 from audiocnn.config import Config, Threshold
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.detections import Detection
-from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.errors import DatasetError
 from audiocnn.machine import cpu_name
 from benchmarks import event_metrics
-from benchmarks.command import new_parser
 from benchmarks.detection_methods import EVIDENCE, LONG, METHODS, SHORT, Method, frames_of
 from benchmarks.event_metrics import Rows
 from training import fold_scores, thresholds
@@ -209,12 +209,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = (
-        "--pair runs/fold3/audiocnn-int8.onnx=3 --pair runs/fold4/audiocnn-int8.onnx=4 --cache build/scores"
-    )
-    parser = new_parser("detections", __doc__, example)
     add = parser.add_argument
     add_pair_option(parser)
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="ESC-50 (%(default)s)")
@@ -225,9 +221,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--cache", type=Path, metavar="DIR", help="folder that keeps what the models answered (none)")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
     add("--sed-eval", type=Path, default=_SED_EVAL, metavar="PYTHON", help="with sed_eval (%(default)s)")
-    args = parser.parse_args(arguments)
-    args.background = None
-    return args
+    parser.set_defaults(background=None)
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -247,14 +241,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(
+    add_options,
+    "--pair fold3/audiocnn-int8.onnx=3 --pair fold4/audiocnn-int8.onnx=4 --cache build/scores",
+)
+def main(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
     try:
         rows = run(args)
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         print(f"error: {args.sed_eval}: {reason}\nsee benchmarks/event_metrics.py", file=sys.stderr)

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiocnn.model import checkpoint, openvino_graph
+from audiocnn import command
+from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
-from benchmarks.command import CHECKPOINT, STORE, add_path, new_parser
+from benchmarks.command import CHECKPOINT, STORE, add_path
 
 _OPENVINO = "openvino int8"
 MATRIX = 1536  # of the large product: 28 MB of operands, more than a cache keeps
@@ -182,10 +183,9 @@ def print_table(rows: list[dict[str, Any]], device: str) -> None:
     Console().print(table)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     cores = len(os.sched_getaffinity(0))
-    parser = new_parser("engine", __doc__, "--batches 1 8 --threads 1")
     add_path(parser, "--checkpoint", CHECKPOINT, "checkpoint folder")
     add_path(parser, "--store", STORE, "folder of exported files")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="(1 2 4 8)")
@@ -195,15 +195,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0; int8 runs on CPUs only (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="batches 1 and 8, 3 rounds of half a second")
     parser.add_argument("--one-round", type=int, metavar="THREADS", help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
+
+
+@command.entry_point(add_options, "--batches 1 8 --threads 1")
+def main(args: argparse.Namespace) -> int:
+    """Entry point; the last line is JSON."""
     if args.quick:
         args.batches, args.seconds, args.rounds = [1, 8], 0.5, 3
-    return args
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the last line is JSON."""
-    args = parse_arguments(arguments)
     if args.one_round:
         paths = engines(args.checkpoint, args.store)
         if args.device != "cpu":

@@ -9,13 +9,14 @@ does, the draws are of these; the other checkpoints know the classes that are dr
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,84 +24,59 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.arrays import FloatArray
 from audiocnn.backbone.backbone import Backbone
 from audiocnn.backbone.weights import cache_folder
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
-from audiocnn.errors import DatasetError, ModelFileError
+from audiocnn.errors import DatasetError
 from audiocnn.machine import cpu_name
 from audiocnn.model.engine import Engine
 from audiocnn.teach.background import COUNT, made_background
 from audiocnn.teach.features import FeatureTable, table_of_made, views_for
 from audiocnn.teach.fit import TaughtHead, fit
 from audiocnn.teach.views import VIEWS
-from benchmarks.command import new_parser
 from training.data import load_waveforms
 from training.teacher.features import FeatureStore
 
 _BATCH = 8
 
 
-class Features(Protocol):
-    """Features of clips in a view, each computed once."""
+@dataclass(frozen=True)
+class Features:
+    """Features of clips in a view, each computed once, and of the background sounds that are made."""
 
     name: str
-
-    def of(self, clips: Sequence[LabelledClip], view: str) -> FloatArray:
-        """`(num_clips, d)`."""
-        ...
-
-    def made(self) -> FloatArray:
-        """Of the background sounds that are made: `(COUNT, d)`."""
-        ...
+    of: Callable[[Sequence[LabelledClip], str], FloatArray]  # (num_clips, d)
+    made: FloatArray  # (COUNT, d)
 
 
-class AisfxFeatures:
+def aisfx_features(cache: Path) -> Features:
     """Those of `aisfx`, kept on disk between runs."""
-
-    name = "aisfx"
-
-    def __init__(self, cache: Path) -> None:
-        self._store, self._backbone = FeatureStore(cache, cache=cache), Backbone("aisfx", cache=cache)
-
-    def of(self, clips: Sequence[LabelledClip], view: str) -> FloatArray:
-        """See `Features`."""
-        return np.asarray(self._store.features(clips, [view])[0])
-
-    def made(self) -> FloatArray:
-        """See `Features`."""
-        return self._backbone.features(made_background(self._backbone.frontend))
+    store, backbone = FeatureStore(cache, cache=cache), Backbone("aisfx", cache=cache)
+    made = backbone.features(made_background(backbone.frontend))
+    return Features("aisfx", lambda clips, view: store.features(clips, [view])[0], made)
 
 
-@dataclass
-class CheckpointFeatures:
+def checkpoint_features(folder: Path) -> Features:
     """The embedding of a checkpoint."""
+    engine, known = Engine(folder), dict[tuple[Path, str], FloatArray]()
+    frontend = engine.config.frontend
 
-    folder: Path
-    _known: dict[tuple[Path, str], FloatArray] = field(default_factory=dict)
+    def embedding(windows: FloatArray) -> FloatArray:
+        inputs = np.stack([engine.prepare(window) for window in windows])
+        return engine.run(inputs, ("embedding",))["embedding"]
 
-    def __post_init__(self) -> None:
-        self.name = f"embedding of {self.folder}"
-        self._engine = Engine(self.folder)
-
-    def of(self, clips: Sequence[LabelledClip], view: str) -> FloatArray:
-        """See `Features`."""
-        missing = [clip for clip in clips if (clip.path, view) not in self._known]
+    def of(clips: Sequence[LabelledClip], view: str) -> FloatArray:
+        missing = [clip for clip in clips if (clip.path, view) not in known]
         for first in range(0, len(missing), _BATCH):
             batch = missing[first : first + _BATCH]
-            windows = load_waveforms(batch, self._engine.config.frontend, quiet=True)
-            rows = self._embedding(VIEWS[view](windows).numpy())
-            self._known |= {(clip.path, view): row for clip, row in zip(batch, rows, strict=True)}
-        return np.stack([self._known[clip.path, view] for clip in clips])
+            rows = embedding(VIEWS[view](load_waveforms(batch, frontend, quiet=True)).numpy())
+            known.update(((clip.path, view), row) for clip, row in zip(batch, rows, strict=True))
+        return np.stack([known[clip.path, view] for clip in clips])
 
-    def _embedding(self, windows: FloatArray) -> FloatArray:
-        inputs = np.stack([self._engine.prepare(window) for window in windows])
-        return self._engine.run(inputs, ("embedding",))["embedding"]
-
-    def made(self) -> FloatArray:
-        """See `Features`."""
-        return self._embedding(made_background(self._engine.config.frontend))
+    return Features(f"embedding of {folder}", of, embedding(made_background(frontend)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ def draw(
     return Draw(tuple(chosen), tuple(taught), tuple(dataset.folds([fold])))
 
 
-def table_of(clips: Sequence[LabelledClip], features: Features, made: FloatArray) -> FeatureTable:
+def table_of(clips: Sequence[LabelledClip], features: Features) -> FeatureTable:
     """What `audiocnn teach` would compute of these clips."""
     views = views_for(len(clips), COUNT)
     rows = np.concatenate([features.of(clips, view) for view in views])
@@ -148,7 +124,7 @@ def table_of(clips: Sequence[LabelledClip], features: Features, made: FloatArray
         tuple(clip.source for clip in clips),
         tuple(f"file {name}" for name in names),
     )
-    return own.merged(table_of_made(made))
+    return own.merged(table_of_made(features.made))
 
 
 def score(head: TaughtHead, test: Sequence[LabelledClip], features: FloatArray) -> dict[str, float]:
@@ -167,10 +143,9 @@ def score(head: TaughtHead, test: Sequence[LabelledClip], features: FloatArray) 
 
 def measure(features: Features, draws: Sequence[Draw]) -> list[dict[str, float]]:
     """The scores of every draw, with the seconds of the fit."""
-    made = features.made()
     rows = []
     for one in track(draws, description=f"{features.name}, {len(draws[0].taught)} clips", transient=True):
-        table = table_of(one.taught, features, made)
+        table = table_of(one.taught, features)
         began = time.monotonic()
         head = fit(table)
         seconds = time.monotonic() - began
@@ -194,9 +169,8 @@ def print_table(results: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code. The last line printed is JSON."""
-    parser = new_parser("few_shot", __doc__, "--data data/ESC-50 --fold 3")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="(%(default)s)")
     add("--fold", type=int, default=3, help="fold to test on (%(default)s)")
@@ -207,36 +181,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--draws", type=int, default=10, help="(%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")
     add("--cache", type=Path, default=cache_folder(), metavar="DIR", help="(%(default)s)")
-    args = parser.parse_args(arguments)
-    try:
-        results = run(args)
-    except (DatasetError, ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_table(results, Console())
-    hardware = f"{cpu_name()}, {torch.get_num_threads()} threads"
-    print(json.dumps({"fold": args.fold, "draws": args.draws, "hardware": hardware, "results": results}))
-    return 0
 
 
-def run(args: Any) -> list[dict[str, Any]]:
-    """All rows of the table. Raises `DatasetError` and `ModelFileError`."""
+@command.entry_point(add_options, "--data data/ESC-50 --fold 3")
+def main(args: argparse.Namespace) -> None:
+    """Print the table. The last line printed is JSON."""
     dataset = read_dataset(args.data)
     folder = args.checkpoint or Path("checkpoints/validation") / f"fold{args.fold}"
     names = candidates(dataset, folder, args.classes)
     results = []
-    opened: dict[str, Callable[[], Features]] = {
-        "checkpoint": lambda: CheckpointFeatures(folder),
-        "aisfx": lambda: AisfxFeatures(args.cache),
-    }
-    for name in [args.backbone] if args.backbone else opened:
-        features = opened[name]()
+    for name in [args.backbone] if args.backbone else ["checkpoint", "aisfx"]:
+        features = checkpoint_features(folder) if name == "checkpoint" else aisfx_features(args.cache)
         for shots in map(int, args.clips.split(",")):
             rng = np.random.default_rng(args.seed)  # the same draws for each backbone
             draws = [draw(dataset, args.fold, names, args.classes, shots, rng) for _ in range(args.draws)]
             row = summarise(measure(features, draws))
             results.append({"backbone": features.name, "clips": shots, **row})
-    return results
+    print_table(results, Console())
+    hardware = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    print(json.dumps({"fold": args.fold, "draws": args.draws, "hardware": hardware, "results": results}))
 
 
 if __name__ == "__main__":

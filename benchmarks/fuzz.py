@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.model.loading import served_model_path
 from benchmarks.background_load import TOLERANCE
 from benchmarks.branches import BRANCHES
-from benchmarks.command import CONFIG, STORE, add_path, new_parser
+from benchmarks.command import CONFIG, STORE, add_path
 from benchmarks.fuzz_inputs import INTACT_EVERY, FuzzInput, fuzz_input, intact_inputs
 from benchmarks.http_fuzz import PARSER_500, FuzzRequest, RequestSender, fuzz_request
 from benchmarks.sandbox import FuzzResult, Sandbox
@@ -165,9 +166,8 @@ def save_all(parts: dict[str, FuzzSummary], seed: int, folder: Path, console: Co
             console.print(f"{result.outcome} ({result.why}): --replay {path}", highlight=False)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = new_parser("fuzz", __doc__, "--quick --seed 1")
     parser.add_argument(
         "--quick", action="store_true", help="20,000 inputs and 2,000 over HTTP (else ten times)"
     )
@@ -178,11 +178,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_path(parser, "--save", Path("fuzz-findings"), "folder for bad inputs")
     add_path(parser, "--store", STORE, "folder of exported files")
     add_path(parser, "--config", CONFIG, "configuration of TorchServe")
-    args = parser.parse_args(arguments)
-    scale = 1 if args.quick else 10
-    args.inputs = 20_000 * scale if args.inputs is None else args.inputs
-    args.http = 2_000 * scale if args.http is None else args.http
-    return args
 
 
 def run(args: argparse.Namespace, model: Path, console: Console) -> tuple[dict[str, FuzzSummary], bool]:
@@ -202,10 +197,12 @@ def run(args: argparse.Namespace, model: Path, console: Console) -> tuple[dict[s
     return parts, survived
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(add_options, "--quick --seed 1")
+def main(args: argparse.Namespace) -> int:
     """Entry point; 1 if anything crashed, hung, got a server error, or an undamaged clip a wrong result."""
-    args = parse_arguments(arguments)
-    console, model = Console(stderr=True), served_model_path(args.store)
+    console, model, scale = Console(stderr=True), served_model_path(args.store), 1 if args.quick else 10
+    args.inputs = 20_000 * scale if args.inputs is None else args.inputs
+    args.http = 2_000 * scale if args.http is None else args.http
     if args.replay:
         return replay(args.replay, model, args.config, console)
     began = time.monotonic()

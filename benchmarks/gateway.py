@@ -26,12 +26,13 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.torchserve.properties import read_properties
 from audiocnn.torchserve.tune import entry, rule_of_thumb
 from benchmarks import load
-from benchmarks.command import CONFIG, new_parser
+from benchmarks.command import CONFIG
 from benchmarks.gateway_backends import compare, torchserve_stack, v2_stack
 from benchmarks.load import FORM, Target, as_form
 from benchmarks.server_fixture import ServerFixture
@@ -128,7 +129,7 @@ def compare_backends(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the last line is JSON."""
-    parser = new_parser("gateway", __doc__, "--seconds 2 --rounds 5")
+    parser = command.new_parser("benchmarks.gateway", __doc__, "--seconds 2 --rounds 5")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
     parser.add_argument(

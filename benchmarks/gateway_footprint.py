@@ -25,8 +25,8 @@ from pathlib import Path
 import httpx
 from packaging.requirements import Requirement
 
+from audiocnn import command
 from audiocnn.torchserve.ports import free_port
-from benchmarks.command import new_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (".py", ".js", ".css", ".html")
@@ -34,7 +34,7 @@ CODE = (".py", ".js", ".css", ".html")
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = new_parser("gateway_footprint", __doc__, "--checkout ../other --rounds 5")
+    parser = command.new_parser("benchmarks.gateway_footprint", __doc__, "--checkout ../other --rounds 5")
     parser.add_argument("--checkout", type=Path, default=ROOT, help="folder of the checkout (this one)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of idle time to measure (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="starts; medians are printed (%(default)s)")

@@ -28,9 +28,9 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.audio import synthetic
 from benchmarks import load
-from benchmarks.command import new_parser
 from benchmarks.gateway import tuned_server
 from benchmarks.gateway_server import GatewayServer
 from benchmarks.server_fixture import ServerFixture
@@ -108,7 +108,7 @@ async def one_round(url: str, long: bytes, count: int) -> Round:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; the last line is JSON. Exit code 1 if a reply was neither 200 nor 503."""
-    parser = new_parser("long_clips", __doc__, "--rounds 3 --minutes 10")
+    parser = command.new_parser("benchmarks.long_clips", __doc__, "--rounds 3 --minutes 10")
     parser.add_argument("--rounds", type=int, default=3, help="for each gateway (%(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of a long clip (%(default)s)")
     parser.add_argument("--long", type=int, default=8, help="long clips at once (%(default)s)")

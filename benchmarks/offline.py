@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from audiocnn import command
 from audiocnn.classifier import Classifier
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import AudioError, DatasetError, ModelFileError
 from audiocnn.results import Result
-from benchmarks.command import new_parser
 from benchmarks.corpus import sound_files
 
 
@@ -133,22 +133,19 @@ def summarise(classifier: Classifier, totals: Totals) -> dict[str, object]:
     }
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = "--model model_store/audiocnn-int8.onnx --data data/ESC-50 --folds 4"
-    parser = new_parser("offline", __doc__, example)
     parser.add_argument("--model", type=Path, required=True, help=".onnx, .pt or a checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, help="dataset, CSV or folder of sound files")
     parser.add_argument("--providers", default="cuda,cpu", help="the first that works is used (%(default)s)")
     parser.add_argument("--folds", default="", help="of a dataset, such as 4 or 1,2 (all)")
     parser.add_argument("--limit", type=int, help="at most this many clips, evenly spaced")
     parser.add_argument("--batch", type=int, default=8, help="files at a time (%(default)s)")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(add_options, "--model model_store/audiocnn-int8.onnx --data data/ESC-50 --folds 4")
+def main(args: argparse.Namespace) -> int:
     """Entry point; the last line is JSON. Exit code 2: the model or the data cannot be used."""
-    args = parse_arguments(arguments)
     try:
         chosen = items(args.data, [int(fold) for fold in args.folds.split(",") if fold])
         if args.limit:

@@ -20,11 +20,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from audiocnn import audio
+from audiocnn import audio, command
 from audiocnn.audio import synthetic
 from audiocnn.config import FrontendConfig
 from benchmarks import load
-from benchmarks.command import new_parser
 from benchmarks.gateway import print_table, tuned_server
 from benchmarks.load import FORM, Target, as_form
 from benchmarks.server_fixture import ServerFixture
@@ -107,7 +106,7 @@ def rows(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the last line is JSON."""
-    parser = new_parser("perf_analyzer", __doc__, '--command "perf_analyzer"')
+    parser = command.new_parser("benchmarks.perf_analyzer", __doc__, '--command "perf_analyzer"')
     parser.add_argument("--command", default="perf_analyzer", help="that starts it (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of the closed loop (%(default)s)")
     args = parser.parse_args(arguments)

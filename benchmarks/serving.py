@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
+from audiocnn import command
 from audiocnn.classifier import Classifier
 from audiocnn.model import openvino_graph
 from audiocnn.model.engine import INT8, Engine
@@ -31,7 +32,7 @@ from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve import tune
 from audiocnn.torchserve.tune import Setting
 from benchmarks import corpus, load
-from benchmarks.command import CHECKPOINT, CONFIG, STORE, add_path, new_parser, status_line
+from benchmarks.command import CHECKPOINT, CONFIG, STORE, add_path, status_line
 from benchmarks.corpus import Clips
 from benchmarks.load import LoadResult
 from benchmarks.results import Results, print_mismatches, print_table, summarise, write_raw
@@ -49,6 +50,7 @@ CONCURRENCY = (1, 8, 32)
 BASELINE_CONCURRENCY = (1, 8)  # it answers one at a time: more clients only wait longer
 LOAD_SHARES = (0.5, 0.7, 0.9)  # of the measured saturation, for the open loops
 SINGLE = Setting(workers=1, threads=0, batch=1, delay=0)  # threads 0: the library's default
+_DEFAULTS = {"rounds": (5, 2), "seconds": (6.0, 2.0), "open_seconds": (20.0, 4.0), "warm_up": (15.0, 5.0)}
 
 Report = Callable[[str], None]  # shows the current step
 
@@ -218,9 +220,8 @@ def generator_cost(trivial: BaselineServer) -> dict[str, float]:
     return {"client_limit_per_second": speed, "client_cpu_ms": 1000 * cpu / max(1.0, 1.5 * speed)}
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = new_parser("serving", __doc__, "--quick --raw requests.jsonl")
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores: a smaller grid")
     parser.add_argument("--rounds", type=int, help="(5; 2 if quick)")
     parser.add_argument("--seconds", type=float, help="of each closed loop (6; 2 if quick)")
@@ -236,12 +237,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_path(parser, "--store", STORE, "folder of exported files")
     add_path(parser, "--checkpoint", CHECKPOINT, "checkpoint folder")
     add_path(parser, "--config", CONFIG, "configuration of TorchServe")
-    args = parser.parse_args(arguments)
-    defaults = {"rounds": (5, 2), "seconds": (6.0, 2.0), "open_seconds": (20.0, 4.0), "warm_up": (15.0, 5.0)}
-    for name, values in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, values[args.quick])
-    return args
 
 
 def run(args: argparse.Namespace) -> tuple[Results, Clips, dict[str, Any]]:
@@ -258,9 +253,12 @@ def run(args: argparse.Namespace) -> tuple[Results, Clips, dict[str, Any]]:
     return benchmark.results, clips, facts | {"seconds": time.monotonic() - began}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(add_options, "--quick --raw requests.jsonl")
+def main(args: argparse.Namespace) -> int:
     """Entry point; the last line is JSON. Exit code 1 if a reply was wrong or missing."""
-    args = parse_arguments(arguments)
+    for name, values in _DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, values[args.quick])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))  # unwinds, which stops the servers
     for variable in THREAD_VARIABLES:  # a second pool of spinning threads halves the engine's speed

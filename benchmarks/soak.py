@@ -27,9 +27,10 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from audiocnn import command
 from audiocnn.arrays import FloatArray
 from benchmarks import corpus, soak_report
-from benchmarks.command import CONFIG, add_path, new_parser
+from benchmarks.command import CONFIG, add_path
 from benchmarks.load import FORM, OCTETS, as_form, as_headers, top_class
 from benchmarks.server_fixture import ServerFixture
 from benchmarks.soak_report import CompletedRequest, growth, latency
@@ -202,21 +203,19 @@ async def _advance(progress: Progress, task: TaskID, seconds: float) -> None:
         await asyncio.sleep(1)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = new_parser("soak", __doc__, "--minutes 20 --picture soak.png")
     parser.add_argument("--minutes", type=float, default=20.0, help="of load (%(default)s)")
     parser.add_argument(
         "--measure", type=float, default=20.0, help="seconds of warm-up and of measuring (%(default)s)"
     )
     add_path(parser, "--config", CONFIG, "configuration of TorchServe")
     add_path(parser, "--picture", Path("soak.png"), "file for the plot")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command.entry_point(add_options, "--minutes 20 --picture soak.png")
+def main(args: argparse.Namespace) -> int:
     """Entry point; 1 if a reply was not the expected one."""
-    args = parse_arguments(arguments)
     log, console = SoakLog(), Console(stderr=True)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
+from audiocnn import command
 from audiocnn.audio import synthetic
 from audiocnn.audio.decoder import decode
-from benchmarks.command import new_parser
 from benchmarks.gateway import tuned_server
 
 RATE = 48_000  # a browser's: the gateway has to resample
@@ -129,7 +129,7 @@ def summary(totals: StreamTotals) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 1 if a lag reached 2 s."""
-    parser = new_parser("streams", __doc__, "--streams 50 --seconds 60")
+    parser = command.new_parser("benchmarks.streams", __doc__, "--streams 50 --seconds 60")
     parser.add_argument("--streams", type=int, default=20, help="number of streams (%(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each stream (%(default)s)")
     parser.add_argument("--hop-seconds", type=float, default=1.0, help="between two results (%(default)s)")

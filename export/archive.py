@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from audiocnn import command, files
@@ -132,22 +131,20 @@ def parse_version(text: str) -> str:
     return text
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = command.new_parser("export.archive", __doc__, "--store model_store --version 1.1")
     common.add_folders(parser, "store")
     engine_help = "engine of the worker (auto: the file that the parity report names)"
     parser.add_argument("--engine", choices=["auto", *SUFFIXES], default="auto", help=engine_help)
     parser.add_argument(
         "--version", type=parse_version, metavar="NUMBER", help="TorchServe's version (the checkpoint's)"
     )
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: print(common.described(build(args.store, args.engine, args.version))))
+@command.entry_point(add_options, "--store model_store --version 1.1")
+def main(args: argparse.Namespace) -> None:
+    """Build the archive of the command line."""
+    print(common.described(build(args.store, args.engine, args.version)))
 
 
 if __name__ == "__main__":

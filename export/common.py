@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from audiocnn import command
 from audiocnn.arrays import FloatArray
 from audiocnn.errors import ModelFileError
 from audiocnn.files import replacing
@@ -24,6 +23,7 @@ NAME = "audiocnn"
 TOLERANCE = 1e-4  # float32: largest difference over the larger of 1 and the largest value
 CHECKPOINT = Path("checkpoints/esc50")
 STORE = Path("model_store")
+EXAMPLE = "--checkpoint checkpoints/esc50 --out model_store"
 
 # (module, example input, names of the outputs, metadata, file to write)
 Writer = Callable[[nn.Module, torch.Tensor, list[str], dict[str, str], Path], None]
@@ -97,17 +97,6 @@ def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(f"--{name}", type=Path, default=default, metavar="DIR", help=text)
 
 
-def exporter(
-    module: str,
-    doc: str | None,
-    suffix: str,
-    write: Writer,
-    arguments: Sequence[str] | None,
-    *,
-    read: Reader = open_graph,
-) -> int:
-    """The command of an exporter; returns the exit code."""
-    parser = command.new_parser(module, doc, "--checkpoint checkpoints/esc50 --out model_store")
-    add_folders(parser, "checkpoint", "out")
-    args = parser.parse_args(arguments)
-    return command.exit_code(lambda: export(args.checkpoint, args.out, suffix, write, read=read))
+def folders(*names: str) -> Callable[[argparse.ArgumentParser], None]:
+    """`add_folders` for a command without other options."""
+    return lambda parser: add_folders(parser, *names)

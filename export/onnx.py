@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from audiocnn import command
 from audiocnn.model.onnx_file import save
-from export.common import exporter
+from export import common
 
 
 def write(
@@ -21,9 +22,10 @@ def write(
     save(module, {"log_mel": example}, dynamic, outputs, metadata, path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    return exporter("export.onnx", __doc__, ".onnx", write, arguments)
+@command.entry_point(common.folders("checkpoint", "out"), common.EXAMPLE)
+def main(args: argparse.Namespace) -> None:
+    """Export the checkpoint of the command line."""
+    common.export(args.checkpoint, args.out, ".onnx", write)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ compares its own logits with them when it loads the model.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from audiocnn import command
@@ -41,13 +41,16 @@ def package(store: Path, folder: Path) -> Path:
     return folder / source.name
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = command.new_parser("export.package", __doc__, "--store model_store")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
     common.add_folders(parser, "store")
     parser.add_argument("--out", type=Path, default=RELEASED, metavar="DIR", help="(audiocnn/released)")
-    args = parser.parse_args(arguments)
-    return command.exit_code(lambda: print(common.described(package(args.store, args.out))))
+
+
+@command.entry_point(add_options, "--store model_store")
+def main(args: argparse.Namespace) -> None:
+    """Package the store of the command line."""
+    print(common.described(package(args.store, args.out)))
 
 
 if __name__ == "__main__":

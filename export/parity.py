@@ -23,7 +23,7 @@ from audiocnn import command
 from audiocnn.arrays import FloatArray
 from audiocnn.config import WEIGHTS, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
-from audiocnn.errors import ModelFileError
+from audiocnn.errors import DatasetError, ModelFileError
 from audiocnn.files import sha256, write_text
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Graph, open_graph
@@ -177,10 +177,8 @@ def parse_run(text: str) -> tuple[Path, list[int]]:
     return Path(path), [int(fold) for fold in folds.split(",")]
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = "--checkpoint runs/mine --data data/ESC-50 --fold-model runs/mine=4"
-    parser = command.new_parser("export.parity", __doc__, example)
     common.add_folders(parser, "checkpoint", "store")
     parser.add_argument("--data", type=Path, metavar="DATASET", help="measure accuracy on it (not measured)")
     parser.add_argument("--folds", help="folds of --data to measure on: 4 (all that were not trained on)")
@@ -192,14 +190,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="a cross-validation run and folds that it was not trained on: measure the accuracy cost of int8 "
         "and keep it in the checkpoint; once per run, needs --data (not measured)",
     )
-    args = parser.parse_args(arguments)
-    if args.fold_model and not args.data:
-        parser.error("--fold-model needs --data")
-    return args
 
 
-def run(args: argparse.Namespace) -> None:
+@command.entry_point(add_options, "--checkpoint runs/mine --data data/ESC-50 --fold-model runs/mine=4")
+def main(args: argparse.Namespace) -> None:
     """Compare, write and print the report. Raises `ModelFileError` if a gate fails."""
+    if args.fold_model and not args.data:
+        raise DatasetError("--fold-model needs --data")
     if args.fold_model:
         quantize.record_accuracy(args.checkpoint, int8_cost(args.fold_model, args.data))
     model = Model(args.checkpoint, args.store)
@@ -217,12 +214,6 @@ def _labelled(model: Model, data: Path | None, folds: str | None) -> list[Labell
     seen = set(model.config.provenance.get("train_folds", []))
     wanted = {int(fold) for fold in folds.split(",")} if folds else {c.fold for c in dataset.clips} - seen
     return dataset.folds(wanted) if wanted else []
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code, 2 if a gate fails."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

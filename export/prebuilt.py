@@ -7,9 +7,9 @@ in a batch. The report, `parity.json`, goes into the archive.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +88,14 @@ def _compare(engine: Engine, source: Path) -> dict[str, Any]:
     return {"largest_difference": difference, "passes": difference <= TOLERANCE}
 
 
-def run(source: Path, store: Path) -> None:
+@command.entry_point(common.folders("checkpoint", "store"), "--checkpoint mine --store model_store")
+def main(args: argparse.Namespace) -> None:
     """Put it there, write and print the report. Raises `ModelFileError` if the comparison fails."""
-    report = put(source, store)
-    write_text(store / PARITY_REPORT, json.dumps(report, indent=1) + "\n")
+    report = put(args.checkpoint, args.store)
+    write_text(args.store / PARITY_REPORT, json.dumps(report, indent=1) + "\n")
     print_report(report)
     print(json.dumps(report))
     check_gates(report)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code, 2 if the comparison fails."""
-    parser = command.new_parser("export.prebuilt", __doc__, "--checkpoint mine --store model_store")
-    common.add_folders(parser, "checkpoint", "store")
-    args = parser.parse_args(arguments)
-    return command.exit_code(lambda: run(args.checkpoint, args.store))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The server does not load these files: `torch.export.load` unpickles. Load only w
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import sys
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audiocnn import command
 from audiocnn.arrays import FloatArray
 from audiocnn.model.engine import CONFIG_KEY, FRONTEND_KEY
-from export.common import exporter
+from export import common
 
 _NAMES = "output_names"
 
@@ -53,9 +55,10 @@ def write(
     path.write_bytes(buffer.getvalue())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    return exporter("export.program", __doc__, ".pt2", write, arguments, read=ExportedProgramGraph)
+@command.entry_point(common.folders("checkpoint", "out"), common.EXAMPLE)
+def main(args: argparse.Namespace) -> None:
+    """Export the checkpoint of the command line."""
+    common.export(args.checkpoint, args.out, ".pt2", write, read=ExportedProgramGraph)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -130,7 +130,17 @@ def _stem(proto: onnx.ModelProto) -> list[str]:
     return [node.name for node in nodes[: last + 1]]
 
 
-def run(args: argparse.Namespace) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    common.add_folders(parser, "checkpoint", "store")
+    add = parser.add_argument
+    add("--calibrate", type=Path, metavar="DATASET", help="measure the ranges first (those kept are used)")
+    add("--clips", type=int, default=CLIPS, metavar="N", help="clips to calibrate on (%(default)s)")
+    add("--method", choices=METHODS, default="minmax", help="method of calibration (%(default)s)")
+
+
+@command.entry_point(add_options, "--checkpoint runs/mine --calibrate data/ESC-50")
+def main(args: argparse.Namespace) -> None:
     """Calibrate if the command line asks for it, then quantise."""
     source, out = args.store / f"{NAME}.onnx", args.store / f"{NAME}-int8.onnx"
     if not source.is_file():
@@ -140,19 +150,6 @@ def run(args: argparse.Namespace) -> None:
         calibrate(args.checkpoint, source, clips, args.method)
     quantize(args.checkpoint, source, out)
     print(common.described(out))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    example = "--checkpoint runs/mine --calibrate data/ESC-50"
-    parser = command.new_parser("export.quantize", __doc__, example)
-    common.add_folders(parser, "checkpoint", "store")
-    add = parser.add_argument
-    add("--calibrate", type=Path, metavar="DATASET", help="measure the ranges first (those kept are used)")
-    add("--clips", type=int, default=CLIPS, metavar="N", help="clips to calibrate on (%(default)s)")
-    add("--method", choices=METHODS, default="minmax", help="method of calibration (%(default)s)")
-    args = parser.parse_args(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

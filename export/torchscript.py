@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from export.common import exporter
+from audiocnn import command
+from export import common
 
 
 def write(
@@ -27,9 +28,10 @@ def write(
         torch.jit.save(frozen, str(path), _extra_files=files)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    return exporter("export.torchscript", __doc__, ".pt", write, arguments)
+@command.entry_point(common.folders("checkpoint", "out"), common.EXAMPLE)
+def main(args: argparse.Namespace) -> None:
+    """Export the checkpoint of the command line."""
+    common.export(args.checkpoint, args.out, ".pt", write)
 
 
 if __name__ == "__main__":

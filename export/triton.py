@@ -7,10 +7,10 @@ batching and a warm-up. Class names and sample rate are in the parameters of the
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -97,13 +97,16 @@ def export(store: Path, out: Path) -> Path:
     return folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = command.new_parser("export.triton", __doc__, "build/triton --store model_store")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the model repository")
     common.add_folders(parser, "store")
-    args = parser.parse_args(arguments)
-    return command.exit_code(lambda: print(export(args.store, args.out)))
+
+
+@command.entry_point(add_options, "build/triton --store model_store")
+def main(args: argparse.Namespace) -> None:
+    """Export the store of the command line."""
+    print(export(args.store, args.out))
 
 
 if __name__ == "__main__":

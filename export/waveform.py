@@ -8,8 +8,8 @@ ONNX runtime has. It is slower than an FFT: the server computes the log-mel outs
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -84,14 +84,10 @@ def export(folder: Path, out: Path) -> Path:
     return out / FILE
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = command.new_parser(
-        "export.waveform", __doc__, "--checkpoint checkpoints/esc50 --out model_store"
-    )
-    common.add_folders(parser, "checkpoint", "out")
-    args = parser.parse_args(arguments)
-    return command.exit_code(lambda: print(common.described(export(args.checkpoint, args.out))))
+@command.entry_point(common.folders("checkpoint", "out"), "--checkpoint checkpoints/esc50 --out model_store")
+def main(args: argparse.Namespace) -> None:
+    """Export the checkpoint of the command line."""
+    print(common.described(export(args.checkpoint, args.out)))
 
 
 if __name__ == "__main__":

@@ -202,30 +202,24 @@ def add_pair_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = "--pair runs/fold1=1 --pair runs/fold2=2 --data data/ESC-50 --json calibration.json"
-    parser = command.new_parser("training.calibrate", __doc__, example)
     add_pair_option(parser)
     add_data_option(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)"
     )
-    return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
+@command.entry_point(
+    add_options, "--pair runs/fold1=1 --pair runs/fold2=2 --data data/ESC-50 --json calibration.json"
+)
+def main(args: argparse.Namespace) -> None:
     """Predict, fit, print and write. Raises `DatasetError` and `ModelFileError`."""
     summary = summarise(out_of_fold_predictions(args.pair, read_dataset(args.data)))
     print_summary(summary)
     if args.json:
         args.json.write_text(json.dumps(summary) + "\n", encoding="utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from audiocnn import command
-from training.cross_validate import add_options, run
+from training.cross_validate import add_shared_options, run
 from training.recipe import RECIPES, parse_recipe
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = "--data data/ESC-50 --out runs/compare --folds 4 --recipes baseline strong"
-    parser = command.new_parser("training.compare", __doc__, example)
-    add_options(parser)
+    add_shared_options(parser)
     parser.add_argument(
         "--recipes",
         nargs="+",
@@ -31,15 +28,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--epochs", type=int, default=100, metavar="N", help="epochs of every run (%(default)s)")
     add("--width", type=int, default=64, metavar="N", help="channels of the first stage (%(default)s)")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code. The last line printed is JSON."""
-    args = parse_arguments(arguments)
+@command.entry_point(add_options, "--data data/ESC-50 --out runs/compare --folds 4 --recipes baseline strong")
+def main(args: argparse.Namespace) -> None:
+    """Cross-validate the recipes. The last line printed is JSON."""
     common = ["--epochs", str(args.epochs), "--width", str(args.width)]
-    variants = {name: ["--recipe", name, *common] for name in args.recipes}
-    return command.exit_code(lambda: run(variants, args))
+    run({name: ["--recipe", name, *common] for name in args.recipes}, args)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def run(variants: dict[str, list[str]], args: argparse.Namespace, *, release: bo
     print_table([summarise(name, jobs, args.data) for name, jobs in by_name.items()])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
     """The options that `cross_validate` and `compare` share."""
     add = parser.add_argument
     add_data_option(parser)
@@ -123,11 +123,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--watch-every", type=int, default=1, metavar="EPOCHS", help=help_text)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = '--data data/ESC-50 --out runs --folds 3,4 --variant wide="--recipe strong --width 96"'
-    parser = command.new_parser("training.cross_validate", __doc__, example)
-    add_options(parser)
+    add_shared_options(parser)
     parser.add_argument(
         "--variant",
         action="append",
@@ -135,15 +133,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help='options of training.train; once per variant (strong="--recipe strong")',
     )
     parser.add_argument("--release", action="store_true", help="also train each variant on all folds (off)")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code. The last line printed is JSON."""
-    args = parse_arguments(arguments)
+@command.entry_point(
+    add_options, '--data data/ESC-50 --out runs --folds 3,4 --variant wide="--recipe strong --width 96"'
+)
+def main(args: argparse.Namespace) -> None:
+    """Cross-validate the variants. The last line printed is JSON."""
     pairs = (text.partition("=") for text in args.variant or ["strong=--recipe strong"])
-    variants = {name: shlex.split(options) for name, _, options in pairs}
-    return command.exit_code(lambda: run(variants, args, release=args.release))
+    run({name: shlex.split(options) for name, _, options in pairs}, args, release=args.release)
 
 
 if __name__ == "__main__":

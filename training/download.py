@@ -12,7 +12,6 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,17 +167,16 @@ def _verify(archive: Archive, root: Path) -> None:
         raise DatasetError(f"{len(missing)} clips are missing, the first is {missing[0]}")
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = command.new_parser("training.download", __doc__, "esc50 data/ESC-50")
     parser.add_argument("dataset", choices=sorted(ARCHIVES), help="dataset to download")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write, such as data/ESC-50")
     parser.add_argument("--url", help="URL of the same zip on a mirror (GitHub)")
     parser.add_argument("--sha256", help="refuse a zip with another checksum (none)")
-    return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
+@command.entry_point(add_options, "esc50 data/ESC-50")
+def main(args: argparse.Namespace) -> None:
     """Download and unpack. Raises `DatasetError`, also for a full disk or missing permissions."""
     archive = ARCHIVES[args.dataset]
     if args.url:
@@ -187,12 +185,6 @@ def run(args: argparse.Namespace) -> None:
         fetch(archive, args.folder, sha256=args.sha256)
     except OSError as error:
         raise DatasetError(str(error)) from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -221,10 +221,8 @@ def print_report(report: dict[str, Any]) -> None:
         robustness.print_table(report["robustness"])
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = "--checkpoint runs/mine --data data/ESC-50 --folds 4 --json metrics.json"
-    parser = command.new_parser("training.evaluate", __doc__, example)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="MODEL", help="checkpoint folder, .onnx or .pt")
     add_data_option(parser)
@@ -233,10 +231,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--report", type=Path, metavar="DIR", help="also write report.html and its plots (none)")
     add("--tta", action="store_true", help="also measure the mean over five circular shifts (off)")
     add("--robustness", action="store_true", help="also measure under noise, codecs, gain, ... (off)")
-    return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
+@command.entry_point(add_options, "--checkpoint runs/mine --data data/ESC-50 --folds 4 --json metrics.json")
+def main(args: argparse.Namespace) -> None:
     """Measure, print and write. Raises as `evaluate` does."""
     if args.report and read_dataset(args.data).has_several_labels:
         raise DatasetError("--report is for tables with one label a clip")
@@ -249,12 +247,6 @@ def run(args: argparse.Namespace) -> None:
         from training.report import write_report  # here: importing matplotlib takes a second
 
         print(f"report: {write_report(report, args.report)}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

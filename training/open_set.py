@@ -162,10 +162,8 @@ def print_table(summary: dict[str, Any]) -> None:
     print(f"chosen: {summary['chosen']}; rejected: {rejected}")
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = '--data data/ESC-50 --out runs/open-set --folds 4 --flags "--recipe strong --width 32"'
-    parser = command.new_parser("training.open_set", __doc__, example)
     add_data_option(parser)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
@@ -176,10 +174,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--seed", type=int, default=0, metavar="N", help="random seed (%(default)s)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
     add("--minutes", type=float, metavar="N", help="time limit; the same command resumes (no limit)")
-    return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
+@command.entry_point(
+    add_options, '--data data/ESC-50 --out runs/open-set --folds 4 --flags "--recipe strong --width 32"'
+)
+def main(args: argparse.Namespace) -> None:
     """Train what is not trained, measure and print. Raises `DatasetError` and `ModelFileError`."""
     dataset = read_dataset(args.data)
     if args.run:
@@ -193,12 +193,6 @@ def run(args: argparse.Namespace) -> None:
     summary = summarise(measured) | {"runs": len(done), "of": len(jobs)}
     print_table(summary)
     print(json.dumps(summary))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code. The last line printed is JSON."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

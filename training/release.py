@@ -92,10 +92,8 @@ def _calibrated(fitted: dict[str, Any]) -> dict[str, Any]:
     return {name: fitted[name] for name in ("temperature", "unknown_threshold") if name in fitted}
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = "--run runs/release --data data/ESC-50 --fold-model runs/fold4=4 --calibration calibration.json"
-    parser = command.new_parser("training.release", __doc__, example)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="folder that training.train wrote")
     add_data_option(parser)
@@ -106,15 +104,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--calibration", type=Path, metavar="FILE", help="JSON of training.calibrate (none)")
     add("--scratch", help="a run without a teacher to compare with, and its folds (none)", **fold_model)
     add("--out", type=Path, default=Path("checkpoints/esc50"), metavar="DIR", help="(%(default)s)")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
+@command.entry_point(
+    add_options,
+    "--run runs/release --data data/ESC-50 --fold-model runs/fold4=4 --calibration calibration.json",
+)
+def main(args: argparse.Namespace) -> None:
+    """Release what the command line names."""
     measured: FoldModel = args.fold_model or (args.run, args.folds)
     options = {"calibration": args.calibration, "scratch": args.scratch}
-    return command.exit_code(lambda: release(args.run, args.data, measured, args.out, **options))
+    release(args.run, args.data, measured, args.out, **options)
 
 
 if __name__ == "__main__":

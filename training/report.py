@@ -144,28 +144,21 @@ def write_report(report: Report, folder: Path) -> Path:
     return page
 
 
-def run(file: Path, out: Path) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="JSON that training.evaluate --json wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for page and plots")
+
+
+@command.entry_point(add_options, "metrics.json --out report")
+def main(args: argparse.Namespace) -> None:
     """Write the report of a JSON file. Raises `DatasetError` if it cannot be used."""
     try:
-        print(write_report(json.loads(file.read_text(encoding="utf-8")), out))
+        print(write_report(json.loads(args.file.read_text(encoding="utf-8")), args.out))
     except (OSError, json.JSONDecodeError) as error:
         raise DatasetError(str(error)) from error
     except KeyError as error:
-        raise DatasetError(f"{file} has no {error}: measure again with training.evaluate") from error
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = command.new_parser("training.report", __doc__, "metrics.json --out report")
-    parser.add_argument("file", type=Path, metavar="FILE", help="JSON that training.evaluate --json wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for page and plots")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args.file, args.out))
+        raise DatasetError(f"{args.file} has no {error}: measure again with training.evaluate") from error
 
 
 if __name__ == "__main__":

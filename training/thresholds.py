@@ -237,13 +237,8 @@ def write(folder: Path, summary: dict[str, Any]) -> None:
         write_text(folder / "README.md", model_card.render(report, config))
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = (
-        "--pair checkpoints/validation/fold3=3 --pair checkpoints/validation/fold4=4 "
-        "--data data/ESC-50 --checkpoint checkpoints/esc50"
-    )
-    parser = command.new_parser("training.thresholds", __doc__, example)
     add = parser.add_argument
     add_pair_option(parser)
     add_data_option(parser)
@@ -258,10 +253,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--cache", type=Path, metavar="DIR", help="folder that keeps what the models answered (none)")
     add("--threads", type=int, metavar="N", help="CPU threads (all)")
     add("--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)")
-    return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
+@command.entry_point(
+    add_options,
+    "--pair runs/fold3=3 --pair runs/fold4=4 --data data/ESC-50 --checkpoint runs/mine",
+)
+def main(args: argparse.Namespace) -> None:
     """Measure, fit, print and write. Raises `DatasetError` and `ModelFileError`."""
     dataset = read_dataset(args.data)
     config = Classifier.load(args.checkpoint or args.pair[0][0], threads=args.threads).config
@@ -278,12 +276,6 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         rows = {name: asdict(one) for name, one in summary["thresholds"].items()}
         args.json.write_text(json.dumps(summary | {"thresholds": rows}) + "\n", encoding="utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

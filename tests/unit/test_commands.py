@@ -11,12 +11,23 @@ import pytest
 NAMES = {
     "training": (
         *("train", "evaluate", "report", "calibrate", "cross_validate", "compare", "open_set", "release"),
-        *("download", "teacher.__main__"),
+        *("download", "teacher.__main__", "thresholds"),
     ),
-    "export": ("onnx", "torchscript", "waveform", "quantize", "parity", "package", "archive"),
+    "export": (
+        "onnx",
+        "torchscript",
+        "waveform",
+        "quantize",
+        "parity",
+        "package",
+        "archive",
+        "program",
+        "prebuilt",
+        "triton",
+    ),
     "benchmarks": (
         *("baselines", "batch", "chaos", "detections", "engine", "fuzz", "gateway", "gateway_footprint"),
-        *("offline", "serving", "soak", "streams"),
+        *("few_shot", "long_clips", "offline", "perf_analyzer", "serving", "soak", "streams"),
     ),
 }
 COMMANDS = [f"{package}.{name}" for package, names in NAMES.items() for name in names]

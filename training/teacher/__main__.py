@@ -189,10 +189,8 @@ class TeacherRun:
         return scores
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    example = "--data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels runs/labels.safetensors"
-    parser = command.new_parser("training.teacher", __doc__, example)
     add_data_option(parser)
     add = parser.add_argument
     add("--train-folds", type=parse_folds, required=True, metavar="FOLDS", help="folds to fit on: 1,2,4")
@@ -207,10 +205,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--cache", type=Path, default=cache_folder(), metavar="DIR", help="weights, features (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: PyTorch's choice)")
-    return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
+@command.entry_point(
+    add_options, "--data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels runs/labels.safetensors"
+)
+def main(args: argparse.Namespace) -> None:
     """Measure, write labels and print the JSON. Raises `DatasetError` and `ModelFileError`."""
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -226,12 +226,6 @@ def run(args: argparse.Namespace) -> None:
     if args.soft_labels:
         summary["soft_labels"] = job.write_labels()
     print(json.dumps(summary))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code. The last line printed is JSON."""
-    args = parse_arguments(arguments)
-    return command.exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":
