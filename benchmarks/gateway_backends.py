@@ -4,24 +4,23 @@ Protocol. Part of `benchmarks.gateway`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
 import requests
 
 from audiocnn.audio import synthetic
-from audiocnn.torchserve.ports import free_port
 from benchmarks import load
 from benchmarks.load import FORM, Target, as_form
+from benchmarks.ports import new_port
 from benchmarks.server_fixture import ServerFixture
+from benchmarks.server_process import GatewayServer, ServerProcess
 
 _START_SECONDS = 180.0
 
@@ -61,7 +60,7 @@ def wait_for_answer(gateway: str, expected: str, began: float) -> float:
     raise RuntimeError(f"no right answer from {gateway} in {_START_SECONDS:.0f} s")
 
 
-@contextmanager
+@contextlib.contextmanager
 def torchserve_stack(server: ServerFixture, expected: str) -> Iterator[Stack]:
     """The supervisor with Java, workers and gateway."""
     began = time.perf_counter()
@@ -70,32 +69,20 @@ def torchserve_stack(server: ServerFixture, expected: str) -> Iterator[Stack]:
         yield Stack(server.gateway, seconds, [server.processes()["supervisor"]])
 
 
-@contextmanager
+@contextlib.contextmanager
 def v2_stack(command: str, model: str, expected: str) -> Iterator[Stack]:
     """The server that `command` starts on the port `{port}`, and a gateway with `BACKEND=v2`."""
-    port, own = free_port(), free_port()
-    settings = {
-        "BACKEND": "v2",
-        "V2_URL": f"http://127.0.0.1:{port}",
-        "V2_MODEL": model,
-        "GATEWAY_PORT": str(own),
-    }
-    commands = [shlex.split(command.format(port=port)), [sys.executable, "-m", "audiocnn", "gateway"]]
+    port = new_port()
+    words = shlex.split(command.format(port=port))
+    server = ServerProcess("v2", port, words, os.environ)
+    gateway = GatewayServer({"BACKEND": "v2", "V2_URL": server.url, "V2_MODEL": model})
     began = time.perf_counter()
-    running = [
-        subprocess.Popen(
-            each, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for each in commands
-    ]
-    try:
-        gateway = f"http://127.0.0.1:{own}"
-        seconds = wait_for_answer(gateway, expected, began)
-        yield Stack(gateway, seconds, [psutil.Process(process.pid) for process in running])
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait(60)
+    with contextlib.ExitStack() as stack:
+        for each in (server, gateway):
+            stack.callback(each.stop)
+            each.start()
+        seconds = wait_for_answer(gateway.url, expected, began)
+        yield Stack(gateway.url, seconds, [server.process, gateway.process])
 
 
 def compare(

@@ -32,8 +32,8 @@ from audiocnn import command
 from audiocnn.audio import synthetic
 from benchmarks import load
 from benchmarks.gateway import tuned_server
-from benchmarks.gateway_server import GatewayServer
 from benchmarks.server_fixture import ServerFixture
+from benchmarks.server_process import GatewayServer
 
 _PERIOD_SECONDS = 0.05
 _SAMPLE_RATE = 44_100
@@ -120,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         server = stack.enter_context(tuned_server(folder))
         common = {"TORCHSERVE_URL": server.inference, "DEADLINE_SECONDS": str(_TIMEOUT_SECONDS)}
         gateways = {
-            "as they come": GatewayServer(**common, MAX_LONG_IN_FLIGHT="64"),
-            "in turn": GatewayServer(**common),
+            "as they come": GatewayServer(common | {"MAX_LONG_IN_FLIGHT": "64"}),
+            "in turn": GatewayServer(common),
         }
         for gateway in gateways.values():
             stack.callback(gateway.stop)

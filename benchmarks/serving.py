@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -32,19 +32,12 @@ from audiocnn.model.loading import served_model_path
 from audiocnn.torchserve import tune
 from audiocnn.torchserve.tune import Setting
 from benchmarks import corpus, load
+from benchmarks import systems as compared
 from benchmarks.command import CHECKPOINT, CONFIG, STORE, add_path, status_line
 from benchmarks.corpus import Clips
 from benchmarks.load import LoadResult
 from benchmarks.results import Results, print_mismatches, print_table, summarise, write_raw
-from benchmarks.systems import (
-    THREAD_VARIABLES,
-    BareEngine,
-    BaselineServer,
-    BaselineWithoutMaps,
-    GatewaySystem,
-    System,
-    TorchServeSystem,
-)
+from benchmarks.systems import THREAD_VARIABLES, BareEngine, HttpSystem, System
 
 CONCURRENCY = (1, 8, 32)
 BASELINE_CONCURRENCY = (1, 8)  # it answers one at a time: more clients only wait longer
@@ -52,6 +45,7 @@ LOAD_SHARES = (0.5, 0.7, 0.9)  # of the measured saturation, for the open loops
 SINGLE = Setting(workers=1, threads=0, batch=1, delay=0)  # threads 0: the library's default
 _DEFAULTS = {"rounds": (5, 2), "seconds": (6.0, 2.0), "open_seconds": (20.0, 4.0), "warm_up": (15.0, 5.0)}
 
+S = TypeVar("S", HttpSystem, BareEngine)
 Report = Callable[[str], None]  # shows the current step
 
 
@@ -75,19 +69,19 @@ class Systems:
     """The running systems: five tuned for throughput or fixed, and two for latency."""
 
     bare: System
-    torchserve: TorchServeSystem
+    torchserve: HttpSystem
     bare_latency: System
-    torchserve_latency: System
+    torchserve_latency: HttpSystem
     others: Sequence[System]  # gateways, FastAPI, LitServe
-    baseline: BaselineServer
-    trivial: BaselineServer
+    baseline: HttpSystem
+    trivial: HttpSystem
 
     def plan(self) -> list[tuple[System, Sequence[int]]]:
         """Each system with its numbers of concurrent clients."""
         plan: list[tuple[System, Sequence[int]]] = [(self.bare, CONCURRENCY[-1:])]
         plan += [(self.torchserve, CONCURRENCY), (self.bare_latency, (1,)), (self.torchserve_latency, (1,))]
         plan += [(other, CONCURRENCY) for other in self.others]
-        without_maps = BaselineWithoutMaps(self.baseline)
+        without_maps = compared.without_maps(self.baseline)
         return [*plan, (self.baseline, BASELINE_CONCURRENCY), (without_maps, BASELINE_CONCURRENCY)]
 
 
@@ -117,25 +111,21 @@ class ServingBenchmark:
         settings = grid(cores(), args.device, quick=args.quick)
         latency = tune.rule_of_thumb(cores(), int(args.device != "cpu"), "latency")
         bare = self._tuned([BareEngine(s, self._model, *common) for s in without_delay(settings)])
-        torchserve = self._tuned([TorchServeSystem(s, args.config, *common) for s in settings])
-        assert isinstance(torchserve, TorchServeSystem)
-        gateways = [GatewaySystem(torchserve, self._clips, is_form=is_form) for is_form in (True, False)]
+        torchserve = self._tuned([compared.torchserve(s, args.config, *common) for s in settings])
+        gateways = [compared.gateway(torchserve, self._clips, is_form=is_form) for is_form in (True, False)]
         self._start(gateways)
         kinds = ("fastapi", "litserve")
-        others = [self._tuned([BaselineServer(k, s, self._model, *common) for s in settings]) for k in kinds]
-        if openvino_graph.is_preferred() and self._model.stem.endswith(INT8):
-            name = "torchserve, onnxruntime"
-            setting = torchserve.setting
-            others.append(TorchServeSystem(setting, args.config, *common, name=name, runtime="onnxruntime"))
-            self._start(others[-1:])
+        others = [
+            self._tuned([compared.baseline(k, s, self._model, *common) for s in settings]) for k in kinds
+        ]
         systems = Systems(
             bare,
             torchserve,
             BareEngine(replace(latency, delay=0), self._model, *common, name="bare alone"),
-            TorchServeSystem(latency, args.config, *common, name="torchserve, latency"),
+            compared.torchserve(latency, args.config, *common, name="torchserve, latency"),
             [*gateways, *others],
-            BaselineServer("baseline", SINGLE, args.checkpoint, *common),
-            BaselineServer("trivial", SINGLE, self._model, *common),
+            compared.baseline("baseline", SINGLE, args.checkpoint, *common),
+            compared.baseline("trivial", SINGLE, self._model, *common),
         )
         self._start([systems.bare_latency, systems.torchserve_latency, systems.baseline, systems.trivial])
         return systems
@@ -144,12 +134,12 @@ class ServingBenchmark:
         """Start all at the same time and wait until all are ready; the stack stops them."""
         self._report("starting " + ", ".join(dict.fromkeys(system.name for system in systems)))
         for system in systems:
-            self._stack.callback(system.stop)
-            system.start()
+            self._stack.callback(system.server.stop)
+            system.server.start()
         for system in systems:
-            system.wait_ready()
+            system.server.wait_ready()
 
-    def _tuned(self, candidates: Sequence[System]) -> System:
+    def _tuned(self, candidates: Sequence[S]) -> S:
         """The candidate with the highest throughput, still running; the others are stopped."""
         self._start(candidates)
         rates = [0.0] * len(candidates)
@@ -161,7 +151,7 @@ class ServingBenchmark:
         best = candidates[rates.index(max(rates))]
         for candidate in candidates:
             if candidate is not best:
-                candidate.stop()
+                candidate.server.stop()
         return best
 
     def _closed_rounds(self, plan: Sequence[tuple[System, Sequence[int]]]) -> None:
@@ -173,7 +163,7 @@ class ServingBenchmark:
                     measured, cpu_ms = with_cpu_time(system, concurrency, self._args.seconds)
                     self.results.add(system, f"closed {concurrency}", measured, cpu_ms)
 
-    def _open_rounds(self, system: TorchServeSystem) -> None:
+    def _open_rounds(self, system: HttpSystem) -> None:
         """Fixed rates."""
         args, saturation = self._args, statistics.median(self.results.saturation(system.name))
         rates = {f"open {share:.0%}": share * saturation for share in LOAD_SHARES}
@@ -208,13 +198,13 @@ def _cpu_seconds(system: System) -> dict[str, float]:
     }
 
 
-def generator_cost(trivial: BaselineServer) -> dict[str, float]:
+def generator_cost(trivial: HttpSystem) -> dict[str, float]:
     """The limit of the load generator and its CPU time a request, on a server that does nothing."""
     target = replace(trivial.target, expected=["nothing"] * len(trivial.target.bodies))
     cpu = time.process_time()
     measured = load.closed_loop(target, max(CONCURRENCY), 1.0)
     cpu = time.process_time() - cpu
-    trivial.stop()
+    trivial.server.stop()
     speed = measured.clips_per_second
     # The half second of warm-up takes CPU time too.
     return {"client_limit_per_second": speed, "client_cpu_ms": 1000 * cpu / max(1.0, 1.5 * speed)}

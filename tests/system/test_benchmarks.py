@@ -15,7 +15,7 @@ from audiocnn.model.engine import Engine
 from audiocnn.torchserve.tune import Setting
 from benchmarks import baselines, load
 from benchmarks.corpus import Clips
-from benchmarks.systems import BareEngine, BaselineServer, BaselineWithoutMaps
+from benchmarks.systems import BareEngine, baseline, without_maps
 from tests.helpers.benchmarks import last_line
 
 SINGLE = Setting(workers=1, threads=1, batch=1, delay=0)
@@ -34,20 +34,19 @@ def test_a_baseline_answers_rightly_and_leaves_no_process(
     kind: str, narrow: Path, narrow_clips: Clips
 ) -> None:
     setting = SINGLE if kind == "baseline" else Setting(workers=2, threads=1, batch=4, delay=5)
-    server = BaselineServer(kind, setting, narrow, "cpu", narrow_clips)
-    server.start()
+    system = baseline(kind, setting, narrow, "cpu", narrow_clips)
+    system.server.start()
     try:
-        server.wait_ready()
-        assert server.process is not None
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        measured = [server.closed(4, 1.0)]
-        measured += [BaselineWithoutMaps(server).closed(1, 1.0)] if kind == "baseline" else []
+        system.server.wait_ready()
+        processes = system.processes()["server"]
+        measured = [system.closed(4, 1.0)]
+        measured += [without_maps(system).closed(1, 1.0)] if kind == "baseline" else []
     finally:
-        server.stop()
+        system.server.stop()
     for each in measured:
         assert each.clips_per_second > 0
         assert all(s.is_right for s in each.samples)
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
 
 

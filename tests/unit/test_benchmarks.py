@@ -27,6 +27,7 @@ from benchmarks import baselines, corpus, load, offline
 from benchmarks.load import LoadResult, Sample, Target
 from benchmarks.results import Results, summarise
 from benchmarks.serving import grid, without_delay
+from benchmarks.systems import HttpSystem
 from tests.helpers.paths import STORE
 
 SINGLE = Setting(workers=1, threads=1, batch=1, delay=0)
@@ -110,28 +111,18 @@ def test_the_top_class_is_read_from_our_answer(classifier: Classifier) -> None:
 # --- results ---
 
 
-class NamedSystem:
-    """A system with a name."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.setting = name, SINGLE
-
-    def start(self) -> None: ...
-
-    wait_ready = stop = start
-
-    def closed(self, concurrency: int, seconds: float) -> LoadResult:
-        raise NotImplementedError
+def system(name: str) -> HttpSystem:
+    return HttpSystem(name, SINGLE, server=None, target=None)
 
 
 def test_ratios_are_of_one_round_each_at_its_best_concurrency() -> None:
     results = Results()
     # The machine was twice as slow in the second round, for both.
     for ours, theirs in ((100.0, 200.0), (50.0, 100.0), (90.0, 200.0)):
-        results.add(NamedSystem("a"), "closed 1", LoadResult(ours / 3, [sample()]))
-        results.add(NamedSystem("a"), "closed 8", LoadResult(ours, [sample()]))
-        results.add(NamedSystem("a"), "open 70%", LoadResult(1000.0, [sample()]))
-        results.add(NamedSystem("b"), "closed 8", LoadResult(theirs, [sample()]))
+        results.add(system("a"), "closed 1", LoadResult(ours / 3, [sample()]))
+        results.add(system("a"), "closed 8", LoadResult(ours, [sample()]))
+        results.add(system("a"), "open 70%", LoadResult(1000.0, [sample()]))
+        results.add(system("b"), "closed 8", LoadResult(theirs, [sample()]))
     assert results.ratio("a", "b") == 0.5
     assert results.ratio("a", "missing") is None
 
@@ -140,9 +131,9 @@ def test_wrong_and_failed_answers_have_no_latency() -> None:
     results = Results()
     bad = [sample(latency=9.0, right=False), sample(latency=9.0, status=503, right=False)]
     for name in ("torchserve", "gateway, raw", "bare", "torchserve, latency", "bare alone"):
-        results.add(NamedSystem(name), "closed 1", LoadResult(10.0, [sample(), *bad]))
+        results.add(system(name), "closed 1", LoadResult(10.0, [sample(), *bad]))
     refused = sample(latency=9.0, status=503, right=False)  # an open loop asked for more than there is
-    results.add(NamedSystem("torchserve"), "open 70%", LoadResult(10.0, [sample(), refused]))
+    results.add(system("torchserve"), "open 70%", LoadResult(10.0, [sample(), refused]))
     summary = summarise(results, {"cores": 2})
     assert (summary["wrong"], summary["failed"]) == (5, 5)
     assert [row["refused"] for row in summary["rows"]] == [0, 0, 0, 0, 0, 1]
@@ -157,7 +148,7 @@ def test_wrong_and_failed_answers_have_no_latency() -> None:
 def test_cpu_time_is_the_median_over_the_rounds() -> None:
     results = Results()
     for java in (1.0, 5.0, 2.0):
-        results.add(NamedSystem("a"), "closed 1", LoadResult(10.0, [sample()]), {"java": java, "worker": 3.0})
+        results.add(system("a"), "closed 1", LoadResult(10.0, [sample()]), {"java": java, "worker": 3.0})
     (row,) = (series.row() for series in results.series.values())
     assert row["cpu_ms"] == {"java": 2.0, "worker": 3.0}
 
