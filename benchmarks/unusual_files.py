@@ -1,4 +1,4 @@
-"""Whole files that are unusual: no length in the header, opposite channels, several tracks or recordings."""
+"""Files that libsndfile does not write, and unusual ones: no length in the header, several recordings, ..."""
 
 from __future__ import annotations
 
@@ -9,51 +9,48 @@ from typing import Any
 
 import av
 import numpy as np
-import soundfile
 
 from audiocnn.arrays import FloatArray
+from audiocnn.audio.audio_input import encode
 from benchmarks import corpus
 
 _AV_RATE = 48_000
 
 
-def _unwritten(waveform: FloatArray) -> bytes:
-    """WAV of a recorder that was killed: both lengths are 0."""
-    data = bytearray(corpus.encode(waveform, "wav"))
-    at = data.index(b"data") + 4
-    data[4:8] = data[at : at + 4] = bytes(4)
-    return bytes(data)
+def _without_lengths(written: bytes) -> Callable[[FloatArray], bytes]:
+    """WAV whose two lengths are these bytes."""
 
+    def encode(waveform: FloatArray) -> bytes:
+        data = bytearray(corpus.encode(waveform, "wav"))
+        at = data.index(b"data") + 4
+        data[4:8] = data[at : at + 4] = written
+        return bytes(data)
 
-def _endless(waveform: FloatArray) -> bytes:
-    """WAV as `ffmpeg` writes it to a pipe: both lengths are the largest number."""
-    data = bytearray(corpus.encode(waveform, "wav"))
-    at = data.index(b"data") + 4
-    data[4:8] = data[at : at + 4] = b"\xff" * 4
-    return bytes(data)
+    return encode
 
 
 def _cancelling(waveform: FloatArray) -> bytes:
     """Stereo whose channels are in opposite phase."""
-    file = io.BytesIO()
     channels = np.stack([waveform, -waveform], axis=1)
-    soundfile.write(file, channels, corpus.SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    return encode(channels, corpus.SAMPLE_RATE, format="WAV", subtype="PCM_16")
 
 
-def _tracks(waveform: FloatArray) -> bytes:
-    """Matroska with two audio tracks; the codec of the first, AC-3, is not read."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as output:
-        streams: list[Any] = [
-            output.add_stream(codec, rate=_AV_RATE, layout="mono") for codec in ("ac3", "aac")
-        ]
-        for stream in streams:
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), "fltp", "mono")
-            frame.sample_rate, frame.time_base, frame.pts = _AV_RATE, Fraction(1, _AV_RATE), 0
-            for packet in (*stream.encode(frame), *stream.encode(None)):
-                output.mux(packet)
-    return file.getvalue()
+def _tracks(container: str, *codecs: str) -> Callable[[FloatArray], bytes]:
+    """A file that PyAV writes, with a track for each codec."""
+
+    def encode(waveform: FloatArray) -> bytes:
+        file, samples = io.BytesIO(), np.ascontiguousarray(waveform[None])
+        with av.open(file, "w", format=container) as output:
+            streams: list[Any] = [output.add_stream(codec, rate=_AV_RATE, layout="mono") for codec in codecs]
+            for codec, stream in zip(codecs, streams, strict=True):
+                sample_format = "flt" if codec == "libopus" else "fltp"
+                frame = av.AudioFrame.from_ndarray(samples, sample_format, "mono")
+                frame.sample_rate, frame.time_base, frame.pts = _AV_RATE, Fraction(1, _AV_RATE), 0
+                for packet in (*stream.encode(frame), *stream.encode(None)):
+                    output.mux(packet)
+        return file.getvalue()
+
+    return encode
 
 
 def _joined(first: str, second: str) -> Callable[[FloatArray], bytes]:
@@ -67,10 +64,13 @@ def _joined(first: str, second: str) -> Callable[[FloatArray], bytes]:
 
 
 ENCODERS: dict[str, Callable[[FloatArray], bytes]] = {
-    "unwritten": _unwritten,
-    "endless": _endless,
+    "m4a": _tracks("mp4", "aac"),
+    "aac": _tracks("adts", "aac"),
+    "webm": _tracks("webm", "libopus"),
+    "unwritten": _without_lengths(bytes(4)),  # of a recorder that was killed
+    "endless": _without_lengths(b"\xff" * 4),  # as `ffmpeg` writes it to a pipe
     "cancelling": _cancelling,
-    "tracks": _tracks,
+    "tracks": _tracks("matroska", "ac3", "aac"),  # AC-3 is not read
     "oggs": _joined("ogg", "opus"),
     "flacs": _joined("flac", "flac"),
     "mixed": _joined("mp3", "wav"),
