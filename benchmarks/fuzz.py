@@ -4,7 +4,8 @@
 TorchServe and a gateway, as raw bodies, JSON and forms, some of these damaged too. Every 50th input is an
 undamaged clip and must get its expected result. The same seed makes the same inputs, but for the times and
 random numbers that encoders write. Inputs that crash, hang or get a server error are written to a file:
-`--replay FILE` sends one again. The second table has the number of inputs that reached each branch of decoding; over HTTP only what the reply tells of is counted.
+`--replay FILE` sends one again. The second table has the number of inputs that reached each branch of
+decoding; over HTTP only what the reply tells of is counted.
 """
 
 from __future__ import annotations
