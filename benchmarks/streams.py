@@ -1,34 +1,35 @@
 """Many live streams at once: `python -m benchmarks.streams [--streams 20] [--seconds 120]`.
 
 Each plays a sound in real time over a WebSocket of its own, one hop a second. Printed are the lag (as the
-gateway reports it, from the moment a hop was complete, and as a client sees it, from the moment it sent the
-last sample of the hop), the skipped hops, and the gateway's memory over time.
+gateway reports it, from the moment a hop was complete, and as a client sees it, from the moment the last
+sample of the hop was due), the skipped hops, and the gateway's memory over time.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import functools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
-from websockets.asyncio.client import ClientConnection, connect
 
 from audiocnn import command
 from audiocnn.audio import synthetic
 from audiocnn.audio.decoder import decode
+from audiocnn.client.stream import stream
 from benchmarks.gateway import tuned_server
 
 RATE = 48_000  # a browser's: the gateway has to resample
-FRAME_SECONDS = 0.1
 _WARM_UP_SECONDS = 10.0  # buffers fill: memory counts after this
 
 
@@ -37,7 +38,7 @@ class StreamTotals:
     """Sums over all streams."""
 
     lags: list[float] = field(default_factory=list)  # seconds, as the gateway reports
-    round_trips: list[float] = field(default_factory=list)  # seconds, as the client sees it
+    client_lags: list[float] = field(default_factory=list)  # seconds, as the client sees it
     hops: int = 0
     skipped: int = 0
     errors: int = 0
@@ -45,43 +46,35 @@ class StreamTotals:
     memory: list[tuple[float, int]] = field(default_factory=list)  # seconds, bytes
 
 
-async def stream(
+@functools.cache
+def pcm(name: str, seconds: float) -> bytes:
+    """A synthetic sound, repeated, as the gateway takes it."""
+    sound = decode(synthetic.wav(name), sample_rate=RATE).waveform
+    return np.resize(sound, round(seconds * RATE)).astype("<f4").tobytes()
+
+
+async def play_one(
     url: str, name: str, seconds: float, hop_seconds: float, totals: StreamTotals, *, delay: float
 ) -> None:
-    """One stream: a synthetic sound, repeated, after `delay` seconds."""
-    sound = decode(synthetic.wav(name), sample_rate=RATE).waveform
-    size = round(FRAME_SECONDS * RATE)
-    sent_at: dict[int, float] = {}  # by hop
-    await asyncio.sleep(delay)
-    async with connect(url, proxy=None, compression=None) as socket:
-        await socket.send(json.dumps({"sample_rate": RATE, "hop_seconds": hop_seconds}))
-        reading = asyncio.create_task(_read(socket, name, sent_at, totals))
-        began = time.perf_counter()
-        for number in range(round(seconds / FRAME_SECONDS)):
-            await asyncio.sleep(max(0.0, began + (number + 1) * FRAME_SECONDS - time.perf_counter()))
-            frame = np.take(sound, range(number * size, (number + 1) * size), mode="wrap")
-            await socket.send(frame.astype("<f4").tobytes())
-            sent_at.setdefault(int((number + 1) * FRAME_SECONDS / hop_seconds + 1e-9), time.perf_counter())
-        await socket.send('{"end": true}')
-        await reading
-    totals.hops += int(seconds / hop_seconds)
+    """One stream, after `delay` seconds."""
+    began, skipped = 0.0, 0
 
-
-async def _read(socket: ClientConnection, name: str, sent_at: dict[int, float], totals: StreamTotals) -> None:
-    skipped = 0
-    async for text in socket:
-        answer = json.loads(text)
-        if answer["type"] == "ready":
-            continue
-        skipped = answer.get("skipped", skipped)
-        if answer["type"] == "error":
+    def on_reply(reply: dict[str, Any]) -> None:
+        nonlocal began, skipped
+        skipped = reply.get("skipped", skipped)
+        if reply["type"] == "ready":
+            began = time.perf_counter()
+        elif reply["type"] == "error":
             totals.errors += 1
-            continue
-        totals.lags.append(answer["lag_seconds"])
-        if answer["hop"] in sent_at:
-            totals.round_trips.append(time.perf_counter() - sent_at[answer["hop"]])
-        totals.right += answer["predictions"][0]["class"] == name
+        else:
+            totals.lags.append(reply["lag_seconds"])
+            totals.client_lags.append(time.perf_counter() - began - reply["hop"] * hop_seconds)
+            totals.right += reply["predictions"][0]["class"] == name
+
+    await asyncio.sleep(delay)
+    await stream(pcm(name, seconds), sample_rate=RATE, hop_seconds=hop_seconds, url=url, on_reply=on_reply)
     totals.skipped += skipped
+    totals.hops += int(seconds / hop_seconds)
 
 
 async def watch(pid: int, totals: StreamTotals) -> None:
@@ -100,7 +93,7 @@ async def play(url: str, pid: int, count: int, seconds: float, hop_seconds: floa
     delays = np.random.default_rng(0).uniform(0, hop_seconds, count)  # streams do not start at once
     await asyncio.gather(
         *(
-            stream(url, name, seconds, hop_seconds, totals, delay=float(delay))
+            play_one(url, name, seconds, hop_seconds, totals, delay=float(delay))
             for name, delay in zip(names, delays, strict=True)
         )
     )
@@ -120,20 +113,23 @@ def summary(totals: StreamTotals) -> dict[str, float]:
         "right": totals.right,
         **{f"lag_p{p}_s": float(np.percentile(totals.lags, p)) for p in (50, 99)},
         "lag_max_s": max(totals.lags),
-        **{f"client_p{p}_s": float(np.percentile(totals.round_trips, p)) for p in (50, 99)},
+        **{f"client_p{p}_s": float(np.percentile(totals.client_lags, p)) for p in (50, 99)},
         "memory_first_mb": float(np.mean(settled[:tenth])),
         "memory_last_mb": float(np.mean(settled[-tenth:])),
         "memory_peak_mb": max(settled),
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 if a lag reached 2 s."""
-    parser = command.new_parser("benchmarks.streams", __doc__, "--streams 50 --seconds 60")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
     parser.add_argument("--streams", type=int, default=20, help="number of streams (%(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each stream (%(default)s)")
     parser.add_argument("--hop-seconds", type=float, default=1.0, help="between two results (%(default)s)")
-    args = parser.parse_args(arguments)
+
+
+@command.entry_point(add_options, "--streams 50 --seconds 60")
+def main(args: argparse.Namespace) -> int:
+    """Exit code 1 if a lag reached 2 s."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         tuned_server(Path(folder)) as server,
