@@ -1,11 +1,10 @@
 """How well events are found and placed: `python -m benchmarks.detections --pair MODEL=FOLD`.
 
 Scenes of one minute are made from clips of a fold that the weights were not trained on (`training.scenes`):
-1 to 6 events at known times over synthetic background at 0, 10 and 20 dB. MODEL is an exported network with
-its maps beside it. Metrics are those of sed_eval, in an environment of its own (`benchmarks.event_metrics`).
-Every method of `benchmarks.detection_methods` has thresholds that were chosen on the other folds: one for all
-classes with the best segment F1 at 10 dB, or one for each class as `training.thresholds` fits them. Prints a
-table, then one line of JSON.
+1 to 6 events at known times over synthetic background at 0, 10 and 20 dB. Metrics are those of sed_eval, in
+an environment of its own (`benchmarks.event_metrics`). Every method has thresholds that were chosen on the
+other folds: one for all classes with the best segment F1 at 10 dB, or one for each class as
+`training.thresholds` fits them. Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from audiocnn.detections import Detection
 from audiocnn.errors import DatasetError
 from audiocnn.machine import cpu_name
 from benchmarks import event_metrics
-from benchmarks.detection_methods import EVIDENCE, LONG, METHODS, SHORT, Method, frames_of
 from benchmarks.event_metrics import Rows
 from training import fold_scores, thresholds
 from training.calibrate import add_pair_option
@@ -41,8 +39,37 @@ from training.fold_scores import EMPTY_SCENES, SNRS_DB
 from training.scene_scores import Frame, ScoredScene, Windowing, score
 from training.scenes import empty_scenes
 
+SHORT, LONG = Windowing(2.0, 0.5), Windowing(5.0, 0.5)
 CHOSEN_AT_DB = 10.0  # where the threshold of a method is chosen, and all methods are compared
 _SED_EVAL = Path("build/sed-eval/bin/python")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How window probabilities become events."""
+
+    name: str
+    windowing: Windowing  # of the windows that are scored
+    step: int = 1  # each `step`th of them is used
+    per_class: bool = False  # thresholds of `training.thresholds`
+
+    @property
+    def hop(self) -> float:
+        """Seconds between the windows that are used."""
+        return self.step * self.windowing.hop
+
+    def frames_of(self, scene: ScoredScene) -> list[Frame]:
+        """Confidences over time."""
+        return thresholds.frames_of(list(scene.windows)[:: self.step], self.hop / 2)
+
+
+METHODS = (
+    Method("5 s windows, hop 2.5 s", LONG, step=5),
+    Method("5 s windows, hop 0.5 s", LONG),
+    Method("2 s windows, hop 1 s", SHORT, step=2),
+    Method("2 s windows, hop 0.5 s", SHORT),
+    Method("2 s windows, hop 0.5 s, a threshold per class", SHORT, per_class=True),
+)
 
 
 @dataclass
@@ -83,8 +110,6 @@ def choose(
 ) -> dict[str, Threshold]:
     """Thresholds from these folds."""
     config = folds[0].classifier.config
-    if method.kind == "merged":
-        return dict.fromkeys(config.class_names, Threshold(on=1e-6, off=1e-6))
     if method.per_class:
         levels = thresholds.fit(
             thresholds.total([fold.counts for fold in folds]), precision=0.9, false_alarms_per_hour=0.5
@@ -94,7 +119,7 @@ def choose(
 
     def found(scene: ScoredScene, level: float) -> Rows:
         chosen = thresholds.one_threshold(config, level)
-        return rows_of(thresholds.events_of(frames(scene), config, chosen, method.rules))
+        return rows_of(thresholds.events_of(frames(scene), config, chosen))
 
     def f1(level: float) -> float:
         return segment_f1([(truth(scene), found(scene, level)) for scene in scenes])
@@ -116,7 +141,7 @@ class Evaluation:
 
         def frames(scene: ScoredScene) -> list[Frame]:
             if id(scene) not in kept:
-                kept[id(scene)] = frames_of(scene, method, config)
+                kept[id(scene)] = method.frames_of(scene)
             return kept[id(scene)]
 
         chosen = {
@@ -125,7 +150,7 @@ class Evaluation:
         }
 
         def events(fold: Fold, scene: ScoredScene) -> list[Detection]:
-            return thresholds.events_of(frames(scene), config, chosen[fold.fold], method.rules)
+            return thresholds.events_of(frames(scene), config, chosen[fold.fold])
 
         alarms = [len(events(fold, scene)) for fold in self.folds for scene in fold.empty[method.windowing]]
         hours = sum(scene.duration for fold in self.folds for scene in fold.empty[method.windowing]) / 3600
@@ -159,10 +184,10 @@ def start_errors(scene: ScoredScene, found: Sequence[Detection]) -> list[float]:
     return errors
 
 
-def milliseconds_per_minute(classifier: Classifier, windowing: Windowing) -> float:
+def milliseconds_per_minute(classifier: Classifier, method: Method) -> float:
     """Processor time for one minute of audio: decoding, log-mel and network."""
     rate = classifier.config.frontend.sample_rate
-    spent = []
+    windowing, spent = Windowing(method.windowing.seconds, method.hop), []
     for minute in empty_scenes(3, sample_rate=rate, seed=1):
         began = time.process_time()
         score(classifier, [minute], windowing, desc="", quiet=True)
@@ -173,20 +198,16 @@ def milliseconds_per_minute(classifier: Classifier, windowing: Windowing) -> flo
 def load_fold(path: Path, fold: int, dataset: Dataset, temperature: float, args: argparse.Namespace) -> Fold:
     """Score all that the methods need."""
     classifier = fold_scores.load(path, dataset, [fold], temperature, args.threads)
-
-    def scored(windowing: Windowing, snr_db: float) -> list[ScoredScene]:
-        return fold_scores.scene_scores(
-            classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
-        )
-
     (own,) = fold_scores.fold_scores((path, [fold]), dataset, temperature, args)
     short = fold_scores.windowing_of(classifier.config)
     assert short == SHORT, "the windows of detections are scored already"
     scenes = {(SHORT, snr_db): own.sets[f"{snr_db:g} dB"] for snr_db in SNRS_DB}
-    scenes |= {(windowing, CHOSEN_AT_DB): scored(windowing, CHOSEN_AT_DB) for windowing in (LONG, EVIDENCE)}
-    empty = {SHORT: own.background} | {
-        windowing: fold_scores.empty_scores(classifier, windowing, EMPTY_SCENES // 2, args.cache)
-        for windowing in (LONG, EVIDENCE)
+    scenes[LONG, CHOSEN_AT_DB] = fold_scores.scene_scores(
+        classifier, dataset, fold, LONG, snr_db=CHOSEN_AT_DB, count=args.scenes, cache=args.cache
+    )
+    empty = {
+        SHORT: own.background,
+        LONG: fold_scores.empty_scores(classifier, LONG, EMPTY_SCENES // 2, args.cache),
     }
     return Fold(fold, classifier, scenes, empty, thresholds.count(own, classifier.config))
 
@@ -236,7 +257,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     evaluation = Evaluation(folds, args.sed_eval)
     rows = []
     for method in METHODS:
-        cost = milliseconds_per_minute(folds[0].classifier, method.cost)
+        cost = milliseconds_per_minute(folds[0].classifier, method)
         rows += [row | {"cpu_ms_per_minute": cost} for row in evaluation.rows(method)]
     return rows
 

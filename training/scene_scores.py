@@ -22,11 +22,10 @@ Frame = tuple[float, float, FloatArray]  # start and end in seconds, (num_classe
 
 @dataclass(frozen=True)
 class Windowing:
-    """Length and distance of windows, seconds; `evidence`: with the class activation map of each."""
+    """Length and distance of windows, seconds."""
 
     seconds: float
     hop: float
-    evidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,6 @@ class ScoredScene:
     starts: FloatArray  # (num_windows,) seconds
     ends: FloatArray
     probs: FloatArray  # (num_windows, num_classes)
-    # (num_windows, columns, num_classes): logits of every column of the last layer, if asked for
-    columns: FloatArray | None = None
 
     @property
     def windows(self) -> Iterator[Frame]:
@@ -70,31 +67,21 @@ def cached(
 
 
 def _score(classifier: Classifier, scene: Scene, windowing: Windowing) -> ScoredScene:
-    rows, columns, seconds = [], [], 0.0
+    rows, seconds = [], 0.0
     streams = classifier.predict_streams(
         [scene.audio],
         window_seconds=windowing.seconds,
         overlap_seconds=windowing.seconds - windowing.hop,
-        outputs=("evidence", "logits") if windowing.evidence else (),
     )
     for _, item in streams:
         if not isinstance(item, StreamEnd):
             rows.append((item.start, item.end, item.probs))
-            if windowing.evidence:
-                columns.append(_columns(item.outputs["evidence"], item.outputs["logits"]))
         elif item.error:
             raise DatasetError(f"{scene.name}: {item.error}")
         else:
             seconds = item.seconds
     starts, ends, probs = (np.stack(each).astype(np.float32) for each in zip(*rows, strict=True))
-    stacked = np.stack(columns) if columns else None
-    return ScoredScene(scene.name, seconds, scene.events, starts, ends, probs, stacked)
-
-
-def _columns(evidence: FloatArray, logits: FloatArray) -> FloatArray:
-    """Logits `(w, k)` of every column: of evidence `(k, h, w)` its mean over frequency, plus the bias."""
-    columns = evidence.mean(axis=1)
-    return np.asarray((columns + (logits - columns.mean(axis=1))[:, None]).T, dtype=np.float32)
+    return ScoredScene(scene.name, seconds, scene.events, starts, ends, probs)
 
 
 def _save(path: Path, scenes: Sequence[ScoredScene]) -> None:
@@ -104,9 +91,7 @@ def _save(path: Path, scenes: Sequence[ScoredScene]) -> None:
         arrays[f"{number}.duration"] = np.array(scene.duration)
         arrays[f"{number}.labels"] = np.array([event.label for event in scene.events], dtype=str)
         arrays[f"{number}.times"] = np.array([(event.start, event.end) for event in scene.events])
-        for name in ("starts", "ends", "probs", "columns"):
-            if (array := getattr(scene, name)) is not None:
-                arrays[f"{number}.{name}"] = array
+        arrays |= {f"{number}.{name}": getattr(scene, name) for name in ("starts", "ends", "probs")}
     with path.open("wb") as file:
         np.savez_compressed(file, count=np.array(len(scenes)), **arrays)  # type: ignore[arg-type]
 
@@ -124,6 +109,5 @@ def _scene_of(arrays: dict[str, np.ndarray], number: int) -> ScoredScene:
         SceneEvent(str(label), float(start), float(end))
         for label, (start, end) in zip(of("labels"), of("times"), strict=True)
     )
-    columns = of("columns") if f"{number}.columns" in arrays else None
     name, duration = str(of("name")), float(of("duration"))
-    return ScoredScene(name, duration, events, of("starts"), of("ends"), of("probs"), columns)
+    return ScoredScene(name, duration, events, of("starts"), of("ends"), of("probs"))

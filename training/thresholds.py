@@ -108,11 +108,9 @@ def frames_of(windows: Iterable[Frame], frame_seconds: float) -> list[Frame]:
     return [*frames, *averager.finish()]
 
 
-def events_of(
-    frames: Sequence[Frame], config: Config, chosen: dict[str, Threshold], rules: DetectionRules | None = None
-) -> list[Detection]:
+def events_of(frames: Sequence[Frame], config: Config, chosen: dict[str, Threshold]) -> list[Detection]:
     """The events in the frames of a scene, at the thresholds of each class."""
-    tracker = EventTracker(config.class_names, chosen, rules or DetectionRules())
+    tracker = EventTracker(config.class_names, chosen, DetectionRules())
     return detections.ended([one for frame in frames for one in tracker.update(*frame)] + tracker.finish())
 
 
