@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +41,19 @@ from audiocnn.results import Result
 from benchmarks.command import STORE, add_path
 from benchmarks.corpus import sound_files
 
+_ENVIRONMENT = dict(os.environ)  # of the command
 KINDS = ("engine", "classifier", "batch")
 
 
-def run_process(kind: str, model: Path, paths: Sequence[Path]) -> None:
-    """One process: load, warm up, print `ready`, wait for a line, work, print the time of the end."""
+def work(kind: str, model: Path, paths: Sequence[Path], barrier: threading.Barrier) -> tuple[float, float]:
+    """In a process of its own: load, warm up, wait for the others, work; the times of begin and end."""
     classifier = Classifier.load(model, threads=1)
-    work = run_engine if kind == "engine" else classify
-    work(classifier, paths[: 2 * MAX_BATCH])
-    print("ready", flush=True)
-    sys.stdin.readline()
-    work(classifier, paths)
-    print(json.dumps(time.time()), flush=True)
+    run = run_engine if kind == "engine" else classify
+    run(classifier, paths[: 2 * MAX_BATCH])
+    barrier.wait()
+    began = time.time()
+    run(classifier, paths)
+    return began, time.time()
 
 
 def run_engine(classifier: Classifier, paths: Sequence[Path]) -> None:
@@ -67,33 +71,22 @@ def classify(classifier: Classifier, paths: Sequence[Path]) -> None:
         classifier.predict_batch([path.read_bytes() for path in paths[first : first + MAX_BATCH]])
 
 
-def rate_without_ray(kind: str, args: argparse.Namespace, count: int) -> float:
+def rate_without_ray(kind: str, model: Path, shares: Sequence[Sequence[Path]]) -> float:
     """Clips a second of processes that start together, until the slowest one has finished."""
-    command = [sys.executable, "-m", "benchmarks.batch", "--data", str(args.data), "--model", str(args.model)]
-    command += ["--child", kind, "--workers", str(args.workers)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes: list[subprocess.Popen[str]] = [
-        subprocess.Popen([*command, "--share", str(share)], env=environment, **pipes)
-        for share in range(args.workers)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    began = time.time()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    ends = [float(process.communicate()[0]) for process in processes]
-    return count / (max(ends) - began)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(len(shares), context) as pool:
+        barrier = manager.Barrier(len(shares))
+        futures = [pool.submit(work, kind, model, share, barrier) for share in shares]
+        times = [future.result() for future in futures]
+    seconds = max(end for _, end in times) - min(begin for begin, _ in times)
+    return sum(map(len, shares)) / seconds
 
 
 def run_batch(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Run the command; returns the key `run` of its summary."""
     command = [sys.executable, "-m", "audiocnn", "batch", str(args.data), "--out", str(out)]
     command += ["--model", str(args.model), "--workers", str(args.workers)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=_ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
     run: dict[str, Any] = json.loads((out / "summary.json").read_text())["run"]
     return run
 
@@ -137,10 +130,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All rounds and the comparison; returns the JSON line."""
     paths = sound_files(args.data)
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    with_start_up = []
+    with_start_up, shares = [], [paths[number :: args.workers] for number in range(args.workers)]
     for number in range(args.rounds):
         for kind in KINDS[:2]:
-            rates[kind].append(rate_without_ray(kind, args, len(paths)))
+            rates[kind].append(rate_without_ray(kind, args.model, shares))
         out = folder / str(number)
         run = run_batch(args, out)
         rates["batch"].append(run["files_per_second"])
@@ -197,23 +190,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=cores, help="processes (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
     parser.add_argument("--wav", action="store_true", help="the same clips as 16-bit WAV")
-    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
-    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
 
 
 @command.entry_point(add_options, "--data recordings --rounds 1")
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Entry point; the last line is JSON."""
-    if args.child:
-        run_process(args.child, args.model, sound_files(args.data)[args.share :: args.workers])
-        return 0
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of those without Ray
     with tempfile.TemporaryDirectory() as folder:
         if args.wav:
             args.data = as_wav(args.data, Path(folder) / "wav")
         summary = measure(args, Path(folder))
     print_table(summary)
     print(json.dumps(summary))
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -101,10 +101,10 @@ def _matrix_session(threads: int) -> Any:
 
 def measure_here(
     paths: dict[str, Path], batches: list[int], threads: int, seconds: float, device: str
-) -> Any:
-    """One round in this process: clips/s by engine and batch, and GFLOP/s of the matrix product."""
+) -> tuple[dict[Key, float], float]:
+    """One round in this process: clips/s, and GFLOP/s of the matrix product."""
     torch.set_num_threads(threads)
-    result: dict[str, Any] = {"gflops": matrix_gflops(seconds, threads, device)}
+    limit, rates = matrix_gflops(seconds, threads, device), {}
     for name, path in paths.items():
         os.environ[openvino_graph.VARIABLE] = "openvino" if name == _OPENVINO else "onnxruntime"
         engine = Engine(path, device=device, threads=threads)
@@ -113,28 +113,26 @@ def measure_here(
         for batch in batches:
             chunk = log_mels[:batch].astype(np.float32)
             calls = rate(lambda e=engine, x=chunk: e.run(x), seconds)  # type: ignore[misc]
-            result[f"{name}/{batch}"] = calls * batch
-    return result
+            rates[name, batch, threads] = calls * batch
+    return rates, limit
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[Key, list[float]], dict[int, list[float]]]:
     """All rounds, each number of threads in a process of its own: clips/s, and GFLOP/s by threads."""
     rates: dict[Key, list[float]] = {}
     limits: dict[int, list[float]] = {}
+    paths = engines(args.checkpoint, args.store)
+    if args.device != "cpu":
+        paths.pop("onnx int8", None)
     jobs = [threads for _ in range(args.rounds) for threads in args.threads]
     for threads in track(jobs, "measuring", console=Console(stderr=True)):
-        command = [sys.executable, "-m", "benchmarks.engine", "--one-round", str(threads)]
-        command += ["--seconds", str(args.seconds), "--batches", *map(str, args.batches)]
-        command += ["--checkpoint", str(args.checkpoint), "--store", str(args.store), "--device", args.device]
         # A second pool of spinning threads halves the speed.
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        for name, value in json.loads(done.stdout).items():
-            if name == "gflops":
-                limits.setdefault(threads, []).append(value)
-            else:
-                engine, _, batch = name.partition("/")
-                rates.setdefault((engine, int(batch), threads), []).append(value)
+        os.environ |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found, limit = pool.apply(measure_here, (paths, args.batches, threads, args.seconds, args.device))
+        limits.setdefault(threads, []).append(limit)
+        for key, value in found.items():
+            rates.setdefault(key, []).append(value)
     return rates, limits
 
 
@@ -194,25 +192,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0; int8 runs on CPUs only (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="batches 1 and 8, 3 rounds of half a second")
-    parser.add_argument("--one-round", type=int, metavar="THREADS", help=argparse.SUPPRESS)
 
 
 @command.entry_point(add_options, "--batches 1 8 --threads 1")
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Entry point; the last line is JSON."""
     if args.quick:
         args.batches, args.seconds, args.rounds = [1, 8], 0.5, 3
-    if args.one_round:
-        paths = engines(args.checkpoint, args.store)
-        if args.device != "cpu":
-            paths.pop("onnx int8", None)
-        result = measure_here(paths, args.batches, args.one_round, args.seconds, args.device)
-        print(json.dumps(result))
-        return 0
     summary = summarise(*measure(args), flops_per_clip(args.checkpoint) / 1e9)
     print_table(summary["rows"], args.device)
     print(json.dumps(summary))
-    return 0
 
 
 if __name__ == "__main__":
