@@ -23,8 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -48,34 +48,11 @@ _STABLE_SECONDS = 3.0
 _RECOVERY_SECONDS = 90.0
 _SETTLE_SECONDS = 20.0
 COUNTS = ("sent", "right", "wrong", "retried", "refused", "failed", "lost", "orphans")
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class FaultResult:
-    """The effect of one fault."""
-
-    fault: str
-    sent: int
-    right: int
-    wrong: int
-    retried: int
-    refused: int
-    failed: int
-    lost: int
-    orphans: int
-    recovery_s: float
-    seconds: float
-    why: dict[str, int]
-    undone: str = ""  # why the fault did not end, if it did not
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The numbers of requests and orphans by name."""
-        return {name: getattr(self, name) for name in COUNTS}
-
-
-def inject(context: FaultContext, name: str) -> FaultResult:
-    """One fault under load, until the server is stable again."""
+def inject(context: FaultContext, name: str) -> Row:
+    """One fault under load, until the server is stable again: a row of the JSON."""
     context.burst = RequestLog()
     began, undone = time.monotonic(), ""
     with BackgroundLoad(context.clips, context.server.inference, context.server.gateway) as load:
@@ -88,18 +65,16 @@ def inject(context: FaultContext, name: str) -> FaultResult:
         load.wait_stable(injected, stable_seconds=_STABLE_SECONDS, timeout_seconds=_RECOVERY_SECONDS)
     log, recovery = load.log, load.log.last_failure(injected) - injected
     log.add(context.burst)
-    return FaultResult(
-        fault=name,
-        sent=log.sent,
-        retried=log.retried,
-        lost=log.lost,
-        **{outcome: log.count(outcome) for outcome in ("right", "wrong", "refused", "failed")},
-        orphans=orphans(context.server),
-        recovery_s=round(recovery, 2),
-        seconds=round(time.monotonic() - began, 1),
-        why=dict(log.reasons.most_common(5)),
-        undone=undone,
-    )
+    counts = {"sent": log.sent, "retried": log.retried, "lost": log.lost, "orphans": orphans(context.server)}
+    counts |= {outcome: log.count(outcome) for outcome in ("right", "wrong", "refused", "failed")}
+    return {
+        "fault": name,
+        **{name: counts[name] for name in COUNTS},
+        "recovery_s": round(recovery, 2),
+        "seconds": round(time.monotonic() - began, 1),
+        "why": dict(log.reasons.most_common(5)),
+        "undone": undone,  # why the fault did not end, if it did not
+    }
 
 
 def orphans(server: ServerFixture) -> int:
@@ -136,9 +111,7 @@ def running_server(names: Sequence[str], config: Path) -> Iterator[ServerFixture
         yield stack.enter_context(server)
 
 
-def run(
-    names: Sequence[str], rounds: int, config: Path, console: Console
-) -> tuple[list[FaultResult], str, int]:
+def run(names: Sequence[str], rounds: int, config: Path, console: Console) -> tuple[list[Row], str, int]:
     """All faults; the results, the origin of the clips, and the number of processes left at the end."""
     results = []
     with status_line(console) as progress:
@@ -155,32 +128,33 @@ def run(
     return results, origin, left
 
 
-def _line(result: FaultResult) -> str:
-    undone = f", NOT OVER: {result.undone}" if result.undone else ""
-    counts = f"{result.right} of {result.sent} right, {result.failed} failed"
-    return f"{result.fault}: {counts}, {result.recovery_s:.1f} s{undone}"
+def _line(row: Row) -> str:
+    undone = f", NOT OVER: {row['undone']}" if row["undone"] else ""
+    counts = f"{row['right']} of {row['sent']} right, {row['failed']} failed"
+    return f"{row['fault']}: {counts}, {row['recovery_s']:.1f} s{undone}"
 
 
-def summary(results: Sequence[FaultResult], left: int) -> dict[str, object]:
+def summary(rows: Sequence[Row], left: int) -> dict[str, object]:
     """The JSON line; `lost`, `failed`, `wrong`, `orphans`, `left` and `undone` must be 0."""
-    totals = {name: sum(result.counts[name] for result in results) for name in COUNTS}
+    totals = {name: sum(row[name] for row in rows) for name in COUNTS}
     # "busy" after all retries is a failure, unless the fault fills the queue
-    totals["failed"] += sum(r.refused for r in results if r.fault not in faults.MAY_REFUSE)
-    worst = max(result.recovery_s for result in results)
-    undone = sum(bool(result.undone) for result in results)
+    totals["failed"] += sum(row["refused"] for row in rows if row["fault"] not in faults.MAY_REFUSE)
+    worst = max(row["recovery_s"] for row in rows)
+    undone = sum(bool(row["undone"]) for row in rows)
     return totals | {"left": left, "undone": undone, "max_recovery_s": worst}
 
 
-def print_table(console: Console, results: Sequence[FaultResult]) -> None:
+def print_table(console: Console, rows: Sequence[Row]) -> None:
     """Print a row for each fault, then the reasons of failures."""
     table = Table("fault", *COUNTS, "recovery s")
-    for result in results:
-        numbers = map(str, result.counts.values())
-        table.add_row(describe(result.fault), *numbers, f"{result.recovery_s:.1f}")
+    for row in rows:
+        table.add_row(
+            describe(row["fault"]), *(str(row[name]) for name in COUNTS), f"{row['recovery_s']:.1f}"
+        )
     console.print(table)
-    for result in results:
-        if result.why:
-            console.print(f"{result.fault}: {result.why}", highlight=False)
+    for row in rows:
+        if row["why"]:
+            console.print(f"{row['fault']}: {row['why']}", highlight=False)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +179,7 @@ def main(args: argparse.Namespace) -> int:
     results, origin, left = run(names, 1 if args.quick else 3, args.config, console)
     print_table(console, results)
     result = {"benchmark": "chaos", **summary(results, left), "clips": origin}
-    result |= {"seconds": round(time.monotonic() - began), "rows": [asdict(row) for row in results]}
+    result |= {"seconds": round(time.monotonic() - began), "rows": results}
     print(json.dumps(result))
     return int(any(result[name] for name in ("lost", "failed", "wrong", "orphans", "left", "undone")))
 

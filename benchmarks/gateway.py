@@ -19,8 +19,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import requests
 from rich.console import Console
@@ -62,13 +62,12 @@ def targets(server: ServerFixture) -> dict[str, Target]:
 
 def overhead(targets: dict[str, Target], concurrency: int, seconds: float, rounds: int) -> dict[str, float]:
     """Medians of clips a second and p50, and of the ratios and differences within a round."""
-    rates: dict[str, list[float]] = {name: [] for name in targets}
-    waits: dict[str, list[float]] = {name: [] for name in targets}
-    for number in range(rounds):
-        for name in list(targets)[:: 1 if number % 2 else -1]:  # neither is always the first
-            measured = load.closed_loop(targets[name], concurrency, seconds)
-            rates[name].append(measured.clips_per_second)
-            waits[name].append(load.percentiles(measured.samples)["p50_ms"] or float("nan"))
+    results = load.interleaved(targets, concurrency, seconds, rounds)
+    rates = {name: [each.clips_per_second for each in own] for name, own in results.items()}
+    waits = {
+        name: [load.percentiles(each.samples)["p50_ms"] or float("nan") for each in own]
+        for name, own in results.items()
+    }
     ratios = [a / b for a, b in zip(rates["gateway"], rates["torchserve"], strict=True)]
     extra = [a - b for a, b in zip(waits["gateway"], waits["torchserve"], strict=True)]
     return {
@@ -109,8 +108,23 @@ def print_table(console: Console, results: dict[str, dict[str, float]], first: s
     console.print(table)
 
 
-def compare_backends(args: argparse.Namespace) -> int:
-    """Print what each backend takes; returns the exit code."""
+def compare_with_torchserve(args: argparse.Namespace) -> dict[str, Any]:
+    """Print what the gateway costs; returns it for the JSON."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tuned_server(Path(folder)) as server,
+    ):
+        both = targets(server)
+        costs = {str(count): overhead(both, count, args.seconds, args.rounds) for count in CONCURRENCY}
+        sizes = replies(server.gateway, repeats=20)
+    console = Console(stderr=True)
+    print_table(console, costs, "clients")
+    print_table(console, sizes, "reply")
+    return {"overhead": costs, "replies": sizes}
+
+
+def compare_backends(args: argparse.Namespace) -> dict[str, Any]:
+    """Print what each backend takes; returns it for the JSON."""
     classifier = Classifier.load()
     expected = [classifier.predict(synthetic.wav(name)).label for name in synthetic.SOUNDS]
     with contextlib.ExitStack() as stack:
@@ -122,35 +136,24 @@ def compare_backends(args: argparse.Namespace) -> int:
             stacks[model] = stack.enter_context(v2_stack(command, model, expected[0]))
         rows = compare(stacks, expected, args.seconds, args.rounds, CONCURRENCY)
     print_table(Console(stderr=True), rows, "backend")
-    result = {"benchmark": "gateway", "seconds": args.seconds, "rounds": args.rounds}
-    print(json.dumps(result | {"backends": rows}))
-    return 0
+    return {"backends": rows}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the last line is JSON."""
-    parser = command.new_parser("benchmarks.gateway", __doc__, "--seconds 2 --rounds 5")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
     parser.add_argument(
         "--v2-server", action="append", metavar="MODEL=COMMAND", help="compare backends instead"
     )
-    args = parser.parse_args(arguments)
-    if args.v2_server:
-        return compare_backends(args)
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        tuned_server(Path(folder)) as server,
-    ):
-        both = targets(server)
-        costs = {str(count): overhead(both, count, args.seconds, args.rounds) for count in CONCURRENCY}
-        sizes = replies(server.gateway, repeats=20)
-    console = Console(stderr=True)
-    print_table(console, costs, "clients")
-    print_table(console, sizes, "reply")
+
+
+@command.entry_point(add_options, "--seconds 2 --rounds 5")
+def main(args: argparse.Namespace) -> None:
+    """Print the tables, then one line of JSON."""
     result = {"benchmark": "gateway", "seconds": args.seconds, "rounds": args.rounds}
-    print(json.dumps(result | {"overhead": costs, "replies": sizes}))
-    return 0
+    result |= compare_backends(args) if args.v2_server else compare_with_torchserve(args)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

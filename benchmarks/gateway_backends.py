@@ -92,14 +92,11 @@ def compare(
     rows: dict[str, dict[str, float]] = {
         name: {"start_seconds": s.start_seconds} for name, s in stacks.items()
     }
+    targets = {name: stack.target(expected) for name, stack in stacks.items()}
     for count in concurrency:
-        rates: dict[str, list[float]] = {name: [] for name in stacks}
-        for number in range(rounds):
-            for name in list(stacks)[:: 1 if number % 2 else -1]:
-                measured = load.closed_loop(stacks[name].target(expected), count, seconds)
-                rates[name].append(measured.clips_per_second)
-        for name, values in rates.items():
-            rows[name][f"clips_per_second_{count}"] = statistics.median(values)
+        for name, measured in load.interleaved(targets, count, seconds, rounds).items():
+            median = statistics.median(each.clips_per_second for each in measured)
+            rows[name][f"clips_per_second_{count}"] = median
     for name, stack in stacks.items():
         rows[name]["memory_mb"] = stack.memory_mb()
     return rows

@@ -101,6 +101,17 @@ def closed_loop(
     return asyncio.run(_closed_loop(target, concurrency, seconds, warm_up))
 
 
+def interleaved(
+    targets: Mapping[str, Target], concurrency: int, seconds: float, rounds: int
+) -> dict[str, list[LoadResult]]:
+    """A closed loop on each target in each round; every second round is reversed."""
+    results: dict[str, list[LoadResult]] = {name: [] for name in targets}
+    for number in range(rounds):
+        for name in list(targets)[:: 1 if number % 2 else -1]:
+            results[name].append(closed_loop(targets[name], concurrency, seconds))
+    return results
+
+
 def due_times(rate: float, seconds: float, *, poisson: bool = False) -> list[float]:
     """Seconds at which `rate` requests a second are due, evenly spaced or as a Poisson process, from 0."""
     count = max(1, round(rate * seconds))

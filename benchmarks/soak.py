@@ -140,27 +140,26 @@ async def capacity(checker: ReplyChecker, seconds: float) -> float:
 
 
 async def soak(checker: ReplyChecker, rate: float, seconds: float, log: SoakLog) -> None:
-    """An open loop of `rate` requests a second; requests that find the queue full are dropped."""
-    begin = time.monotonic()
-    queue: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
+    """An open loop of `rate` requests a second; at most `QUEUE_SIZE` requests wait, more are dropped."""
+    begin, waiting = time.monotonic(), 0
+    clients = asyncio.Semaphore(CLIENTS)
 
-    async def client() -> None:
-        while (item := await queue.get()) is not None:
-            wrong = await checker.check(item[0])
-            log.done.append(CompletedRequest(item[1], time.monotonic() - begin, not wrong))
-            log.wrong.update([wrong] if wrong else [])
+    async def send(number: int, due: float) -> None:
+        nonlocal waiting
+        async with clients:
+            waiting -= 1
+            wrong = await checker.check(number)
+        log.done.append(CompletedRequest(due, time.monotonic() - begin, not wrong))
+        log.wrong.update([wrong] if wrong else [])
 
-    clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
-    for number in range(round(rate * seconds)):
-        due = number / rate
-        await asyncio.sleep(max(0.0, begin + due - time.monotonic()))
-        if queue.qsize() < QUEUE_SIZE:
-            queue.put_nowait((number, due))
-        else:
-            log.shed += 1
-    for _ in clients:
-        queue.put_nowait(None)
-    await asyncio.gather(*clients)
+    async with asyncio.TaskGroup() as group:
+        for number in range(round(rate * seconds)):
+            await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
+            if waiting < QUEUE_SIZE:
+                waiting += 1
+                group.create_task(send(number, number / rate))
+            else:
+                log.shed += 1
 
 
 async def watch_memory(server: ServerFixture, log: SoakLog) -> None:
