@@ -8,6 +8,7 @@ parallel processes that share the decoded clips. An interrupted cross-validation
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import statistics
@@ -22,7 +23,7 @@ from audiocnn import command
 from audiocnn.datasets import read_dataset
 from training.data import add_data_option, parse_folds
 from training.evaluate import evaluate
-from training.job_runner import TrainingJob, cross_validation, run_all
+from training.job_runner import TrainingJob, run_all
 
 
 def summarise(name: str, jobs: Sequence[TrainingJob], data: Path) -> dict[str, Any]:
@@ -87,11 +88,14 @@ def jobs_for(
     all_folds = sorted({clip.fold for clip in read_dataset(args.data).clips})
     jobs = []
     for name, options in variants.items():
-        options = [*options, "--cache", str(args.out / "cache")]
+        words = (*options, "--cache", str(args.out / "cache"))
         if release:
             folder = args.out / f"{name}-release"
-            jobs.append(TrainingJob(name, tuple(options), tuple(all_folds), None, args.seeds[0], folder))
-        jobs += cross_validation(name, options, args.folds or all_folds, all_folds, args.seeds, args.out)
+            jobs.append(TrainingJob(name, words, tuple(all_folds), None, args.seeds[0], folder))
+        for seed, fold in itertools.product(args.seeds, args.folds or all_folds):
+            train_folds = tuple(other for other in all_folds if other != fold)
+            folder = args.out / f"{name}-fold{fold}-seed{seed}"
+            jobs.append(TrainingJob(name, words, train_folds, fold, seed, folder))
     return jobs
 
 

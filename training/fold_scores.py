@@ -48,14 +48,19 @@ def fold_scores(
     path, folds = model
     classifier = load(path, dataset, folds, temperature, args.threads)
     windowing = windowing_of(classifier.config)
-    return [
-        FoldScores(
-            fold,
-            _fold_sets(classifier, dataset, fold, windowing, args),
-            _background_scores(classifier, windowing, args),
-        )
-        for fold in folds
-    ]
+    background = _background_scores(classifier, windowing, args)
+    results = []
+    for fold in folds:
+        rate = classifier.config.frontend.sample_rate
+        clips = partial(scenes.clip_scenes, dataset.folds([fold]), sample_rate=rate)
+        key, desc = [dataset.name, fold, "clips"], f"fold {fold}, clips"
+        sets = {"clips": _scores(classifier, clips, windowing, desc, key, args.cache)}
+        for snr_db in SNRS_DB:
+            sets[f"{snr_db:g} dB"] = scene_scores(
+                classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
+            )
+        results.append(FoldScores(fold, sets, background))
+    return results
 
 
 def load(
@@ -65,28 +70,6 @@ def load(
     classifier = load_fold_model(path, dataset, folds, threads=threads)
     classifier.config = replace(classifier.config, temperature=temperature)
     return classifier
-
-
-def _fold_sets(
-    classifier: Classifier, dataset: Dataset, fold: int, windowing: Windowing, args: argparse.Namespace
-) -> dict[str, list[ScoredScene]]:
-    """The clips of a fold, and scenes of them at every signal-to-noise ratio."""
-    sets = {"clips": _clip_scores(classifier, dataset, fold, windowing, args.cache)}
-    for snr_db in SNRS_DB:
-        sets[f"{snr_db:g} dB"] = scene_scores(
-            classifier, dataset, fold, windowing, snr_db=snr_db, count=args.scenes, cache=args.cache
-        )
-    return sets
-
-
-def _clip_scores(
-    classifier: Classifier, dataset: Dataset, fold: int, windowing: Windowing, cache: Path | None
-) -> list[ScoredScene]:
-    """The clips of a fold as they are."""
-    rate = classifier.config.frontend.sample_rate
-    make = partial(scenes.clip_scenes, dataset.folds([fold]), sample_rate=rate)
-    key = [dataset.name, fold, "clips"]
-    return _scores(classifier, make, windowing, f"fold {fold}, clips", key, cache)
 
 
 def scene_scores(

@@ -53,29 +53,6 @@ class TrainingJob:
         return rows
 
 
-def cross_validation(
-    name: str,
-    arguments: Sequence[str],
-    folds: Sequence[int],
-    all_folds: Sequence[int],
-    seeds: Sequence[int],
-    out: Path,
-) -> list[TrainingJob]:
-    """One job per fold and seed: tested on the fold, trained on all others."""
-    return [
-        TrainingJob(
-            name,
-            tuple(arguments),
-            tuple(f for f in all_folds if f != fold),
-            fold,
-            seed,
-            out / f"{name}-fold{fold}-seed{seed}",
-        )
-        for seed in seeds
-        for fold in folds
-    ]
-
-
 def run_all(
     jobs: Sequence[TrainingJob],
     data: Path,

@@ -21,12 +21,10 @@ from audiocnn.audio.audio_input import encode
 
 Condition = Callable[[FloatArray, int], bytes]
 
-_MP3_RATE = 44_100  # Hz; at lower rates libsndfile has another scale of bit rates
-_OPUS_RATE = 48_000  # Hz; the internal rate of Opus
-# libsndfile takes a level from 0 to 1 instead of a bit rate. Measured on ESC-50: MP3 64.9 kbit/s constant,
-# Opus 24 kbit/s on average (less for silence).
-_MP3_LEVEL = 0.87
-_OPUS_LEVEL = 0.92
+# libsndfile takes a level from 0 to 1 instead of a bit rate. Measured on ESC-50: MP3 64.9 kbit/s constant (at
+# lower sample rates the scale differs), Opus 24 kbit/s on average (less for silence).
+_MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.87}
+_OPUS = {"format": "OGG", "subtype": "OPUS", "compression_level": 0.92}
 
 
 def wav(waveform: FloatArray, sample_rate: int, *, subtype: str = "PCM_16") -> bytes:
@@ -52,27 +50,9 @@ def noise(snr: float) -> Condition:
     return add
 
 
-def mp3(waveform: FloatArray, sample_rate: int) -> bytes:
-    """MP3 at 64 kbit/s, constant."""
-    return encode(
-        _resample(waveform, sample_rate, _MP3_RATE),
-        _MP3_RATE,
-        format="MP3",
-        subtype="MPEG_LAYER_III",
-        bitrate_mode="CONSTANT",
-        compression_level=_MP3_LEVEL,
-    )
-
-
-def opus(waveform: FloatArray, sample_rate: int) -> bytes:
-    """Ogg Opus at about 24 kbit/s, variable."""
-    return encode(
-        _resample(waveform, sample_rate, _OPUS_RATE),
-        _OPUS_RATE,
-        format="OGG",
-        subtype="OPUS",
-        compression_level=_OPUS_LEVEL,
-    )
+def codec(hertz: int, **options: Any) -> Condition:
+    """A lossy file with this sample rate in Hz; `options` go to `soundfile.write`."""
+    return lambda waveform, sample_rate: encode(_resample(waveform, sample_rate, hertz), hertz, **options)
 
 
 def rate(hertz: int) -> Condition:
@@ -107,8 +87,8 @@ CONDITIONS: dict[str, Condition] = {
     "white noise, 20 dB SNR": noise(20),
     "white noise, 10 dB SNR": noise(10),
     "white noise, 0 dB SNR": noise(0),
-    "MP3, 64 kbit/s": mp3,
-    "Opus, 24 kbit/s": opus,
+    "MP3, 64 kbit/s": codec(44_100, **_MP3),
+    "Opus, 24 kbit/s": codec(48_000, **_OPUS),
     "16 kHz file": rate(16_000),
     "8 kHz file": rate(8_000),
     "1 s excerpt (the loudest)": excerpt(1.0),
