@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from audiocnn.errors import DatasetError, ModelFileError
 
+FoldModel = tuple[Path, list[int]]  # a run, and folds that it was not trained on
 Run = Callable[[argparse.Namespace], int | None]
 
 
@@ -43,6 +45,19 @@ def entry_point(
         return main
 
     return decorate
+
+
+def parse_folds(text: str) -> list[int]:
+    """`1,2,3` -> [1, 2, 3]; for argparse."""
+    return [int(fold) for fold in text.split(",")]
+
+
+def parse_fold_model(text: str) -> FoldModel:
+    """`runs/fold1=1` or `runs/other=1,2` -> the folder and its folds; for argparse."""
+    path, _, folds = text.rpartition("=")
+    if not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not RUN=FOLDS, as in runs/a=1,2")
+    return Path(path), parse_folds(folds)
 
 
 def exit_code(run: Callable[[], int | None]) -> int:

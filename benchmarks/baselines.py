@@ -215,8 +215,7 @@ def run_uvicorn(app: str, workers: int, port: int) -> None:
     )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=list(PATHS), help="see above")
     parser.add_argument("--port", type=int, required=True, help="on loopback")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
@@ -228,7 +227,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-folder", required=True, help="ready workers create a file here")
 
 
-@command.entry_point(add_options, "trivial --port 9000 --ready-folder /tmp")
+@command.entry_point(_options, "trivial --port 9000 --ready-folder /tmp")
 def main(args: argparse.Namespace) -> int:
     """Entry point: serves until a signal."""
     settings = BaselineSettings(

@@ -182,8 +182,7 @@ def print_table(summary: dict[str, Any]) -> None:
     print("answers ", summary["answers"])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--data", Path("data/ESC-50/audio"), "folder of sound files")
     add_path(parser, "--model", served_model_path(STORE), "model file")
     cores = len(os.sched_getaffinity(0))
@@ -192,7 +191,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wav", action="store_true", help="the same clips as 16-bit WAV")
 
 
-@command.entry_point(add_options, "--data recordings --rounds 1")
+@command.entry_point(_options, "--data recordings --rounds 1")
 def main(args: argparse.Namespace) -> None:
     """Entry point; the last line is JSON."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of those without Ray

@@ -157,15 +157,14 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
             console.print(f"{row['fault']}: {row['why']}", highlight=False)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="each fault once (else three times)")
     parser.add_argument("--only", nargs="+", choices=list(FAULTS), metavar="FAULT", help="these faults only")
     parser.add_argument("--list", action="store_true", help="list the faults")
     add_path(parser, "--config", CONFIG, "configuration of TorchServe")
 
 
-@command.entry_point(add_options, "--quick --only worker java")
+@command.entry_point(_options, "--quick --only worker java")
 def main(args: argparse.Namespace) -> int:
     """Entry point; 1 if anything was lost, failed, wrong or left running."""
     if args.list:

@@ -230,8 +230,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_pair_option(parser)
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="ESC-50 (%(default)s)")
@@ -263,7 +262,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @command.entry_point(
-    add_options,
+    _options,
     "--pair fold3/audiocnn-int8.onnx=3 --pair fold4/audiocnn-int8.onnx=4 --cache build/scores",
 )
 def main(args: argparse.Namespace) -> int:

@@ -181,8 +181,7 @@ def print_table(rows: list[dict[str, Any]], device: str) -> None:
     Console().print(table)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     add_path(parser, "--checkpoint", CHECKPOINT, "checkpoint folder")
     add_path(parser, "--store", STORE, "folder of exported files")
@@ -194,7 +193,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="batches 1 and 8, 3 rounds of half a second")
 
 
-@command.entry_point(add_options, "--batches 1 8 --threads 1")
+@command.entry_point(_options, "--batches 1 8 --threads 1")
 def main(args: argparse.Namespace) -> None:
     """Entry point; the last line is JSON."""
     if args.quick:

@@ -169,8 +169,7 @@ def print_table(results: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="(%(default)s)")
     add("--fold", type=int, default=3, help="fold to test on (%(default)s)")
@@ -183,7 +182,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, default=cache_folder(), metavar="DIR", help="(%(default)s)")
 
 
-@command.entry_point(add_options, "--data data/ESC-50 --fold 3")
+@command.entry_point(_options, "--data data/ESC-50 --fold 3")
 def main(args: argparse.Namespace) -> None:
     """Print the table. The last line printed is JSON."""
     dataset = read_dataset(args.data)

@@ -167,8 +167,7 @@ def save_all(parts: dict[str, FuzzSummary], seed: int, folder: Path, console: Co
             console.print(f"{result.outcome} ({result.why}): --replay {path}", highlight=False)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="20,000 inputs and 2,000 over HTTP (else ten times)"
     )
@@ -198,7 +197,7 @@ def run(args: argparse.Namespace, model: Path, console: Console) -> tuple[dict[s
     return parts, survived
 
 
-@command.entry_point(add_options, "--quick --seed 1")
+@command.entry_point(_options, "--quick --seed 1")
 def main(args: argparse.Namespace) -> int:
     """Entry point; 1 if anything crashed, hung, got a server error, or an undamaged clip a wrong result."""
     console, model, scale = Console(stderr=True), served_model_path(args.store), 1 if args.quick else 10

@@ -139,8 +139,7 @@ def compare_backends(args: argparse.Namespace) -> dict[str, Any]:
     return {"backends": rows}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
     parser.add_argument(
@@ -148,7 +147,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@command.entry_point(add_options, "--seconds 2 --rounds 5")
+@command.entry_point(_options, "--seconds 2 --rounds 5")
 def main(args: argparse.Namespace) -> None:
     """Print the tables, then one line of JSON."""
     result = {"benchmark": "gateway", "seconds": args.seconds, "rounds": args.rounds}

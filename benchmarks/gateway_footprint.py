@@ -81,14 +81,13 @@ def size_mb(package: Distribution) -> float:
     return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkout", type=Path, default=ROOT, help="folder of the checkout (this one)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of idle time to measure (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="starts; medians are printed (%(default)s)")
 
 
-@command.entry_point(add_options, "--checkout ../other --rounds 5")
+@command.entry_point(_options, "--checkout ../other --rounds 5")
 def main(args: argparse.Namespace) -> None:
     """Print the table, then the line of JSON."""
     rounds = [measure(args.checkout, args.seconds) for _ in range(args.rounds)]

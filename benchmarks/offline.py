@@ -21,6 +21,7 @@ from rich.table import Table
 
 from audiocnn import command
 from audiocnn.classifier import Classifier
+from audiocnn.command import parse_folds
 from audiocnn.datasets import read_dataset
 from audiocnn.errors import AudioError, DatasetError, ModelFileError
 from audiocnn.results import Result
@@ -133,21 +134,20 @@ def summarise(classifier: Classifier, totals: Totals) -> dict[str, object]:
     }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help=".onnx, .pt or a checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, help="dataset, CSV or folder of sound files")
     parser.add_argument("--providers", default="cuda,cpu", help="the first that works is used (%(default)s)")
-    parser.add_argument("--folds", default="", help="of a dataset, such as 4 or 1,2 (all)")
+    parser.add_argument("--folds", type=parse_folds, default=[], help="of a dataset, such as 4 or 1,2 (all)")
     parser.add_argument("--limit", type=int, help="at most this many clips, evenly spaced")
     parser.add_argument("--batch", type=int, default=8, help="files at a time (%(default)s)")
 
 
-@command.entry_point(add_options, "--model model_store/audiocnn-int8.onnx --data data/ESC-50 --folds 4")
+@command.entry_point(_options, "--model model_store/audiocnn-int8.onnx --data data/ESC-50 --folds 4")
 def main(args: argparse.Namespace) -> int:
     """Entry point; the last line is JSON. Exit code 2: the model or the data cannot be used."""
     try:
-        chosen = items(args.data, [int(fold) for fold in args.folds.split(",") if fold])
+        chosen = items(args.data, args.folds)
         if args.limit:
             chosen = chosen[:: max(1, len(chosen) // args.limit)][: args.limit]
         classifier = load_on_first(args.model, args.providers.split(","))

@@ -210,8 +210,7 @@ def generator_cost(trivial: HttpSystem) -> dict[str, float]:
     return {"client_limit_per_second": speed, "client_cpu_ms": 1000 * cpu / max(1.0, 1.5 * speed)}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores: a smaller grid")
     parser.add_argument("--rounds", type=int, help="(5; 2 if quick)")
     parser.add_argument("--seconds", type=float, help="of each closed loop (6; 2 if quick)")
@@ -243,7 +242,7 @@ def run(args: argparse.Namespace) -> tuple[Results, Clips, dict[str, Any]]:
     return benchmark.results, clips, facts | {"seconds": time.monotonic() - began}
 
 
-@command.entry_point(add_options, "--quick --raw requests.jsonl")
+@command.entry_point(_options, "--quick --raw requests.jsonl")
 def main(args: argparse.Namespace) -> int:
     """Entry point; the last line is JSON. Exit code 1 if a reply was wrong or missing."""
     for name, values in _DEFAULTS.items():

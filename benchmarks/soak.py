@@ -202,8 +202,7 @@ async def _advance(progress: Progress, task: TaskID, seconds: float) -> None:
         await asyncio.sleep(1)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of load (%(default)s)")
     parser.add_argument(
         "--measure", type=float, default=20.0, help="seconds of warm-up and of measuring (%(default)s)"
@@ -212,7 +211,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--picture", Path("soak.png"), "file for the plot")
 
 
-@command.entry_point(add_options, "--minutes 20 --picture soak.png")
+@command.entry_point(_options, "--minutes 20 --picture soak.png")
 def main(args: argparse.Namespace) -> int:
     """Entry point; 1 if a reply was not the expected one."""
     log, console = SoakLog(), Console(stderr=True)

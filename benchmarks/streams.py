@@ -120,14 +120,13 @@ def summary(totals: StreamTotals) -> dict[str, float]:
     }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", type=int, default=20, help="number of streams (%(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each stream (%(default)s)")
     parser.add_argument("--hop-seconds", type=float, default=1.0, help="between two results (%(default)s)")
 
 
-@command.entry_point(add_options, "--streams 50 --seconds 60")
+@command.entry_point(_options, "--streams 50 --seconds 60")
 def main(args: argparse.Namespace) -> int:
     """Exit code 1 if a lag reached 2 s."""
     with (

@@ -8,26 +8,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from tqdm import tqdm
 
 from audiocnn import audio
 from audiocnn.arrays import FloatArray
 from audiocnn.audio import windows
+from audiocnn.command import FoldModel
 from audiocnn.config import WEIGHTS, Config
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import INT8 as INT8_SUFFIX
-from audiocnn.model.engine import Graph, open_graph
+from audiocnn.model.engine import Graph, OnnxGraph, open_graph
 from audiocnn.model.frontend import LogMel
 from audiocnn.probabilities import probabilities
 from export import common, onnx, quantize
 from export.common import NAME
 
 Predictor = Callable[[FloatArray], FloatArray]  # waveform (num_samples,) -> probs (num_classes,)
-Run = tuple[Path, Sequence[int]]  # a cross-validation run and folds that it was not trained on
 
 INT8 = f"{NAME}{INT8_SUFFIX}.onnx"
 
@@ -45,14 +44,12 @@ def log_mel_predictor(graph: Graph, log_mel: LogMel, config: Config) -> Predicto
 
 def waveform_predictor(path: Path, config: Config) -> Predictor:
     """The file that takes waveforms: one window or less at once, longer clips window by window."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = OnnxGraph(path, "cpu", None)
 
     def predict(samples: FloatArray) -> FloatArray:
         is_one = len(samples) <= config.frontend.window_samples + 1
         batch = samples[None] if is_one else windows.cut(samples, config.frontend)
-        return windows.pool(session.run(["probs"], {"waveform": batch})[0])
+        return windows.pool(graph.run(batch, ["probs"])[0])
 
     return predict
 
@@ -69,7 +66,7 @@ def count_correct(
     return correct
 
 
-def int8_cost(runs: Sequence[Run], data: Path) -> dict[str, Any]:
+def int8_cost(runs: Sequence[FoldModel], data: Path) -> dict[str, Any]:
     """Accuracy of float32 and int8 over the pooled out-of-fold predictions of cross-validation runs.
 
     Every run is exported, calibrated on clips that it was trained on, and quantised, as a release is.

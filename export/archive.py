@@ -131,8 +131,7 @@ def parse_version(text: str) -> str:
     return text
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     common.add_folders(parser, "store")
     engine_help = "engine of the worker (auto: the file that the parity report names)"
     parser.add_argument("--engine", choices=["auto", *SUFFIXES], default="auto", help=engine_help)
@@ -141,7 +140,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@command.entry_point(add_options, "--store model_store --version 1.1")
+@command.entry_point(_options, "--store model_store --version 1.1")
 def main(args: argparse.Namespace) -> None:
     """Build the archive of the command line."""
     print(common.described(build(args.store, args.engine, args.version)))

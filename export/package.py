@@ -41,13 +41,12 @@ def package(store: Path, folder: Path) -> Path:
     return folder / source.name
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     common.add_folders(parser, "store")
     parser.add_argument("--out", type=Path, default=RELEASED, metavar="DIR", help="(audiocnn/released)")
 
 
-@command.entry_point(add_options, "--store model_store")
+@command.entry_point(_options, "--store model_store")
 def main(args: argparse.Namespace) -> None:
     """Package the store of the command line."""
     print(common.described(package(args.store, args.out)))

@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from audiocnn import command
 from audiocnn.arrays import FloatArray
+from audiocnn.command import parse_fold_model, parse_folds
 from audiocnn.config import WEIGHTS, feature_map_names
 from audiocnn.datasets import LabelledClip, read_dataset
 from audiocnn.errors import DatasetError, ModelFileError
@@ -169,22 +170,15 @@ def check_gates(report: dict[str, Any]) -> None:
         raise ModelFileError(f"{', '.join(failed)}: not what PyTorch computes, see above; export again")
 
 
-def parse_run(text: str) -> tuple[Path, list[int]]:
-    """`runs/a=1,2` -> the folder and the folds; for argparse."""
-    path, _, folds = text.rpartition("=")
-    if not path or not all(fold.isdigit() for fold in folds.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not RUN=FOLDS, as in runs/a=1,2")
-    return Path(path), [int(fold) for fold in folds.split(",")]
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     common.add_folders(parser, "checkpoint", "store")
     parser.add_argument("--data", type=Path, metavar="DATASET", help="measure accuracy on it (not measured)")
-    parser.add_argument("--folds", help="folds of --data to measure on: 4 (all that were not trained on)")
+    parser.add_argument(
+        "--folds", type=parse_folds, help="folds of --data to measure on: 4 (all that were not trained on)"
+    )
     parser.add_argument(
         "--fold-model",
-        type=parse_run,
+        type=parse_fold_model,
         action="append",
         metavar="RUN=FOLDS",
         help="a cross-validation run and folds that it was not trained on: measure the accuracy cost of int8 "
@@ -192,7 +186,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@command.entry_point(add_options, "--checkpoint runs/mine --data data/ESC-50 --fold-model runs/mine=4")
+@command.entry_point(_options, "--checkpoint runs/mine --data data/ESC-50 --fold-model runs/mine=4")
 def main(args: argparse.Namespace) -> None:
     """Compare, write and print the report. Raises `ModelFileError` if a gate fails."""
     if args.fold_model and not args.data:
@@ -207,12 +201,12 @@ def main(args: argparse.Namespace) -> None:
     check_gates(report)
 
 
-def _labelled(model: Model, data: Path | None, folds: str | None) -> list[LabelledClip]:
+def _labelled(model: Model, data: Path | None, folds: list[int] | None) -> list[LabelledClip]:
     if data is None:
         return []
     dataset = read_dataset(data)
     seen = set(model.config.provenance.get("train_folds", []))
-    wanted = {int(fold) for fold in folds.split(",")} if folds else {c.fold for c in dataset.clips} - seen
+    wanted = folds or {clip.fold for clip in dataset.clips} - seen
     return dataset.folds(wanted) if wanted else []
 
 

@@ -130,8 +130,7 @@ def _stem(proto: onnx.ModelProto) -> list[str]:
     return [node.name for node in nodes[: last + 1]]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     common.add_folders(parser, "checkpoint", "store")
     add = parser.add_argument
     add("--calibrate", type=Path, metavar="DATASET", help="measure the ranges first (those kept are used)")
@@ -139,7 +138,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default="minmax", help="method of calibration (%(default)s)")
 
 
-@command.entry_point(add_options, "--checkpoint runs/mine --calibrate data/ESC-50")
+@command.entry_point(_options, "--checkpoint runs/mine --calibrate data/ESC-50")
 def main(args: argparse.Namespace) -> None:
     """Calibrate if the command line asks for it, then quantise."""
     source, out = args.store / f"{NAME}.onnx", args.store / f"{NAME}-int8.onnx"

@@ -13,12 +13,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import onnxruntime
-
 from audiocnn import command
 from audiocnn.config import Config
 from audiocnn.files import replacing, sha256
-from audiocnn.model.engine import CONFIG_KEY, open_graph
+from audiocnn.model.engine import CONFIG_KEY, OnnxGraph, open_graph
 from export import common, parity, waveform
 
 MODEL = Path(waveform.FILE).stem
@@ -48,16 +46,14 @@ _PARAMETER = "parameters {{ key: {key} value {{ string_value: {value} }} }}\n"
 
 def config_pbtxt(path: Path) -> str:
     """Triton's model configuration of a waveform file, in protobuf's text format."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    config = Config.from_json(session.get_modelmeta().custom_metadata_map[CONFIG_KEY])
+    graph = OnnxGraph(path, "cpu", None)
+    config = Config.from_json(graph.metadata[CONFIG_KEY])
     window = config.frontend.window_samples
     return _CONFIG.format(
         name=MODEL,
         max_batch=MAX_BATCH,
         window=window,
-        outputs=",".join(_output(output.name, output.shape[1]) for output in session.get_outputs()),
+        outputs=",".join(_output(name, graph.shapes[name][1]) for name in graph.output_names),
         delay=QUEUE_MICROSECONDS,
         warmups=",".join(_WARMUP.format(batch=batch, window=window) for batch in (1, MAX_BATCH)),
         parameters="".join(
@@ -67,7 +63,7 @@ def config_pbtxt(path: Path) -> str:
     )
 
 
-def _output(name: str, size: int) -> str:
+def _output(name: str, size: int | None) -> str:
     labels = f' label_filename: "{LABELS}"' if name == "probs" else ""
     return _OUTPUT.format(name=name, size=size, labels=labels)
 
@@ -97,13 +93,12 @@ def export(store: Path, out: Path) -> Path:
     return folder
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the model repository")
     common.add_folders(parser, "store")
 
 
-@command.entry_point(add_options, "build/triton --store model_store")
+@command.entry_point(_options, "build/triton --store model_store")
 def main(args: argparse.Namespace) -> None:
     """Export the store of the command line."""
     print(export(args.store, args.out))

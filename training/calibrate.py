@@ -22,16 +22,15 @@ from rich.table import Table
 from audiocnn import calibration, command
 from audiocnn.arrays import AnyFloatArray, FloatArray, IntArray
 from audiocnn.classifier import Classifier
+from audiocnn.command import FoldModel, parse_fold_model
 from audiocnn.datasets import Dataset, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.probabilities import sigmoid, softmax
 from training import multilabel
-from training.data import add_data_option, parse_folds
+from training.data import add_data_option
 from training.evaluate import predict, trained_on
 
 REJECTED_SHARE = 0.05  # of the known sounds, that the threshold for unknown sounds may reject
-
-FoldModel = tuple[Path, Sequence[int]]  # a run, and folds that it was not trained on
 
 
 @dataclass(frozen=True)
@@ -182,14 +181,6 @@ def print_summary(summary: dict[str, Any]) -> None:
     )
 
 
-def parse_fold_model(text: str) -> FoldModel:
-    """`runs/fold1=1` or `runs/other=1,2` -> the folder and its folds; for argparse."""
-    path, _, folds = text.rpartition("=")
-    if not path:
-        raise argparse.ArgumentTypeError(f"{text!r} is not CHECKPOINT=FOLDS")
-    return Path(path), parse_folds(folds)
-
-
 def add_pair_option(parser: argparse.ArgumentParser) -> None:
     """`--pair`, which becomes a list of `FoldModel`."""
     parser.add_argument(
@@ -202,8 +193,7 @@ def add_pair_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add_pair_option(parser)
     add_data_option(parser)
     parser.add_argument(
@@ -212,7 +202,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    add_options, "--pair runs/fold1=1 --pair runs/fold2=2 --data data/ESC-50 --json calibration.json"
+    _options, "--pair runs/fold1=1 --pair runs/fold2=2 --data data/ESC-50 --json calibration.json"
 )
 def main(args: argparse.Namespace) -> None:
     """Predict, fit, print and write. Raises `DatasetError` and `ModelFileError`."""

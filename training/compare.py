@@ -14,8 +14,7 @@ from training.cross_validate import add_shared_options, run
 from training.recipe import RECIPES, parse_recipe
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add_shared_options(parser)
     parser.add_argument(
         "--recipes",
@@ -30,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--width", type=int, default=64, metavar="N", help="channels of the first stage (%(default)s)")
 
 
-@command.entry_point(add_options, "--data data/ESC-50 --out runs/compare --folds 4 --recipes baseline strong")
+@command.entry_point(_options, "--data data/ESC-50 --out runs/compare --folds 4 --recipes baseline strong")
 def main(args: argparse.Namespace) -> None:
     """Cross-validate the recipes. The last line printed is JSON."""
     common = ["--epochs", str(args.epochs), "--width", str(args.width)]

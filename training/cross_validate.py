@@ -20,8 +20,9 @@ from typing import Any
 from scipy import special
 
 from audiocnn import command
+from audiocnn.command import parse_folds
 from audiocnn.datasets import read_dataset
-from training.data import add_data_option, parse_folds
+from training.data import add_data_option
 from training.evaluate import evaluate
 from training.job_runner import TrainingJob, run_all
 
@@ -127,8 +128,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     add("--watch-every", type=int, default=1, metavar="EPOCHS", help=help_text)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add_shared_options(parser)
     parser.add_argument(
         "--variant",
@@ -140,7 +140,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    add_options, '--data data/ESC-50 --out runs --folds 3,4 --variant wide="--recipe strong --width 96"'
+    _options, '--data data/ESC-50 --out runs --folds 3,4 --variant wide="--recipe strong --width 96"'
 )
 def main(args: argparse.Namespace) -> None:
     """Cross-validate the variants. The last line printed is JSON."""

@@ -105,11 +105,6 @@ def validation_split(
     return [c for c in clips if c.source not in held_out], [c for c in clips if c.source in held_out]
 
 
-def parse_folds(text: str) -> list[int]:
-    """`1,2,3` -> [1, 2, 3]; for argparse."""
-    return [int(fold) for fold in text.split(",")]
-
-
 def targets(clips: Sequence[LabelledClip], class_names: Sequence[str], *, several: bool = False) -> Tensor:
     """Class indices int64 `(num_clips,)`; with `several` labels a clip 0 and 1, float32 `(num_clips, k)`."""
     index = {name: number for number, name in enumerate(class_names)}

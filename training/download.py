@@ -167,15 +167,14 @@ def _verify(archive: Archive, root: Path) -> None:
         raise DatasetError(f"{len(missing)} clips are missing, the first is {missing[0]}")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=sorted(ARCHIVES), help="dataset to download")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write, such as data/ESC-50")
     parser.add_argument("--url", help="URL of the same zip on a mirror (GitHub)")
     parser.add_argument("--sha256", help="refuse a zip with another checksum (none)")
 
 
-@command.entry_point(add_options, "esc50 data/ESC-50")
+@command.entry_point(_options, "esc50 data/ESC-50")
 def main(args: argparse.Namespace) -> None:
     """Download and unpack. Raises `DatasetError`, also for a full disk or missing permissions."""
     archive = ARCHIVES[args.dataset]

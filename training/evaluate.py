@@ -20,11 +20,12 @@ from tqdm import tqdm
 from audiocnn import audio, calibration, command
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.classifier import Classifier
+from audiocnn.command import parse_folds
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import AudioError, DatasetError
 from training import multilabel, robustness
-from training.data import add_data_option, parse_folds, targets
+from training.data import add_data_option, targets
 from training.robustness import Condition
 
 _BATCH = 8
@@ -221,8 +222,7 @@ def print_report(report: dict[str, Any]) -> None:
         robustness.print_table(report["robustness"])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="MODEL", help="checkpoint folder, .onnx or .pt")
     add_data_option(parser)
@@ -233,7 +233,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--robustness", action="store_true", help="also measure under noise, codecs, gain, ... (off)")
 
 
-@command.entry_point(add_options, "--checkpoint runs/mine --data data/ESC-50 --folds 4 --json metrics.json")
+@command.entry_point(_options, "--checkpoint runs/mine --data data/ESC-50 --folds 4 --json metrics.json")
 def main(args: argparse.Namespace) -> None:
     """Measure, print and write. Raises as `evaluate` does."""
     if args.report and read_dataset(args.data).has_several_labels:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from audiocnn import detections, inputs
 from audiocnn.classifier import Classifier
+from audiocnn.command import FoldModel
 from audiocnn.config import Config
 from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from audiocnn.inputs import InputError, Notes
 from training import scenes
-from training.calibrate import FoldModel, load_fold_model
+from training.calibrate import load_fold_model
 from training.scene_scores import ScoredScene, Windowing, cached, score
 from training.scenes import Scene
 

@@ -24,13 +24,14 @@ from rich.table import Table
 from audiocnn import command
 from audiocnn.arrays import AnyFloatArray, FloatArray
 from audiocnn.calibration import auroc, threshold_for
+from audiocnn.command import FoldModel, parse_fold_model, parse_folds
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
 from training import far_sounds
-from training.calibrate import REJECTED_SHARE, FoldModel, parse_fold_model
-from training.data import add_data_option, load_waveforms, parse_folds
+from training.calibrate import REJECTED_SHARE
+from training.data import add_data_option, load_waveforms
 from training.evaluate import trained_on
 from training.job_runner import TrainingJob, run_all
 from training.scores import SCORES, NetworkOutputs, Reference
@@ -162,8 +163,7 @@ def print_table(summary: dict[str, Any]) -> None:
     print(f"chosen: {summary['chosen']}; rejected: {rejected}")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add_data_option(parser)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
@@ -177,7 +177,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    add_options, '--data data/ESC-50 --out runs/open-set --folds 4 --flags "--recipe strong --width 32"'
+    _options, '--data data/ESC-50 --out runs/open-set --folds 4 --flags "--recipe strong --width 32"'
 )
 def main(args: argparse.Namespace) -> None:
     """Train what is not trained, measure and print. Raises `DatasetError` and `ModelFileError`."""

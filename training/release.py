@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from audiocnn import command
+from audiocnn.command import FoldModel, parse_fold_model, parse_folds
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 from training import model_card
-from training.calibrate import FoldModel, parse_fold_model
-from training.data import add_data_option, parse_folds
+from training.data import add_data_option
 from training.evaluate import evaluate, print_report
 
 
@@ -92,8 +92,7 @@ def _calibrated(fitted: dict[str, Any]) -> dict[str, Any]:
     return {name: fitted[name] for name in ("temperature", "unknown_threshold") if name in fitted}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="folder that training.train wrote")
     add_data_option(parser)
@@ -107,7 +106,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    add_options,
+    _options,
     "--run runs/release --data data/ESC-50 --fold-model runs/fold4=4 --calibration calibration.json",
 )
 def main(args: argparse.Namespace) -> None:

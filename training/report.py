@@ -144,13 +144,12 @@ def write_report(report: Report, folder: Path) -> Path:
     return page
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON that training.evaluate --json wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for page and plots")
 
 
-@command.entry_point(add_options, "metrics.json --out report")
+@command.entry_point(_options, "metrics.json --out report")
 def main(args: argparse.Namespace) -> None:
     """Write the report of a JSON file. Raises `DatasetError` if it cannot be used."""
     try:

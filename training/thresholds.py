@@ -235,8 +235,7 @@ def write(folder: Path, summary: dict[str, Any]) -> None:
         write_text(folder / "README.md", model_card.render(report, config))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_pair_option(parser)
     add_data_option(parser)
@@ -254,7 +253,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    add_options,
+    _options,
     "--pair runs/fold3=3 --pair runs/fold4=4 --data data/ESC-50 --checkpoint runs/mine",
 )
 def main(args: argparse.Namespace) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from audiocnn import command
+from audiocnn.command import parse_folds
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import read_dataset
-from training.data import add_data_option, parse_folds, without_classes
+from training.data import add_data_option, without_classes
 from training.distributed import init_distributed
 from training.recipe import (
     FRONTENDS,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from audiocnn import calibration
+from audiocnn.command import parse_fold_model
 from audiocnn.datasets import Dataset
 from audiocnn.errors import DatasetError
 from audiocnn.probabilities import softmax
@@ -151,7 +152,7 @@ def test_runs_are_pooled_from_the_command_line(
 def test_pairs_are_read_and_a_run_is_not_asked_what_it_learnt(
     esc50: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert calibrate.parse_fold_model("runs/a=b=1,2") == (Path("runs/a=b"), [1, 2])
+    assert parse_fold_model("runs/a=b=1,2") == (Path("runs/a=b"), [1, 2])
     arguments = ["--pair", f"{CHECKPOINT}=1", "--data", str(esc50.clips[0].path.parent.parent)]
     assert calibrate.main(arguments) == 2
     assert "was trained on fold [1]" in capsys.readouterr().err

@@ -23,12 +23,13 @@ from audiocnn import calibration, command
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder
 from audiocnn.classifier import Classifier
+from audiocnn.command import parse_folds
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.machine import cpu_name
 from audiocnn.probabilities import softmax
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
-from training.data import add_data_option, parse_folds, targets, without_classes
+from training.data import add_data_option, targets, without_classes
 from training.evaluate import predict, trained_on
 from training.teacher.features import FeatureStore
 from training.teacher.head import L2, fit_head
@@ -189,8 +190,7 @@ class TeacherRun:
         return scores
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+def _options(parser: argparse.ArgumentParser) -> None:
     add_data_option(parser)
     add = parser.add_argument
     add("--train-folds", type=parse_folds, required=True, metavar="FOLDS", help="folds to fit on: 1,2,4")
@@ -208,7 +208,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    add_options, "--data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels runs/labels.safetensors"
+    _options, "--data data/ESC-50 --train-folds 1,2,4 --measure 3 --soft-labels runs/labels.safetensors"
 )
 def main(args: argparse.Namespace) -> None:
     """Measure, write labels and print the JSON. Raises `DatasetError` and `ModelFileError`."""
