@@ -83,15 +83,9 @@ def matrix_gflops(seconds: float, threads: int, device: str) -> float:
 
 
 def _matrix_session(threads: int) -> Any:
-    a, b, product = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [MATRIX, MATRIX])
-        for name in ("a", "b", "product")
-    )
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["a", "b"], ["product"])], "matmul", [a, b], [product]
-    )
-    opset = onnx.helper.make_opsetid("", 18)
-    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
+    kind = f"float[{MATRIX},{MATRIX}]"
+    graph = f"matmul ({kind} a, {kind} b) => ({kind} product) {{ product = MatMul(a, b) }}"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]> {graph}')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -23,8 +23,25 @@ _VALUES += [bytearray(b"true")]
 _NAMES = (*OPTION_NAMES, "top-k", "", "é", "__class__")
 
 
+class Saved:
+    """Base of dataclasses with a field `body`: to and from JSON."""
+
+    body: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file. Values without a JSON type are written as text."""
+        content = vars(self) | {"body": base64.b64encode(self.body).decode()}
+        return dict(json.loads(json.dumps(content, default=repr)))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """From a file; other keys are ignored."""
+        names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+        return cls(**{name: content[name] for name in names} | {"body": base64.b64decode(content["body"])})
+
+
 @dataclass(frozen=True)
-class FuzzInput:
+class FuzzInput(Saved):
     """A file, options as in headers or form fields, and a description of the damage."""
 
     number: int
@@ -32,19 +49,6 @@ class FuzzInput:
     options: dict[str, Any]
     how: str
     intact: str = ""  # identifies the clip if it is not damaged
-
-    def to_json(self) -> dict[str, Any]:
-        """For a file. Options without a JSON type are written as text."""
-        return vars(self) | {
-            "body": base64.b64encode(self.body).decode(),
-            "options": json.loads(json.dumps(self.options, default=repr)),
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """From a file; other keys are ignored."""
-        names = ("number", "options", "how", "intact")
-        return cls(**{name: content[name] for name in names}, body=base64.b64decode(content["body"]))
 
 
 def fuzz_input(seed: int, number: int) -> FuzzInput:

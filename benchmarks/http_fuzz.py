@@ -19,7 +19,7 @@ import numpy as np
 
 from audiocnn.options import AUDIO_FIELDS, OPTION_NAMES
 from benchmarks.branches import branches_of_answer
-from benchmarks.fuzz_inputs import FuzzInput, fuzz_input
+from benchmarks.fuzz_inputs import FuzzInput, Saved, fuzz_input
 from benchmarks.load import JSON, OCTETS, as_headers
 from benchmarks.mutations import Rng, choice, mutate
 from benchmarks.sandbox import FuzzResult, first_prediction
@@ -39,7 +39,7 @@ _ODD_TYPES = ["", "audio/wav", "text/plain", "application/json", "x"]
 
 
 @dataclass(frozen=True)
-class FuzzRequest:
+class FuzzRequest(Saved):
     """One HTTP request. `target` is `torchserve` or `gateway`."""
 
     number: int
@@ -54,16 +54,6 @@ class FuzzRequest:
     def raw(cls, one: FuzzInput) -> Self:
         """The file as the body of a request to TorchServe."""
         return cls(one.number, "torchserve", "/predictions/audiocnn", OCTETS, one.body, one.how, one.intact)
-
-    def to_json(self) -> dict[str, Any]:
-        """For a file."""
-        return vars(self) | {"body": base64.b64encode(self.body).decode()}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """From a file; other keys are ignored."""
-        names = ("number", "target", "path", "headers", "how", "intact")
-        return cls(**{name: content[name] for name in names}, body=base64.b64decode(content["body"]))
 
 
 def fuzz_request(seed: int, number: int) -> FuzzRequest:
@@ -135,15 +125,8 @@ def _form_body(one: FuzzInput, field: str, rng: Rng, *, damage: bool) -> bytes:
     body += _part(field, one.body, "clip.wav") + f"--{_BOUNDARY}--\r\n".encode()
     if not damage:
         return body
-    damaged = [
-        body[: len(body) // 2],
-        body[30:],
-        body + body,
-        body.replace(b"\r\n", b"\n"),
-        b"--" + body,
-        b"",
-    ]
-    damaged += [body.replace(b"form-data", b"form-dat"), body.replace(b'name="', b'nam="'), body[:-6]]
+    damaged = [body[: len(body) // 2], body[30:], body + body, body.replace(b"\r\n", b"\n"), b"--" + body]
+    damaged += [b"", body.replace(b"form-data", b"form-dat"), body.replace(b'name="', b'nam="'), body[:-6]]
     damaged += [_part("data" * 500, one.body, "a") + body, _part(field, one.body) + body]
     return choice([*damaged, body.replace(b'"', b"", 1)], rng)
 

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
 from scipy import special
 
 from audiocnn import command
@@ -69,16 +71,13 @@ def interval(folds: Sequence[float]) -> list[float] | None:
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table, then one line of JSON."""
-    print(
-        f"{'variant':<14}{'runs':>5}{'last epoch':>12}{'spread':>8}{'unseen fold, 95 %':>20}"
-        f"{'best on test':>14}{'minutes':>9}"
-    )
+    names = ("variant", "runs", "last epoch", "spread", "unseen fold, 95 %", "best on test", "minutes")
+    table = Table(*names)
     for r in rows:
         expected = "{:.1%} to {:.1%}".format(*r["unseen_fold_95"]) if r["unseen_fold_95"] else "-"
-        print(
-            f"{r['name']:<14}{r['runs']:>5}{r['last_epoch']:>12.2%}{r['spread']:>8.2%}{expected:>20}"
-            f"{r['best_on_test']:>14.2%}{r['minutes']:>9.1f}"
-        )
+        shares = (f"{r['last_epoch']:.2%}", f"{r['spread']:.2%}", expected, f"{r['best_on_test']:.2%}")
+        table.add_row(r["name"], str(r["runs"]), *shares, f"{r['minutes']:.1f}")
+    Console().print(table)
     print(json.dumps(rows))
 
 

@@ -34,6 +34,7 @@ from training.recipe import (
 from training.training_run import RunOptions, split, train
 
 _RECIPE_HELP = "hyperparameters and augmentation (%(default)s); `seeds` is an old name of `baseline`"
+_TEACHER_HELP = "soft labels that training.teacher wrote (none)"
 _SIZED = ("batch_size", "epochs", "ema_decay")
 _FEWER = "; less for few clips"
 
@@ -51,26 +52,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--drop-path", type=float, default=0.0, help="probability of skipping the last block (%(default)s)")
     add("--f-max", type=float, metavar="HZ", help="highest frequency of the front end (that of --recipe)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from these weights (none: random weights)")
-    add("--teacher", type=Path, metavar="FILE", help="soft labels that training.teacher wrote (none)")
+    add("--teacher", dest="soft_labels", type=Path, metavar="FILE", help=_TEACHER_HELP)
     add("--online-teacher", action="store_true", help="a teacher labels every mix; needs a GPU (off)")
     add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
     add("--watch-folds", type=parse_folds, default=[], metavar="FOLDS", help="validation folds (none)")
-    add(
-        "--watch-every",
-        type=int,
-        default=10,
-        metavar="EPOCHS",
-        help="evaluate on them every EPOCHS epochs (%(default)s)",
+    text = "evaluate on them every EPOCHS epochs (%(default)s)"
+    add("--watch-every", type=int, default=10, metavar="EPOCHS", help=text)
+    text = (
+        "stop after so many epochs without a gain on a validation split, a tenth of the training recordings "
+        "(0: off)"
     )
-    add(
-        "--early-stopping",
-        type=int,
-        default=0,
-        metavar="EPOCHS",
-        help="stop after so many epochs without a gain on a validation split, a tenth of the training "
-        "recordings (0: off)",
-    )
-    add("--no-tensorboard", action="store_true", help="write no event files")
+    add("--early-stopping", dest="patience", type=int, default=0, metavar="EPOCHS", help=text)
+    add("--no-tensorboard", dest="tensorboard", action="store_false", help="write no event files")
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
     add("--cache", type=Path, metavar="DIR", help="folder that keeps decoded clips between runs (none)")
     _add_recipe_options(parser, arguments)
@@ -108,18 +101,8 @@ def settings(args: argparse.Namespace, num_clips: int) -> tuple[Recipe, Frontend
 
 def run_options(args: argparse.Namespace) -> RunOptions:
     """The options of the command line; joins the processes that `torchrun` started."""
-    return RunOptions(
-        out=args.out,
-        watch_folds=args.watch_folds,
-        watch_every=args.watch_every,
-        patience=args.early_stopping,
-        cache=args.cache,
-        tensorboard=not args.no_tensorboard,
-        init=args.init,
-        soft_labels=args.teacher,
-        online_teacher=args.online_teacher,
-        context=init_distributed(),
-    )
+    given = {each.name: getattr(args, each.name) for each in fields(RunOptions) if each.name != "context"}
+    return RunOptions(**given, context=init_distributed())
 
 
 def run(args: argparse.Namespace) -> None:

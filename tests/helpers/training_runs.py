@@ -10,18 +10,7 @@ from tests.helpers.command_line import Finished, finished
 from tests.helpers.sounds import sound_file, tone
 from training import train as training
 
-RECIPE = (
-    "--recipe",
-    "plain",
-    "--epochs",
-    "40",
-    "--ema-decay",
-    "0.8",
-    "--max-lr",
-    "0.01",
-    "--weight-decay",
-    "0",
-)
+RECIPE = ("--recipe=plain", "--epochs=40", "--ema-decay=0.8", "--max-lr=0.01", "--weight-decay=0")
 
 
 def train_arguments(data: Path, out: Path, *options: str) -> list[str]:
