@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ SINGLE = Setting(workers=1, threads=0, batch=1, delay=0)  # threads 0: the libra
 _DEFAULTS = {"rounds": (5, 2), "seconds": (6.0, 2.0), "open_seconds": (20.0, 4.0), "warm_up": (15.0, 5.0)}
 
 S = TypeVar("S", HttpSystem, BareEngine)
+Plan = list[tuple[System, Sequence[int]]]  # with the numbers of concurrent clients
 Report = Callable[[str], None]  # shows the current step
 
 
@@ -64,27 +65,6 @@ def without_delay(settings: Iterable[Setting]) -> list[Setting]:
     return list(dict.fromkeys(replace(setting, delay=0) for setting in settings))
 
 
-@dataclass(frozen=True)
-class Systems:
-    """The running systems: five tuned for throughput or fixed, and two for latency."""
-
-    bare: System
-    torchserve: HttpSystem
-    bare_latency: System
-    torchserve_latency: HttpSystem
-    others: Sequence[System]  # gateways, FastAPI, LitServe
-    baseline: HttpSystem
-    trivial: HttpSystem
-
-    def plan(self) -> list[tuple[System, Sequence[int]]]:
-        """Each system with its numbers of concurrent clients."""
-        plan: list[tuple[System, Sequence[int]]] = [(self.bare, CONCURRENCY[-1:])]
-        plan += [(self.torchserve, CONCURRENCY), (self.bare_latency, (1,)), (self.torchserve_latency, (1,))]
-        plan += [(other, CONCURRENCY) for other in self.others]
-        without_maps = compared.without_maps(self.baseline)
-        return [*plan, (self.baseline, BASELINE_CONCURRENCY), (without_maps, BASELINE_CONCURRENCY)]
-
-
 class ServingBenchmark:
     """One run of the benchmark. `stack` stops what it starts; `report` shows the current step."""
 
@@ -95,40 +75,42 @@ class ServingBenchmark:
 
     def run(self) -> dict[str, Any]:
         """Fills `results`; returns facts about the run."""
-        systems = self._start_all()
-        client = generator_cost(systems.trivial)
-        for system in (systems.torchserve, systems.torchserve_latency, *systems.others):
-            self._report(f"warming up {system.name}")  # Java compiles during the first thousand requests
-            system.closed(max(CONCURRENCY), self._args.warm_up)
-        self._closed_rounds(systems.plan())
-        self._open_rounds(systems.torchserve)
-        args = self._args
+        args, common = self._args, (self._args.device, self._clips)
+        trivial = compared.baseline("trivial", SINGLE, self._model, *common)
+        self._start([trivial])
+        client = generator_cost(trivial)
+        torchserve, plan = self._start_all()
+        for system, _ in plan:
+            if not isinstance(system, BareEngine) and not system.name.startswith("baseline"):
+                self._report(f"warming up {system.name}")  # Java compiles during the first thousand requests
+                system.closed(max(CONCURRENCY), args.warm_up)
+        self._closed_rounds(plan)
+        self._open_rounds(torchserve)
         facts = {"cores": cores(), "device": args.device, "model": self._model.name}
         return facts | {"clips": self._clips.origin} | client
 
-    def _start_all(self) -> Systems:
-        args, common = self._args, (self._args.device, self._clips)
-        settings = grid(cores(), args.device, quick=args.quick)
-        latency = tune.rule_of_thumb(cores(), int(args.device != "cpu"), "latency")
+    def _start_all(self) -> tuple[HttpSystem, Plan]:
+        """TorchServe, and all running systems with their numbers of concurrent clients."""
+        args, device, common = self._args, self._args.device, (self._args.device, self._clips)
+        settings = grid(cores(), device, quick=args.quick)
         bare = self._tuned([BareEngine(s, self._model, *common) for s in without_delay(settings)])
         torchserve = self._tuned([compared.torchserve(s, args.config, *common) for s in settings])
-        gateways = [compared.gateway(torchserve, self._clips, is_form=is_form) for is_form in (True, False)]
-        self._start(gateways)
-        kinds = ("fastapi", "litserve")
         others = [
-            self._tuned([compared.baseline(k, s, self._model, *common) for s in settings]) for k in kinds
+            self._tuned([compared.baseline(kind, s, self._model, *common) for s in settings])
+            for kind in ("fastapi", "litserve")
         ]
-        systems = Systems(
-            bare,
-            torchserve,
+        gateways = [compared.gateway(torchserve, self._clips, is_form=is_form) for is_form in (True, False)]
+        latency = tune.rule_of_thumb(cores(), int(device != "cpu"), "latency")
+        alone: list[System] = [
             BareEngine(replace(latency, delay=0), self._model, *common, name="bare alone"),
             compared.torchserve(latency, args.config, *common, name="torchserve, latency"),
-            [*gateways, *others],
-            compared.baseline("baseline", SINGLE, args.checkpoint, *common),
-            compared.baseline("trivial", SINGLE, self._model, *common),
-        )
-        self._start([systems.bare_latency, systems.torchserve_latency, systems.baseline, systems.trivial])
-        return systems
+        ]
+        baseline = compared.baseline("baseline", SINGLE, args.checkpoint, *common)
+        self._start([*gateways, *alone, baseline])
+        plan: Plan = [(bare, CONCURRENCY[-1:]), *((each, (1,)) for each in alone)]
+        plan += [(each, CONCURRENCY) for each in (torchserve, *gateways, *others)]
+        both = (baseline, compared.without_maps(baseline))
+        return torchserve, [*plan, *((each, BASELINE_CONCURRENCY) for each in both)]
 
     def _start(self, systems: Sequence[System]) -> None:
         """Start all at the same time and wait until all are ready; the stack stops them."""
@@ -154,7 +136,7 @@ class ServingBenchmark:
                 candidate.server.stop()
         return best
 
-    def _closed_rounds(self, plan: Sequence[tuple[System, Sequence[int]]]) -> None:
+    def _closed_rounds(self, plan: Plan) -> None:
         """Each system at each concurrency; every second round is reversed."""
         for number in range(self._args.rounds):
             for system, concurrencies in plan[:: 1 if number % 2 == 0 else -1]:

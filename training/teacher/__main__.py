@@ -149,45 +149,16 @@ def parse_views(text: str) -> list[str]:
     return names
 
 
-class TeacherRun:
-    """The dataset, the features and the teacher of one command line."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        """Raises `DatasetError` for a dataset that cannot be read, or folds to fit and to measure on."""
-        dataset = read_dataset(args.data)
-        self.args, self.dataset = args, dataset
-        if args.exclude:
-            self.dataset = without_classes(dataset, args.exclude.split(","))
-        if seen := sorted(set(args.measure) & set(args.train_folds)):
-            raise DatasetError(f"fold {seen} is fitted on: measure another one")
-        self.store = FeatureStore(args.cache, device=args.device, cache=args.cache)
-        self.clips = self.dataset.folds(args.train_folds)
-        check_names(self.clips)
-        self.training = self.examples(self.clips)
-
-    def examples(self, clips: Sequence[LabelledClip]) -> Examples:
-        """Features and classes of clips."""
-        features = self.store.features(clips, self.args.views)
-        return Examples(features, targets(clips, self.dataset.class_names).numpy())
-
-    def measure(self) -> dict[str, Any]:
-        """Accuracy, NLL and ECE on `--measure`, see `measure`."""
-        args = self.args
-        clips = self.dataset.folds(args.measure)
-        test = self.examples(clips)
-        network = network_log_probs(args.ensemble, self.dataset, args.measure) if args.ensemble else None
-        num_classes = len(self.dataset.class_names)
-        rows = measure(self.training, test, num_classes, network=network, l2=args.l2, device=args.device)
-        print_table(rows, args.measure)
-        return rows
-
-    def write_labels(self) -> dict[str, float]:
-        """Write the soft labels; returns their accuracy, NLL and ECE."""
-        labels = soft_labels(self.clips, self.training, self.dataset, self.args)
-        labels.save(self.args.soft_labels)
-        print(f"cross-fitted labels of {len(self.clips)} clips written to {self.args.soft_labels}")
-        scores: dict[str, float] = labels.provenance["cross_fitted"]
-        return scores
+def labelled_clips(args: argparse.Namespace) -> tuple[Dataset, list[LabelledClip]]:
+    """The dataset and the clips to fit on. Raises `DatasetError`, also for folds to fit and to measure on."""
+    dataset = read_dataset(args.data)
+    if args.exclude:
+        dataset = without_classes(dataset, args.exclude.split(","))
+    if seen := sorted(set(args.measure) & set(args.train_folds)):
+        raise DatasetError(f"fold {seen} is fitted on: measure another one")
+    clips = dataset.folds(args.train_folds)
+    check_names(clips)
+    return dataset, clips
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -214,7 +185,13 @@ def main(args: argparse.Namespace) -> None:
     """Measure, write labels and print the JSON. Raises `DatasetError` and `ModelFileError`."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    job = TeacherRun(args)
+    dataset, clips = labelled_clips(args)
+    store = FeatureStore(args.cache, device=args.device, cache=args.cache)
+
+    def examples(clips: Sequence[LabelledClip]) -> Examples:
+        return Examples(store.features(clips, args.views), targets(clips, dataset.class_names).numpy())
+
+    training = examples(clips)
     summary: dict[str, Any] = {
         "train_folds": args.train_folds,
         "measured_folds": args.measure,
@@ -222,9 +199,15 @@ def main(args: argparse.Namespace) -> None:
         "hardware": f"{args.device}, {cpu_name()}, {torch.get_num_threads()} threads",
     }
     if args.measure:
-        summary["heads"] = job.measure()
+        network = network_log_probs(args.ensemble, dataset, args.measure) if args.ensemble else None
+        test, options = examples(dataset.folds(args.measure)), {"l2": args.l2, "device": args.device}
+        summary["heads"] = measure(training, test, len(dataset.class_names), network=network, **options)
+        print_table(summary["heads"], args.measure)
     if args.soft_labels:
-        summary["soft_labels"] = job.write_labels()
+        labels = soft_labels(clips, training, dataset, args)
+        labels.save(args.soft_labels)
+        print(f"cross-fitted labels of {len(clips)} clips written to {args.soft_labels}")
+        summary["soft_labels"] = labels.provenance["cross_fitted"]
     print(json.dumps(summary))
 
 
