@@ -18,7 +18,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -230,9 +230,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 @command.entry_point(_options, "trivial --port 9000 --ready-folder /tmp")
 def main(args: argparse.Namespace) -> int:
     """Entry point: serves until a signal."""
-    settings = BaselineSettings(
-        args.model, args.device, args.threads, args.batch, args.delay, args.ready_folder
-    )
+    settings = BaselineSettings(**{each.name: getattr(args, each.name) for each in fields(BaselineSettings)})
     os.environ[SETTINGS_VARIABLE] = json.dumps(asdict(settings))
     if args.kind == "trivial":
         run_trivial(args.ready_folder, args.port)

@@ -262,8 +262,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @command.entry_point(
-    _options,
-    "--pair fold3/audiocnn-int8.onnx=3 --pair fold4/audiocnn-int8.onnx=4 --cache build/scores",
+    _options, "--pair fold3/audiocnn-int8.onnx=3 --pair fold4/audiocnn-int8.onnx=4 --cache build/scores"
 )
 def main(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""

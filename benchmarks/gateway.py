@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from rich.console import Console
-from rich.table import Table
 
 from audiocnn import command
 from audiocnn.audio import synthetic
@@ -32,7 +30,7 @@ from audiocnn.classifier import Classifier
 from audiocnn.torchserve.properties import read_properties
 from audiocnn.torchserve.tune import entry, rule_of_thumb
 from benchmarks import load
-from benchmarks.command import CONFIG
+from benchmarks.command import CONFIG, print_rows
 from benchmarks.gateway_backends import compare, torchserve_stack, v2_stack
 from benchmarks.load import FORM, Target, as_form
 from benchmarks.server_fixture import ServerFixture
@@ -100,14 +98,6 @@ def replies(gateway: str, repeats: int) -> dict[str, dict[str, float]]:
     return {name: {"bytes": sizes[name], "p50_ms": statistics.median(times[name][1:])} for name in kinds}
 
 
-def print_table(console: Console, results: dict[str, dict[str, float]], first: str) -> None:
-    """Print a row for each key."""
-    table = Table(first, *next(iter(results.values())))
-    for name, row in results.items():
-        table.add_row(name, *(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in row.values()))
-    console.print(table)
-
-
 def compare_with_torchserve(args: argparse.Namespace) -> dict[str, Any]:
     """Print what the gateway costs; returns it for the JSON."""
     with (
@@ -117,9 +107,8 @@ def compare_with_torchserve(args: argparse.Namespace) -> dict[str, Any]:
         both = targets(server)
         costs = {str(count): overhead(both, count, args.seconds, args.rounds) for count in CONCURRENCY}
         sizes = replies(server.gateway, repeats=20)
-    console = Console(stderr=True)
-    print_table(console, costs, "clients")
-    print_table(console, sizes, "reply")
+    print_rows(costs, "clients")
+    print_rows(sizes, "reply")
     return {"overhead": costs, "replies": sizes}
 
 
@@ -135,7 +124,7 @@ def compare_backends(args: argparse.Namespace) -> dict[str, Any]:
             model, _, command = each.partition("=")
             stacks[model] = stack.enter_context(v2_stack(command, model, expected[0]))
         rows = compare(stacks, expected, args.seconds, args.rounds, CONCURRENCY)
-    print_table(Console(stderr=True), rows, "backend")
+    print_rows(rows, "backend")
     return {"backends": rows}
 
 

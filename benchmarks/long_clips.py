@@ -9,6 +9,7 @@ until the last long one was answered, and the statuses.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import io
@@ -106,14 +107,16 @@ async def one_round(url: str, long: bytes, count: int) -> Round:
     return waits, max(ends), Counter(task.result()[1] for task in [*short, *asked])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; the last line is JSON. Exit code 1 if a reply was neither 200 nor 503."""
-    parser = command.new_parser("benchmarks.long_clips", __doc__, "--rounds 3 --minutes 10")
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="for each gateway (%(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of a long clip (%(default)s)")
     parser.add_argument("--long", type=int, default=8, help="long clips at once (%(default)s)")
     parser.add_argument("--share", type=float, default=0.25, help="of a core for a worker (%(default)s)")
-    args = parser.parse_args(arguments)
+
+
+@command.entry_point(_options, "--rounds 3 --minutes 10")
+def main(args: argparse.Namespace) -> int:
+    """Exit code 1 if a reply was neither 200 nor 503."""
     clip = long_clip(args.minutes)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))

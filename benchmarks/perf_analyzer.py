@@ -7,6 +7,7 @@ perf_analyzer is not among the dependencies, as its wheel needs glibc 2.38: `--c
 
 from __future__ import annotations
 
+import argparse
 import base64
 import csv
 import json
@@ -18,13 +19,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from audiocnn import audio, command
 from audiocnn.audio import synthetic
 from audiocnn.config import FrontendConfig
 from benchmarks import load
-from benchmarks.gateway import print_table, tuned_server
+from benchmarks.command import print_rows
+from benchmarks.gateway import tuned_server
 from benchmarks.load import FORM, Target, as_form
 from benchmarks.server_fixture import ServerFixture
 
@@ -79,11 +79,9 @@ def measure(command: Sequence[str], options: Sequence[str], url: str, concurrenc
 def own(target: Target, concurrency: int, seconds: float) -> Row:
     """The same with the closed loop of `benchmarks.load`."""
     measured = load.closed_loop(target, concurrency, seconds)
-    found = load.percentiles(measured.samples)
-    names = {"p50 ms": "p50_ms", "p99 ms": "p99_ms"}
-    return {"clips/s": measured.clips_per_second} | {
-        name: found[key] or float("nan") for name, key in names.items()
-    }
+    p50, _, p99, _ = load.percentiles(measured.samples).values()
+    found = {"p50 ms": p50 or float("nan"), "p99 ms": p99 or float("nan")}
+    return {"clips/s": measured.clips_per_second} | found
 
 
 def rows(
@@ -104,20 +102,21 @@ def rows(
             yield f"closed loop, {name}, {concurrency}", own(target, concurrency, seconds)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the last line is JSON."""
-    parser = command.new_parser("benchmarks.perf_analyzer", __doc__, '--command "perf_analyzer"')
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--command", default="perf_analyzer", help="that starts it (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of the closed loop (%(default)s)")
-    args = parser.parse_args(arguments)
+
+
+@command.entry_point(_options, '--command "perf_analyzer"')
+def main(args: argparse.Namespace) -> None:
+    """Print the table, then one line of JSON."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         tuned_server(Path(folder)) as server,
     ):
         result = dict(rows(server, shlex.split(args.command), Path(folder), args.seconds))
-    print_table(Console(stderr=True), result, "load, address, clients")
+    print_rows(result, "load, address, clients")
     print(json.dumps({"benchmark": "perf_analyzer", "rows": result}))
-    return 0
 
 
 if __name__ == "__main__":

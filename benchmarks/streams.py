@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 from audiocnn import command
 from audiocnn.audio import synthetic
 from audiocnn.audio.decoder import decode
 from audiocnn.client.stream import stream
+from benchmarks.command import print_rows
 from benchmarks.gateway import tuned_server
 
 RATE = 48_000  # a browser's: the gateway has to resample
@@ -136,9 +135,7 @@ def main(args: argparse.Namespace) -> int:
         url, pid = server.gateway.replace("http:", "ws:") + "/ws/predict", server.processes()["gateway"].pid
         totals = asyncio.run(play(url, pid, args.streams, args.seconds, args.hop_seconds))
     result = summary(totals)
-    table = Table("", *result)
-    table.add_row(f"{args.streams} streams", *(f"{value:.4g}" for value in result.values()))
-    Console(stderr=True, width=200).print(table)
+    print_rows({f"{args.streams} streams": result}, "")
     conditions = {"streams": args.streams, "seconds": args.seconds, "hop_seconds": args.hop_seconds}
     print(json.dumps({"benchmark": "streams", **conditions, **result}))
     return int(result["lag_max_s"] >= 2)

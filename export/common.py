@@ -56,10 +56,7 @@ def export(
 def _graphs(model: AudioCNN) -> list[tuple[str, nn.Module, list[str]]]:
     """Name, module and output names of each graph."""
     served, with_maps = WithEmbedding(model).eval(), FeatureMapModel(model).eval()
-    return [
-        (NAME, served, list(served.output_names)),
-        (f"{NAME}-maps", with_maps, with_maps.output_names),
-    ]
+    return [(NAME, served, list(served.output_names)), (f"{NAME}-maps", with_maps, with_maps.output_names)]
 
 
 def largest_difference(graph: Graph, reference: Graph, log_mels: FloatArray, outputs: list[str]) -> float:

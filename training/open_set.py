@@ -30,9 +30,8 @@ from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 from audiocnn.model.engine import Engine
 from training import far_sounds
-from training.calibrate import REJECTED_SHARE
+from training.calibrate import REJECTED_SHARE, load_fold_model
 from training.data import add_data_option, load_waveforms
-from training.evaluate import trained_on
 from training.job_runner import TrainingJob, run_all
 from training.scores import SCORES, NetworkOutputs, Reference
 
@@ -67,10 +66,7 @@ def jobs_for(
 def finished(model: FoldModel, dataset: Dataset) -> list[TrainingJob]:
     """Jobs for a trained network. Raises `DatasetError` if it was trained on the folds."""
     folder, folds = model
-    config, _, _ = checkpoint.load(folder)
-    if seen := trained_on(config, dataset, folds):
-        raise DatasetError(f"{folder} was trained on fold {seen}: name folds that it was not trained on")
-    train_folds = tuple(config.provenance["train_folds"])
+    train_folds = tuple(load_fold_model(folder, dataset, folds).config.provenance["train_folds"])
     return [TrainingJob(folder.name, (), train_folds, fold, 0, folder) for fold in folds]
 
 

@@ -50,8 +50,7 @@ class Recipe:
     mixup: float = _option(0.0, "probability of mixup, per batch")
     mixup_alpha: float = _option(0.4, "alpha of mixup's beta distribution")
     mix_off: float = _option(
-        0.0,
-        "fraction of the epochs, the last ones, without mixes, crops, coloured noise and clipping",
+        0.0, "fraction of the epochs, the last ones, without mixes, crops, coloured noise and clipping"
     )
     random_crop: float = _option(0.0, "probability of a random crop, per batch")
     shift: float = _option(1.0, "1: random circular shift")

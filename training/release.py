@@ -106,8 +106,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    _options,
-    "--run runs/release --data data/ESC-50 --fold-model runs/fold4=4 --calibration calibration.json",
+    _options, "--run runs/release --data data/ESC-50 --fold-model runs/fold4=4 --calibration calibration.json"
 )
 def main(args: argparse.Namespace) -> None:
     """Release what the command line names."""

@@ -69,9 +69,7 @@ def cached(
 def _score(classifier: Classifier, scene: Scene, windowing: Windowing) -> ScoredScene:
     rows, seconds = [], 0.0
     streams = classifier.predict_streams(
-        [scene.audio],
-        window_seconds=windowing.seconds,
-        overlap_seconds=windowing.seconds - windowing.hop,
+        [scene.audio], window_seconds=windowing.seconds, overlap_seconds=windowing.seconds - windowing.hop
     )
     for _, item in streams:
         if not isinstance(item, StreamEnd):

@@ -253,8 +253,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 @command.entry_point(
-    _options,
-    "--pair runs/fold3=3 --pair runs/fold4=4 --data data/ESC-50 --checkpoint runs/mine",
+    _options, "--pair runs/fold3=3 --pair runs/fold4=4 --data data/ESC-50 --checkpoint runs/mine"
 )
 def main(args: argparse.Namespace) -> None:
     """Measure, fit, print and write. Raises `DatasetError` and `ModelFileError`."""

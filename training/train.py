@@ -21,16 +21,7 @@ from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import read_dataset
 from training.data import add_data_option, without_classes
 from training.distributed import init_distributed
-from training.recipe import (
-    FRONTENDS,
-    MANY_CLIPS,
-    OLD_FIELDS,
-    RECIPES,
-    Recipe,
-    parse_recipe,
-    sized,
-    width_for,
-)
+from training.recipe import FRONTENDS, MANY_CLIPS, OLD_FIELDS, RECIPES, Recipe, parse_recipe, sized, width_for
 from training.training_run import RunOptions, split, train
 
 _RECIPE_HELP = "hyperparameters and augmentation (%(default)s); `seeds` is an old name of `baseline`"

@@ -205,11 +205,7 @@ def _train_epochs(
     steps = trainer.steps_per_epoch
     saved = -float("inf")
     with tqdm(
-        total=epochs * steps,
-        initial=trainer.epoch * steps,
-        unit="step",
-        disable=not is_first,
-        smoothing=0.05,
+        total=epochs * steps, initial=trainer.epoch * steps, unit="step", disable=not is_first, smoothing=0.05
     ) as bar:
         while trainer.epoch < epochs and not _has_stalled(trainer, options.patience):
             row = trainer.train_epoch(bar)

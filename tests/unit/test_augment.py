@@ -121,9 +121,7 @@ def test_noise_has_the_given_level_and_probability() -> None:
 # --- two clips ---
 
 
-def test_between_class_mixes_by_loudness(
-    batch: tuple[torch.Tensor, torch.Tensor],
-) -> None:
+def test_between_class_mixes_by_loudness(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Two clips 40 dB apart, mixed half and half, are equally loud in the mixture."""
     loud, soft = torch.from_numpy(tone(1.0, hz=500.0)), torch.from_numpy(tone(1.0, hz=3000.0)) / 100
     waveform = torch.stack([loud, soft] * 50)
@@ -303,9 +301,7 @@ def test_each_kind_of_background_is_a_sound_of_its_own_every_time(
     assert len({float(sound @ sounds[0]) for sound in sounds}) > 6
 
 
-def test_background_replaces_clips_and_has_uniform_targets(
-    batch: tuple[torch.Tensor, torch.Tensor],
-) -> None:
+def test_background_replaces_clips_and_has_uniform_targets(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     recorded = torch.randint(-32768, 32767, (3, batch[0].shape[1]), dtype=torch.int16)
     waveform, target = (
         batch[0].repeat(8, 1),

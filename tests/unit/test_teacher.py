@@ -27,12 +27,7 @@ from audiocnn.teach.views import VIEWS
 from tests.helpers.sounds import tone
 from training.teacher import online
 from training.teacher.head import fit_head
-from training.teacher.soft_labels import (
-    SoftLabels,
-    check_names,
-    cross_fitted,
-    recording_groups,
-)
+from training.teacher.soft_labels import SoftLabels, check_names, cross_fitted, recording_groups
 
 
 def clip(name: str, label: str = "a", source: str = "", fold: int = 1) -> LabelledClip:

@@ -22,15 +22,15 @@ from rich.table import Table
 from audiocnn import calibration, command
 from audiocnn.arrays import FloatArray, IntArray
 from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder
-from audiocnn.classifier import Classifier
 from audiocnn.command import parse_folds
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.machine import cpu_name
 from audiocnn.probabilities import softmax
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
+from training.calibrate import load_fold_model
 from training.data import add_data_option, targets, without_classes
-from training.evaluate import predict, trained_on
+from training.evaluate import predict
 from training.teacher.features import FeatureStore
 from training.teacher.head import L2, fit_head
 from training.teacher.soft_labels import (
@@ -54,12 +54,7 @@ class Examples(NamedTuple):
 
 
 def measure(
-    training: Examples,
-    test: Examples,
-    num_classes: int,
-    *,
-    network: FloatArray | None = None,
-    **options: Any,
+    training: Examples, test: Examples, num_classes: int, *, network: FloatArray | None = None, **options: Any
 ) -> dict[str, Any]:
     """`{variant: {accuracy, nll, ece, seconds}}` on `test`, for heads fitted on `training`.
 
@@ -92,9 +87,7 @@ def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
 
 def network_log_probs(folder: Path, dataset: Dataset, folds: Sequence[int]) -> FloatArray:
     """Log-probabilities of a checkpoint for these folds. Raises `DatasetError` if it was trained on one."""
-    classifier = Classifier.load(folder)
-    if seen := trained_on(classifier.config, dataset, folds):
-        raise DatasetError(f"{folder} was trained on fold {seen}: name folds that it was not trained on")
+    classifier = load_fold_model(folder, dataset, folds)
     if classifier.config.class_names != dataset.class_names:
         raise DatasetError(f"{folder} has other classes than {dataset.name}")
     probs, _ = predict(classifier, dataset, folds)
