@@ -32,8 +32,7 @@ from rich.table import Table
 from audiocnn import command
 from audiocnn.audio import synthetic
 from benchmarks import load
-from benchmarks.gateway import tuned_server
-from benchmarks.server_fixture import ServerFixture
+from benchmarks.server_fixture import ServerFixture, tuned_server
 from benchmarks.server_process import GatewayServer
 
 _PERIOD_SECONDS = 0.05

@@ -24,9 +24,8 @@ from audiocnn.audio import synthetic
 from audiocnn.config import FrontendConfig
 from benchmarks import load
 from benchmarks.command import print_rows
-from benchmarks.gateway import tuned_server
 from benchmarks.load import FORM, Target, as_form
-from benchmarks.server_fixture import ServerFixture
+from benchmarks.server_fixture import ServerFixture, tuned_server
 
 CONCURRENCY = (1, 8)
 _REQUESTS = 200  # of one window of perf_analyzer

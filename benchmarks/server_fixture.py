@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Self
 import psutil
 
 from audiocnn.torchserve.properties import read_properties
+from audiocnn.torchserve.tune import entry, rule_of_thumb
 from benchmarks.command import CONFIG
 from benchmarks.ports import new_address, private_addresses
 
@@ -152,3 +154,11 @@ def role(process: psutil.Process) -> str:
         is_decoder = parent is not None and parent.cmdline() == line  # a fork: audiocnn.audio.isolation
         return "" if is_decoder else "worker"
     return "gateway" if line[1:4] == ["-m", "audiocnn", "gateway"] else ""
+
+
+def tuned_server(folder: Path) -> ServerFixture:
+    """The whole server with the usual setting for the throughput of this machine."""
+    setting = rule_of_thumb(os.cpu_count() or 1, 0, "throughput")
+    models = json.dumps(entry(read_properties(CONFIG), setting))
+    environment = {"AUDIOCNN_THREADS": str(setting.threads)}
+    return ServerFixture(folder / "server", settings={"models": models}, environment=environment)

@@ -26,7 +26,7 @@ from audiocnn.audio import synthetic
 from audiocnn.audio.decoder import decode
 from audiocnn.client.stream import stream
 from benchmarks.command import print_rows
-from benchmarks.gateway import tuned_server
+from benchmarks.server_fixture import tuned_server
 
 RATE = 48_000  # a browser's: the gateway has to resample
 _WARM_UP_SECONDS = 10.0  # buffers fill: memory counts after this

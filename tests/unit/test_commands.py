@@ -8,29 +8,15 @@ import shlex
 
 import pytest
 
-NAMES = {
-    "training": (
-        *("train", "evaluate", "report", "calibrate", "cross_validate", "compare", "open_set", "release"),
-        *("download", "teacher.__main__", "thresholds"),
-    ),
-    "export": (
-        "onnx",
-        "torchscript",
-        "waveform",
-        "quantize",
-        "parity",
-        "package",
-        "archive",
-        "program",
-        "prebuilt",
-        "triton",
-    ),
-    "benchmarks": (
-        *("baselines", "batch", "chaos", "detections", "engine", "fuzz", "gateway", "gateway_footprint"),
-        *("few_shot", "long_clips", "offline", "perf_analyzer", "serving", "soak", "streams"),
-    ),
-}
-COMMANDS = [f"{package}.{name}" for package, names in NAMES.items() for name in names]
+from tests.helpers.paths import ROOT
+
+# All modules with an entry point.
+FILES = [path for package in ("training", "export", "benchmarks") for path in (ROOT / package).rglob("*.py")]
+COMMANDS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in FILES
+    if "sys.exit(main())" in path.read_text(encoding="utf-8")
+)
 
 
 class Parsed(Exception):  # noqa: N818  not an error
