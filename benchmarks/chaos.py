@@ -39,7 +39,7 @@ from audiocnn.torchserve.properties import read_properties
 from benchmarks import corpus, faults
 from benchmarks.background_load import BackgroundLoad, ReferenceClip, RequestLog, reference_clips
 from benchmarks.command import CONFIG, add_path, status_line
-from benchmarks.faults import FAULTS, FaultContext, describe
+from benchmarks.faults import FAULTS, FaultContext
 from benchmarks.server_fixture import ServerFixture, role
 
 CLIPS = 24
@@ -59,7 +59,7 @@ def inject(context: FaultContext, name: str) -> Row:
         time.sleep(_LEAD_SECONDS)
         injected = time.monotonic()
         try:
-            FAULTS[name](context)
+            FAULTS[name][1](context)
         except (RuntimeError, psutil.Error, OSError) as error:
             undone = str(error)
         load.wait_stable(injected, stable_seconds=_STABLE_SECONDS, timeout_seconds=_RECOVERY_SECONDS)
@@ -120,7 +120,7 @@ def run(names: Sequence[str], rounds: int, config: Path, console: Console) -> tu
             known, origin = clips(Path(read_properties(config)["model_store"]), server)
             context = FaultContext(server, known, RequestLog())
             for name in list(names) * rounds:
-                progress.update(task, description=f"{name}: {describe(name)}")
+                progress.update(task, description=f"{name}: {FAULTS[name][0]}")
                 results.append(inject(context, name))
                 progress.console.print(_line(results[-1]), highlight=False)
             server.stop()
@@ -149,7 +149,7 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
     table = Table("fault", *COUNTS, "recovery s")
     for row in rows:
         table.add_row(
-            describe(row["fault"]), *(str(row[name]) for name in COUNTS), f"{row['recovery_s']:.1f}"
+            FAULTS[row["fault"]][0], *(str(row[name]) for name in COUNTS), f"{row['recovery_s']:.1f}"
         )
     console.print(table)
     for row in rows:
@@ -168,7 +168,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Entry point; 1 if anything was lost, failed, wrong or left running."""
     if args.list:
-        print("\n".join(f"{name:12}{describe(name)}" for name in FAULTS))
+        print("\n".join(f"{name:12}{FAULTS[name][0]}" for name in FAULTS))
         return 0
     names = args.only or [name for name in FAULTS if name != "disk" or os.geteuid() == 0]
     console = Console(stderr=True, width=140)

@@ -1,4 +1,4 @@
-"""The faults of `benchmarks.chaos`. Each function returns when its fault is over, not when the server is."""
+"""The faults of `benchmarks.chaos`."""
 
 from __future__ import annotations
 
@@ -67,49 +67,22 @@ class FaultContext:
             raise RuntimeError(f"no {line!r} after {_RECOVERY_SECONDS:.0f} s")
 
 
-def kill_worker(context: FaultContext) -> None:
-    """kill -9 of one worker"""
-    _replace(context, context.server.workers()[:1], psutil.Process.kill)
-
-
-def kill_workers(context: FaultContext) -> None:
-    """kill -9 of all workers at once"""
-    _replace(context, context.server.workers(), psutil.Process.kill)
-
-
-def hang_worker(context: FaultContext) -> None:
-    """a worker hangs in a request, past responseTimeout"""
-    _replace(context, context.server.workers()[:1], psutil.Process.suspend)
-
-
-def hang_workers(context: FaultContext) -> None:
-    """all workers hang, past responseTimeout"""
-    _replace(context, context.server.workers(), psutil.Process.suspend)
-
-
-def _replace(
-    context: FaultContext, workers: Sequence[psutil.Process], harm: Callable[[psutil.Process], None]
-) -> None:
+def _replace(context: FaultContext, count: int | None, harm: Callable[[psutil.Process], None]) -> None:
+    """Kill or suspend so many workers (None: all), and wait for others."""
+    workers = context.server.workers()[:count]
     for worker in workers:
         harm(worker)
     context.wait_workers(2, without=workers)
 
 
-def freeze_java(context: FaultContext) -> None:
-    """Java suspended for 4 s"""
+def _freeze_java(context: FaultContext) -> None:
     java = context.server.processes()["java"]
     java.suspend()
     time.sleep(_FROZEN_SECONDS)
     java.resume()
 
 
-def overflow(context: FaultContext) -> None:
-    """200 more requests at once, without retries"""
-    _flood(context, context.clips, _BURST)
-
-
-def large_bodies(context: FaultContext) -> None:
-    """64 bodies of 39 MB at once, without retries"""
+def _large_bodies(context: FaultContext) -> None:
     clip = context.clips[0]
     _flood(context, [replace(clip, body=clip.body + bytes(_LARGE_BYTES))], _LARGE_BURST)
 
@@ -135,22 +108,19 @@ def _send_once(url: str, clip: ReferenceClip) -> RequestLog:
     return RequestLog(1, [RequestRecord(began, time.monotonic(), outcome, 0, why)])
 
 
-def roll_out(context: FaultContext) -> None:
-    """`audiocnn manage rollout` to another version, and `rollback`"""
+def _roll_out(context: FaultContext) -> None:
     store, archive = context.server.store, context.server.store.parent / "new.mar"
     copy_as(store / ARCHIVE, archive, "2.0")
     context.manage("rollout", str(archive), "--store", str(store))
     context.manage("rollback", "--store", str(store))
 
 
-def scale(context: FaultContext) -> None:
-    """`audiocnn manage scale` to 1, 4, 1 and 2 workers"""
+def _scale(context: FaultContext) -> None:
     for workers in (1, 4, 1, 2):
         context.manage("scale", str(workers), "--store", str(context.server.store))
 
 
-def terminate(context: FaultContext) -> None:
-    """SIGTERM to the server while it is busy, then started again"""
+def _terminate(context: FaultContext) -> None:
     if code := context.server.terminate():
         raise RuntimeError(f"exit code {code}")
     if remaining := context.server.remaining():
@@ -158,10 +128,9 @@ def terminate(context: FaultContext) -> None:
     context.server.start()
 
 
-def fill_disk(context: FaultContext) -> None:
-    """the disk with the logs is full for 6 s, and a worker dies meanwhile"""
+def _fill_disk(context: FaultContext) -> None:
     with _no_space(context.server.logs):
-        kill_worker(context)
+        _replace(context, 1, psutil.Process.kill)
         time.sleep(_FULL_SECONDS)
         full = _log_sizes(context.server)
     deadline = time.monotonic() + _FULL_SECONDS
@@ -207,21 +176,6 @@ def log_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S607
 
 
-def kill_java(context: FaultContext) -> None:
-    """kill -9 of Java; the supervisor starts it again"""
-    _kill(context, "java")
-
-
-def kill_gateway(context: FaultContext) -> None:
-    """kill -9 of the gateway; the supervisor starts it again"""
-    _kill(context, "gateway")
-
-
-def kill_both(context: FaultContext) -> None:
-    """kill -9 of Java and the gateway at once"""
-    _kill(context, "gateway", "java")
-
-
 def _kill(context: FaultContext, *names: str) -> None:
     began, processes = time.monotonic(), context.server.processes()
     for name in names:
@@ -232,27 +186,24 @@ def _kill(context: FaultContext, *names: str) -> None:
 
 
 MAY_REFUSE = ("overflow", "large")
-FAULTS: dict[str, Callable[[FaultContext], None]] = {
-    "worker": kill_worker,
-    "workers": kill_workers,
-    "hang": hang_worker,
-    "hang-all": hang_workers,
-    "freeze": freeze_java,
-    "overflow": overflow,
-    "large": large_bodies,
-    "rollout": roll_out,
-    "scale": scale,
-    "disk": fill_disk,
-    "java": kill_java,
-    "gateway": kill_gateway,
-    "both": kill_both,
-    "terminate": terminate,
+_kill_process, _suspend = psutil.Process.kill, psutil.Process.suspend
+# What happens, and a function that returns when it is over.
+FAULTS: dict[str, tuple[str, Callable[[FaultContext], None]]] = {
+    "worker": ("kill -9 of one worker", lambda c: _replace(c, 1, _kill_process)),
+    "workers": ("kill -9 of all workers at once", lambda c: _replace(c, None, _kill_process)),
+    "hang": ("a worker hangs in a request, past responseTimeout", lambda c: _replace(c, 1, _suspend)),
+    "hang-all": ("all workers hang, past responseTimeout", lambda c: _replace(c, None, _suspend)),
+    "freeze": ("Java suspended for 4 s", _freeze_java),
+    "overflow": ("200 more requests at once, without retries", lambda c: _flood(c, c.clips, _BURST)),
+    "large": ("64 bodies of 39 MB at once, without retries", _large_bodies),
+    "rollout": ("`audiocnn manage rollout` to another version, and `rollback`", _roll_out),
+    "scale": ("`audiocnn manage scale` to 1, 4, 1 and 2 workers", _scale),
+    "disk": ("the disk with the logs is full for 6 s, and a worker dies meanwhile", _fill_disk),
+    "java": ("kill -9 of Java; the supervisor starts it again", lambda c: _kill(c, "java")),
+    "gateway": ("kill -9 of the gateway; the supervisor starts it again", lambda c: _kill(c, "gateway")),
+    "both": ("kill -9 of Java and the gateway at once", lambda c: _kill(c, "gateway", "java")),
+    "terminate": ("SIGTERM to the server while it is busy, then started again", _terminate),
 }
-
-
-def describe(name: str) -> str:
-    """One line about a fault."""
-    return (FAULTS[name].__doc__ or "").strip()
 
 
 def server_settings(properties: dict[str, str]) -> dict[str, str]:

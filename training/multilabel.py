@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from audiocnn import calibration
 from audiocnn.arrays import AnyFloatArray, AnyIntArray
-from audiocnn.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, minimise
 
 _DECISION = 0.5  # probability from which on a class counts as predicted
 _SMALLEST = 1e-7  # float32 probabilities round to 0 and 1: the logit stays finite
@@ -62,12 +62,8 @@ def as_logits(probs: AnyFloatArray, temperature: float) -> AnyFloatArray:
 
 def fit_temperature(logits: AnyFloatArray, target: AnyIntArray) -> float:
     """The temperature that minimises the negative log-likelihood of all decisions."""
-
-    def loss(log_t: float) -> float:
-        scaled = logits.astype(np.float64) / np.exp(log_t)
-        return float((np.logaddexp(0.0, scaled) - target * scaled).mean())
-
-    return float(np.exp(minimise(loss, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))))
+    pairs = np.stack([np.zeros_like(logits), logits], axis=-1).reshape(-1, 2)  # softmax: the sigmoid
+    return calibration.fit_temperature(pairs, target.ravel().astype(np.int64))
 
 
 def metrics(probs: AnyFloatArray, target: AnyIntArray) -> dict[str, Any]:
