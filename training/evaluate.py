@@ -143,18 +143,25 @@ def accuracy_tta(classifier: Classifier, dataset: Dataset, folds: Sequence[int],
 
 
 def evaluate(
-    model: Path, data: Path, folds: Sequence[int], *, tta: bool = False, robust: bool = False
+    model: Path,
+    data: Path,
+    folds: Sequence[int],
+    *,
+    tta: bool = False,
+    robust: bool = False,
+    by_class: bool = False,
 ) -> dict[str, Any]:
     """`metrics` of a checkpoint folder, .onnx or .pt file on folds of a dataset, with what was measured.
 
     `tta` adds `accuracy_tta`, `robust` adds `robustness` (see `training.robustness.measure`). Raises
-    `ModelFileError` for the model, `DatasetError` for the clips.
+    `ModelFileError` for the model, `DatasetError` for the clips, and with `by_class` or any of these two
+    where a clip may have several labels: there is no confusion matrix then.
     """
     classifier = Classifier.load(model)
     dataset = read_dataset(data)
     several = classifier.config.activation == "sigmoid" or dataset.has_several_labels
-    if several and (tta or robust):
-        raise DatasetError("--tta and --robustness are for tables with one label a clip")
+    if several and (tta or robust or by_class):
+        raise DatasetError("--tta, --robustness and --report are for models and tables with one label a clip")
     began = time.monotonic()
     probs, target = predict(classifier, dataset, folds)
     seconds = round(time.monotonic() - began, 1)
@@ -236,9 +243,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 @command.entry_point(_options, "--checkpoint runs/mine --data data/ESC-50 --folds 4 --json metrics.json")
 def main(args: argparse.Namespace) -> None:
     """Measure, print and write. Raises as `evaluate` does."""
-    if args.report and read_dataset(args.data).has_several_labels:
-        raise DatasetError("--report is for tables with one label a clip")
-    report = evaluate(args.checkpoint, args.data, args.folds, tta=args.tta, robust=args.robustness)
+    options = {"tta": args.tta, "robust": args.robustness, "by_class": bool(args.report)}
+    report = evaluate(args.checkpoint, args.data, args.folds, **options)
     print_report(report)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

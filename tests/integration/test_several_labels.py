@@ -108,6 +108,18 @@ def test_evaluation_measures_the_mean_average_precision(
     assert "one label a clip" in capsys.readouterr().err
 
 
+def test_no_report_of_a_confusion_matrix_for_sigmoids(
+    runs: dict[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where each clip of the table has one label."""
+    (tmp_path / "low.wav").write_bytes(sound_file(tone(0.5, hz=HZ["low"])))
+    (tmp_path / "one.csv").write_text("filename,fold,label\nlow.wav,1,low\n")
+    arguments = ["--checkpoint", str(runs[2]), "--data", str(tmp_path), "--folds", "1"]
+    assert evaluate.main([*arguments, "--report", str(tmp_path / "report")]) == 2
+    assert "one label a clip" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
 def test_calibration_lowers_the_error(chords: Path, runs: dict[int, Path], tmp_path: Path) -> None:
     pairs = [argument for fold, run in runs.items() for argument in ("--pair", f"{run}={fold}")]
     assert calibrate.main([*pairs, "--data", str(chords), "--json", str(tmp_path / "c.json")]) == 0
