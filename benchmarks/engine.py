@@ -28,7 +28,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from audiocnn import command
-from audiocnn.model import checkpoint
+from audiocnn.model import checkpoint, openvino_graph
 from audiocnn.model.engine import Engine
 from benchmarks.command import CHECKPOINT, STORE, add_path
 

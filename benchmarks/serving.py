@@ -99,16 +99,19 @@ class ServingBenchmark:
             self._tuned([compared.baseline(kind, s, self._model, *common) for s in settings])
             for kind in ("fastapi", "litserve")
         ]
-        gateways = [compared.gateway(torchserve, self._clips, is_form=is_form) for is_form in (True, False)]
+        started = [compared.gateway(torchserve, self._clips, is_form=is_form) for is_form in (True, False)]
+        if openvino_graph.is_preferred() and self._model.stem.endswith(INT8):
+            name, setting, runtime = "torchserve, onnxruntime", torchserve.setting, "onnxruntime"
+            started.append(compared.torchserve(setting, args.config, *common, name=name, runtime=runtime))
         latency = tune.rule_of_thumb(cores(), int(device != "cpu"), "latency")
         alone: list[System] = [
             BareEngine(replace(latency, delay=0), self._model, *common, name="bare alone"),
             compared.torchserve(latency, args.config, *common, name="torchserve, latency"),
         ]
         baseline = compared.baseline("baseline", SINGLE, args.checkpoint, *common)
-        self._start([*gateways, *alone, baseline])
+        self._start([*started, *alone, baseline])
         plan: Plan = [(bare, CONCURRENCY[-1:]), *((each, (1,)) for each in alone)]
-        plan += [(each, CONCURRENCY) for each in (torchserve, *gateways, *others)]
+        plan += [(each, CONCURRENCY) for each in (torchserve, *started, *others)]
         both = (baseline, compared.without_maps(baseline))
         return torchserve, [*plan, *((each, BASELINE_CONCURRENCY) for each in both)]
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from audiocnn.classifier import Classifier
+from audiocnn.model import openvino_graph
 from audiocnn.torchserve.management_api import Management
 from audiocnn.torchserve.properties import read_properties
 from audiocnn.torchserve.server import MODEL, TorchServe
@@ -111,19 +112,25 @@ def _samples(classifier: Classifier, clips: Clips, batch: int, seconds: float) -
 class TorchServeServer:
     """TorchServe with our handler, as config.properties has it but for the setting and the ports."""
 
-    def __init__(self, setting: Setting, config: Path, device: str) -> None:
+    def __init__(self, setting: Setting, config: Path, device: str, runtime: str) -> None:
         properties = read_properties(config) | private_addresses()
         properties["models"] = json.dumps(entry(properties, setting))
         properties["number_of_gpu"] = "0" if device == "cpu" else "1"
-        self._threads = setting.threads
+        # Inherited by the handler. No runtime: the one that it chooses.
+        self._environment = {"AUDIOCNN_THREADS": str(setting.threads), openvino_graph.VARIABLE: runtime}
         self._logs = tempfile.TemporaryDirectory(prefix="audiocnn-logs-", ignore_cleanup_errors=True)
         self._server = TorchServe(properties, log_folder=Path(self._logs.name))
         self.inference = self._server.inference
 
     def start(self) -> None:
         """Start them; returns at once."""
-        os.environ["AUDIOCNN_THREADS"] = str(self._threads)  # inherited by the handler
-        self._server.start()
+        before = dict(os.environ)
+        os.environ.update(self._environment)
+        try:
+            self._server.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def wait_ready(self) -> None:
         """Wait for all workers; raises `TimeoutError` or `RuntimeError` if they do not become ready."""
@@ -172,10 +179,10 @@ System = HttpSystem | BareEngine
 
 
 def torchserve(
-    setting: Setting, config: Path, device: str, clips: Clips, name: str = "torchserve"
+    setting: Setting, config: Path, device: str, clips: Clips, name: str = "torchserve", runtime: str = ""
 ) -> HttpSystem:
-    """TorchServe, asked with raw bodies."""
-    server = TorchServeServer(setting, config, device)
+    """TorchServe, asked with raw bodies. No `runtime`: the one that the handler chooses."""
+    server = TorchServeServer(setting, config, device, runtime)
     url = f"{server.inference}/predictions/{MODEL}"
     return HttpSystem(name, setting, server, Target(url, clips.bodies, clips.expected, load.OCTETS))
 
