@@ -34,9 +34,8 @@ from audiocnn.classifier import Classifier
 from benchmarks import load
 from benchmarks.command import print_rows
 from benchmarks.load import FORM, Target, as_form
-from benchmarks.ports import new_port
 from benchmarks.server_fixture import ServerFixture, tuned_server
-from benchmarks.server_process import GatewayServer, ServerProcess
+from benchmarks.server_process import GatewayServer, ServerProcess, new_port
 
 CONCURRENCY = (1, 16)
 _START_SECONDS = 180.0

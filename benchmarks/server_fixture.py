@@ -19,7 +19,7 @@ import psutil
 from audiocnn.torchserve.properties import read_properties
 from audiocnn.torchserve.tune import entry, rule_of_thumb
 from benchmarks.command import CONFIG
-from benchmarks.ports import new_address, private_addresses
+from benchmarks.server_process import new_address, private_addresses
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 60.0

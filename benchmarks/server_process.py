@@ -1,4 +1,4 @@
-"""Servers that benchmarks start, each a process with its children."""
+"""Servers that benchmarks start, each a process with its children, and free ports for them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,31 @@ from pathlib import Path
 import psutil
 import requests
 
+from audiocnn.torchserve.ports import free_port
 from audiocnn.torchserve.server import MALLOC
-from benchmarks.ports import new_port
 
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 30.0
+_used: set[int] = set()
+
+
+def new_port() -> int:
+    """A free port, never the same twice: several servers are started before the first one listens."""
+    while (port := free_port()) in _used:
+        pass
+    _used.add(port)
+    return port
+
+
+def new_address() -> str:
+    """`http://127.0.0.1:PORT` with a free port."""
+    return f"http://127.0.0.1:{new_port()}"
+
+
+def private_addresses() -> dict[str, str]:
+    """Lines of config.properties that give a TorchServe five free ports."""
+    http = {f"{name}_address": new_address() for name in ("inference", "management", "metrics")}
+    return http | {f"grpc_{name}_port": str(new_port()) for name in ("inference", "management")}
 
 
 class ServerProcess:

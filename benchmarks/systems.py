@@ -30,9 +30,8 @@ from audiocnn.torchserve.tune import Setting, entry
 from benchmarks import baselines, load
 from benchmarks.corpus import Clips
 from benchmarks.load import LoadResult, Sample, Target
-from benchmarks.ports import new_port, private_addresses
 from benchmarks.server_fixture import role
-from benchmarks.server_process import GatewayServer, ServerProcess
+from benchmarks.server_process import GatewayServer, ServerProcess, new_port, private_addresses
 
 READY_SECONDS = 180.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
