@@ -182,6 +182,9 @@ def test_growth_is_from_minute_five_to_the_last() -> None:
     series = [(float(t), 100.0 if t < 300 else 200.0 if t <= 360 else 206.0) for t in range(0, 1200, 5)]
     assert growth(series, 20) == {"early_mb": 200.0, "late_mb": 206.0, "growth_percent": 3.0}
     assert growth([(float(t), 50.0) for t in range(60)], 1)["growth_percent"] == 0.0
+    assert (
+        growth([(0.0, 50.0), (2.0, 50.0)], 0.05)["growth_percent"] == 0.0
+    )  # no sample in the second quarter
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
