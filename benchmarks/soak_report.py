@@ -33,9 +33,9 @@ def growth(series: Series, minutes: float) -> dict[str, float]:
     """
     early = (300.0, 360.0) if minutes >= 10 else (15 * minutes, 30 * minutes)
     late = (60 * (minutes - 1), 60 * minutes) if minutes >= 10 else (45 * minutes, 60 * minutes)
-    all_mb = [mb for _, mb in series]  # where a run is shorter than the time between two samples
     first, last = (
-        statistics.median([mb for t, mb in series if a <= t <= b] or all_mb) for a, b in (early, late)
+        statistics.median([mb for t, mb in series if a <= t <= b] or [mb for _, mb in series])
+        for a, b in (early, late)
     )
     percent = round(100 * (last / first - 1), 2)
     return {"early_mb": round(first, 1), "late_mb": round(last, 1), "growth_percent": percent}

@@ -170,8 +170,7 @@ class HttpSystem:
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """What computes, by role."""
-        servers = (*self.behind, self.server)
-        return {role: found for each in servers for role, found in each.processes().items()}
+        return {role: own for one in (*self.behind, self.server) for role, own in one.processes().items()}
 
 
 System = HttpSystem | BareEngine

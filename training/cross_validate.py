@@ -71,8 +71,7 @@ def interval(folds: Sequence[float]) -> list[float] | None:
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table, then one line of JSON."""
-    names = ("variant", "runs", "last epoch", "spread", "unseen fold, 95 %", "best on test", "minutes")
-    table = Table(*names)
+    table = Table("variant", "runs", "last epoch", "spread", "unseen fold, 95 %", "best on test", "minutes")
     for r in rows:
         expected = "{:.1%} to {:.1%}".format(*r["unseen_fold_95"]) if r["unseen_fold_95"] else "-"
         shares = (f"{r['last_epoch']:.2%}", f"{r['spread']:.2%}", expected, f"{r['best_on_test']:.2%}")
