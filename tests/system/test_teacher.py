@@ -14,7 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from audiocnn.backbone import weights
-from audiocnn.backbone.network import NUM_FEATURES, SAMPLE_RATE, BackboneFeatures
+from audiocnn.backbone.network import (
+    NUM_FEATURES,
+    SAMPLE_RATE,
+    BackboneFeatures,
+)
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import read_dataset
 from audiocnn.model import checkpoint
@@ -25,9 +29,12 @@ from tests.helpers.sounds import sound_file, tone
 from training import train
 from training.data import load_waveforms
 from training.teacher import __main__ as teacher
-from training.teacher import online
+from training.teacher import fine_tuning, online
 from training.teacher.features import FeatureStore
-from training.teacher.soft_labels import SoftLabels
+from training.teacher.head import fit_head
+from training.teacher.soft_labels import (
+    SoftLabels,
+)
 
 
 @pytest.fixture
@@ -95,6 +102,26 @@ def test_features_are_kept_and_follow_the_content_of_a_file(cache: Path, tones: 
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == kept
 
 
+def test_fine_tuning_starts_at_the_frozen_teacher_and_moves_its_last_blocks(
+    random_weights: dict[str, torch.Tensor], tones: Path
+) -> None:
+    clips = read_dataset(tones).folds([1])
+    waveforms = load_waveforms(clips, FrontendConfig(sample_rate=SAMPLE_RATE), quiet=True)
+    target = np.arange(8) % 2
+    features = BackboneFeatures(random_weights)(waveforms).numpy()
+    head = fit_head(features, target, 2, l2=1.0)
+    start = fine_tuning.TunedTeacher(random_weights, head)
+    (answers,) = fine_tuning.log_probs(start, waveforms, ["clean"], "cpu")
+    np.testing.assert_allclose(answers, head.log_probs(features), atol=1e-3)
+
+    torch.manual_seed(0)
+    tuning = fine_tuning.Tuning(random_weights, epochs=2, max_lr=1e-3, batch_size=4)
+    tuned = fine_tuning.tune(tuning, head, waveforms, torch.from_numpy(target)).network.state_dict()
+    moved = {name for name, tensor in random_weights.items() if not torch.equal(tensor, tuned[name])}
+    assert {name.split(".")[1] for name in moved} == {"2", "3"}
+    assert not [name for name in moved if "running" in name]
+
+
 def test_the_command_measures_and_writes_labels(
     cache: Path, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +139,13 @@ def test_the_command_measures_and_writes_labels(
 
     assert teacher.main([*arguments, "--measure", "1"]) == 2
     assert "fitted on" in capsys.readouterr().err
+
+    assert teacher.main([*arguments, "--measure", "2", "--fine-tune", "1"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"frozen", "fine-tuned", "fine-tuned, averaged"} <= set(summary["heads"])
+    tuned = SoftLabels.load(out)
+    assert tuned.provenance["fine_tuned_epochs"] == 1
+    assert not torch.equal(tuned.log_probs, labels.log_probs)
 
 
 def test_a_teacher_is_averaged_with_a_network_that_never_saw_the_fold(

@@ -10,9 +10,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from rich.table import Table
 
 from audiocnn import calibration, command
 from audiocnn.arrays import FloatArray, IntArray
-from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder
+from audiocnn.backbone.weights import ATTRIBUTION, WHEEL_SHA256, cache_folder, load_weights
 from audiocnn.command import parse_folds
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
@@ -29,16 +31,19 @@ from audiocnn.machine import cpu_name
 from audiocnn.probabilities import softmax
 from audiocnn.teach.views import DEFAULT_VIEWS, VIEWS
 from training.calibrate import load_fold_model
-from training.data import add_data_option, targets, without_classes
+from training.data import add_data_option, load_waveforms, targets, without_classes
 from training.evaluate import predict
 from training.teacher.features import FeatureStore
+from training.teacher.fine_tuning import FRONTEND, Tuning, fine_tuned_teacher
 from training.teacher.head import L2, fit_head
 from training.teacher.soft_labels import (
     GROUPS,
     SoftLabels,
+    Teach,
     all_views,
     check_names,
     cross_fitted,
+    linear_teacher,
     mean_over_views,
     recording_groups,
 )
@@ -46,7 +51,8 @@ from training.teacher.soft_labels import (
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-class Examples(NamedTuple):
+@dataclass(frozen=True)
+class Examples:
     """Features of clips in all views, and their class indices."""
 
     features: FloatArray  # (num_views, num_clips, d); the first view is the unchanged clip
@@ -76,6 +82,26 @@ def measure(
     return rows
 
 
+def measure_fine_tuned(
+    clips: Sequence[LabelledClip],
+    training: Examples,
+    tested: Sequence[LabelledClip],
+    test: Examples,
+    teach: Callable[[Sequence[LabelledClip], Examples], Teach],
+) -> dict[str, Any]:
+    """The rows of `measure` for a teacher whose network is fine-tuned too."""
+    began = time.monotonic()
+    both = Examples(
+        np.concatenate([training.features, test.features], axis=1),
+        np.concatenate([training.target, test.target]),
+    )
+    is_test = np.arange(len(both.target)) >= len(clips)
+    log_probs = teach([*clips, *tested], both)(~is_test, is_test)
+    seconds = round(time.monotonic() - began, 1)
+    variants = {"fine-tuned": log_probs[0], "fine-tuned, averaged": mean_over_views(log_probs)}
+    return {name: _scores(value, test.target) | {"seconds": seconds} for name, value in variants.items()}
+
+
 def _scores(log_probs: FloatArray, target: IntArray) -> dict[str, float]:
     probs = softmax(log_probs)
     return {
@@ -95,11 +121,10 @@ def network_log_probs(folder: Path, dataset: Dataset, folds: Sequence[int]) -> F
 
 
 def soft_labels(
-    clips: Sequence[LabelledClip], training: Examples, dataset: Dataset, args: argparse.Namespace
+    clips: Sequence[LabelledClip], target: IntArray, dataset: Dataset, args: argparse.Namespace, teach: Teach
 ) -> SoftLabels:
     """Cross-fitted labels of the training clips, with their provenance."""
-    groups, num_classes = recording_groups(clips, args.groups), len(dataset.class_names)
-    log_probs = cross_fitted(groups, *training, num_classes, l2=args.l2, device=args.device)
+    log_probs = cross_fitted(recording_groups(clips, args.groups), teach)
     provenance = {
         "dataset": dataset.name,
         "train_folds": args.train_folds,
@@ -110,7 +135,8 @@ def soft_labels(
         "l2": args.l2,
         "commit": _commit(),
         "torch": torch.__version__,
-        "cross_fitted": _scores(log_probs, training.target),
+        "fine_tuned_epochs": args.fine_tune,
+        "cross_fitted": _scores(log_probs, target),
     }
     names = tuple(clip.path.name for clip in clips)
     return SoftLabels(torch.from_numpy(log_probs), names, dataset.class_names, provenance)
@@ -142,16 +168,59 @@ def parse_views(text: str) -> list[str]:
     return names
 
 
-def labelled_clips(args: argparse.Namespace) -> tuple[Dataset, list[LabelledClip]]:
-    """The dataset and the clips to fit on. Raises `DatasetError`, also for folds to fit and to measure on."""
-    dataset = read_dataset(args.data)
-    if args.exclude:
-        dataset = without_classes(dataset, args.exclude.split(","))
-    if seen := sorted(set(args.measure) & set(args.train_folds)):
-        raise DatasetError(f"fold {seen} is fitted on: measure another one")
-    clips = dataset.folds(args.train_folds)
-    check_names(clips)
-    return dataset, clips
+class TeacherRun:
+    """The dataset, the features and the teacher of one command line."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Raises `DatasetError` for a dataset that cannot be read, or folds to fit and to measure on."""
+        dataset = read_dataset(args.data)
+        self.args, self.dataset = args, dataset
+        if args.exclude:
+            self.dataset = without_classes(dataset, args.exclude.split(","))
+        if seen := sorted(set(args.measure) & set(args.train_folds)):
+            raise DatasetError(f"fold {seen} is fitted on: measure another one")
+        self.store = FeatureStore(args.cache, device=args.device, cache=args.cache)
+        self.clips = self.dataset.folds(args.train_folds)
+        check_names(self.clips)
+        self.training = self.examples(self.clips)
+
+    def examples(self, clips: Sequence[LabelledClip]) -> Examples:
+        """Features and classes of clips."""
+        features = self.store.features(clips, self.args.views)
+        return Examples(features, targets(clips, self.dataset.class_names).numpy())
+
+    def teach(self, clips: Sequence[LabelledClip], known: Examples) -> Teach:
+        """A linear head on the features of these clips, or with `--fine-tune` a fine-tuned network."""
+        args, num_classes = self.args, len(self.dataset.class_names)
+        options: dict[str, Any] = {"num_classes": num_classes, "l2": args.l2, "device": args.device}
+        if not args.fine_tune:
+            return linear_teacher(known.features, known.target, **options)
+        waveforms = load_waveforms(clips, FRONTEND)
+        tuning = Tuning(load_weights(args.cache), args.fine_tune, args.device)
+        fit = partial(fit_head, **options)
+        return fine_tuned_teacher(tuning, fit, waveforms, known.features, known.target, args.views)
+
+    def measure(self) -> dict[str, Any]:
+        """Accuracy, NLL and ECE on `--measure`, see `measure` and `measure_fine_tuned`."""
+        args = self.args
+        clips = self.dataset.folds(args.measure)
+        test = self.examples(clips)
+        network = network_log_probs(args.ensemble, self.dataset, args.measure) if args.ensemble else None
+        num_classes = len(self.dataset.class_names)
+        rows = measure(self.training, test, num_classes, network=network, l2=args.l2, device=args.device)
+        if args.fine_tune:
+            rows |= measure_fine_tuned(self.clips, self.training, clips, test, self.teach)
+        print_table(rows, args.measure)
+        return rows
+
+    def write_labels(self) -> dict[str, float]:
+        """Write the soft labels; returns their accuracy, NLL and ECE."""
+        teach = self.teach(self.clips, self.training)
+        labels = soft_labels(self.clips, self.training.target, self.dataset, self.args, teach)
+        labels.save(self.args.soft_labels)
+        print(f"cross-fitted labels of {len(self.clips)} clips written to {self.args.soft_labels}")
+        scores: dict[str, float] = labels.provenance["cross_fitted"]
+        return scores
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +235,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--views", type=parse_views, default=list(DEFAULT_VIEWS), metavar="NAME,...", help=views)
     add("--l2", type=float, default=L2, metavar="X", help="L2 penalty of the head (%(default)s)")
     add("--groups", type=int, default=GROUPS, metavar="N", help="groups for cross-fitting (%(default)s)")
-    add("--cache", type=Path, default=cache_folder(), metavar="DIR", help="weights, features (%(default)s)")
+    help_text = "fine-tune the network for so many epochs; needs a GPU (0: frozen)"
+    add("--fine-tune", type=int, default=0, metavar="EPOCHS", help=help_text)
+    default_cache = cache_folder()
+    add("--cache", type=Path, default=default_cache, metavar="DIR", help="weights, features (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: PyTorch's choice)")
 
@@ -178,13 +250,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure, write labels and print the JSON. Raises `DatasetError` and `ModelFileError`."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    dataset, clips = labelled_clips(args)
-    store = FeatureStore(args.cache, device=args.device, cache=args.cache)
-
-    def examples(clips: Sequence[LabelledClip]) -> Examples:
-        return Examples(store.features(clips, args.views), targets(clips, dataset.class_names).numpy())
-
-    training = examples(clips)
+    teacher = TeacherRun(args)
     summary: dict[str, Any] = {
         "train_folds": args.train_folds,
         "measured_folds": args.measure,
@@ -192,15 +258,9 @@ def main(args: argparse.Namespace) -> None:
         "hardware": f"{args.device}, {cpu_name()}, {torch.get_num_threads()} threads",
     }
     if args.measure:
-        network = network_log_probs(args.ensemble, dataset, args.measure) if args.ensemble else None
-        test, options = examples(dataset.folds(args.measure)), {"l2": args.l2, "device": args.device}
-        summary["heads"] = measure(training, test, len(dataset.class_names), network=network, **options)
-        print_table(summary["heads"], args.measure)
+        summary["heads"] = teacher.measure()
     if args.soft_labels:
-        labels = soft_labels(clips, training, dataset, args)
-        labels.save(args.soft_labels)
-        print(f"cross-fitted labels of {len(clips)} clips written to {args.soft_labels}")
-        summary["soft_labels"] = labels.provenance["cross_fitted"]
+        summary["soft_labels"] = teacher.write_labels()
     print(json.dumps(summary))
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,6 +28,11 @@ from audiocnn.files import replacing
 from training.teacher.head import fit_head
 
 GROUPS = 8  # of recordings, for cross-fitting
+
+Mask = npt.NDArray[np.bool_]
+# Masks `(num_clips,)` of clips to fit on and clips to label -> log-probabilities of the latter,
+# `(num_views, num_labelled, num_classes)`
+Teach = Callable[[Mask, Mask], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,25 @@ def recording_groups(clips: Sequence[LabelledClip], count: int) -> IntArray:
     return np.array([group_of[clip.source] for clip in clips])
 
 
-def cross_fitted(
-    groups: IntArray, features: FloatArray, target: IntArray, num_classes: int, **options: Any
-) -> FloatArray:
-    """Log-probabilities `(num_clips, num_classes)`, averaged over views, by a linear head for each group that
-    is fitted on the other groups.
-
-    `features` are `(num_views, num_clips, d)`, `target` class indices; `options` go to `fit_head`.
-    """
-    result = np.empty((len(groups), num_classes), np.float32)
-    for group in tqdm(np.unique(groups), desc="cross-fitting", unit="head"):
-        own = groups == group
-        head = fit_head(*all_views(features[:, ~own], target[~own]), num_classes, **options)
-        result[own] = mean_over_views(head.log_probs(features[:, own]))
+def cross_fitted(groups: IntArray, teach: Teach) -> FloatArray:
+    """Log-probabilities `(num_clips, num_classes)`, averaged over views; those of each group come from a
+    teacher fitted on the other groups."""
+    held_out = [groups == group for group in np.unique(groups)]
+    parts = [teach(~mask, mask) for mask in tqdm(held_out, desc="cross-fitting", unit="teacher")]
+    result = np.empty((len(groups), parts[0].shape[-1]), np.float32)
+    for mask, part in zip(held_out, parts, strict=True):
+        result[mask] = mean_over_views(part)
     return result
+
+
+def linear_teacher(features: FloatArray, target: IntArray, num_classes: int, **options: Any) -> Teach:
+    """A linear head on features `(num_views, num_clips, d)`; `options` go to `fit_head`."""
+
+    def teach(fitted: Mask, labelled: Mask) -> FloatArray:
+        head = fit_head(*all_views(features[:, fitted], target[fitted]), num_classes, **options)
+        return head.log_probs(features[:, labelled])
+
+    return teach
 
 
 def all_views(features: FloatArray, target: IntArray) -> tuple[FloatArray, IntArray]:
