@@ -61,10 +61,11 @@ ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 # PyPI's torch brings several GB of CUDA; the version of this index has none.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# torch's tests and C++ headers are 200 MB that nothing here reads.
+# Nothing here reads torch's tests and C++ headers (200 MB) or OpenVINO's parts for GPUs and NPUs (52 MB).
 RUN python3 -c "${REQUIREMENTS}" base client formats openvino torchserve > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir \
         --extra-index-url "${TORCH_INDEX}" --requirement requirements.txt --constraint constraints.txt \
+    && rm -f /opt/venv/lib/python3.11/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so \
     && cd /opt/venv/lib/python3.11/site-packages/torch \
     && rm -rf test include share && find bin -type f ! -name torch_shm_manager -delete
 
