@@ -36,7 +36,7 @@ if [ -z "${BASE:-}" ] && ! store images --format '{{.Name}}' | grep -qx localhos
     store commit --quiet --rm "$container" localhost/audiocnn-base >/dev/null
 fi
 step "wheels of all packages, so that the builds need no index"
-tomlq -r '.project | [.dependencies, (."optional-dependencies" | .client, .formats, .torchserve, .gateway, .export)]
+tomlq -r '.project | [.dependencies, (."optional-dependencies" | .client, .formats, .openvino, .torchserve, .gateway, .export)]
     | flatten[] | select(startswith("audiocnn-serve") | not)' pyproject.toml >"$folder/requirements.txt"
 "${PYTHON:-.venv/bin/python}" -m pip wheel --quiet --wheel-dir "$folder/wheels" \
     --constraint deploy/constraints.txt --requirement "$folder/requirements.txt"
