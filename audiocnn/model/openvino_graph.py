@@ -1,4 +1,4 @@
-"""int8 ONNX files in OpenVINO, whose 8-bit convolutions are 2 to 3 times faster than ONNX Runtime's.
+"""int8 ONNX files in OpenVINO, whose 8-bit convolutions are 2 to 4 times faster than ONNX Runtime's.
 
 That holds for processors with VNNI or AMX. On others ONNX Runtime is used, as everywhere where the package
 `openvino` is not installed. The environment variable `AUDIOCNN_RUNTIME` (`onnxruntime` or `openvino`) decides
