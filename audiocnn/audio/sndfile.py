@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Self
@@ -19,6 +21,14 @@ _BLOCK_FRAMES = 1 << 16
 _LAST_FRAMES = 1 << 10
 _SLACK_FRAMES = 2 * 1152  # two of MP3
 _MISSING_SECONDS = 0.25  # less is an estimate that is off
+
+
+# soundfile holds a lock while it opens a file; a fork at that moment would leave it locked in the child.
+_opening = threading.Lock()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release
+    )
 
 
 class SndFile:
@@ -40,7 +50,8 @@ class SndFile:
 
     def _open(self) -> soundfile.SoundFile:
         try:
-            return soundfile.SoundFile(self._part.view(self._source))
+            with _opening:
+                return soundfile.SoundFile(self._part.view(self._source))
         except soundfile.LibsndfileError as error:
             self._source.check()
             raise UndecodableAudioError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import re
@@ -9,7 +10,10 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,8 @@ import pytest
 
 from audiocnn.audio import isolation
 from audiocnn.audio.decoder import ClipDecoder, decode
+from audiocnn.audio.sndfile import SndFile
+from audiocnn.audio.source import Part
 from audiocnn.config import AudioLimits
 from audiocnn.errors import AudioError, AudioTooLongError
 from tests.helpers.paths import ROOT
@@ -267,3 +273,34 @@ def test_a_gateway_forks_while_other_threads_compute(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
     command = [sys.executable, "-c", FORKS, str(sound)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
+
+
+class SlowSource:
+    """A file whose reads wait."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        self.is_read, self.may_go_on = threading.Event(), threading.Event()
+        file = io.BytesIO(data)
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        self.is_read.set()
+        self.may_go_on.wait(SLOWEST)
+        return self._read(size)
+
+
+def test_a_process_that_is_started_while_another_thread_opens_a_file_decodes() -> None:
+    """soundfile holds a lock meanwhile, which would stay locked in the child."""
+    isolation.end_idle_processes()
+    source = SlowSource(sound_file(tone(1.0), format="WAV"))
+    ogg = sound_file(tone(2.0), format="OGG", subtype="VORBIS")
+    with ThreadPoolExecutor(2) as pool:
+        opened = pool.submit(SndFile, source, Part(0, source.size, [(0, source.size)]))
+        assert source.is_read.wait(SLOWEST)
+        limits = AudioLimits(isolate=True, decode_seconds=20.0)
+        decoded = pool.submit(decode, ogg, sample_rate=SAMPLE_RATE, limits=limits)
+        time.sleep(0.5)  # for the other thread to come to the fork
+        source.may_go_on.set()
+        assert opened.result(SLOWEST).channels == 1
+        assert decoded.result(SLOWEST).seconds == pytest.approx(2.0, abs=0.1)
