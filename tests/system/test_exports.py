@@ -130,9 +130,9 @@ def test_int8_weights_have_seven_bits(store: Path) -> None:
 
 
 def test_a_released_checkpoint_is_quantised_without_clips(trained: Path, store: Path, tmp_path: Path) -> None:
-    quantize.quantize(trained, store / "audiocnn.onnx", tmp_path / "again.onnx")
+    quantize.quantize(trained, store / "audiocnn.onnx", tmp_path / "again-int8.onnx")
     log_mels = np.random.default_rng(0).normal(size=(2, 1, 128, 51)).astype(np.float32)
-    ours = Engine(tmp_path / "again.onnx").run(log_mels)["logits"]
+    ours = Engine(tmp_path / "again-int8.onnx").run(log_mels)["logits"]
     np.testing.assert_array_equal(ours, Engine(store / "audiocnn-int8.onnx").run(log_mels)["logits"])
 
 
