@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,7 +118,7 @@ def machine() -> dict[str, Any]:
         "audiocnn": __version__,
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
-    } | ({"openvino": openvino_graph.version()} if openvino_graph.is_installed() else {})
+    } | ({"openvino": metadata.version("openvino")} if openvino_graph.is_installed() else {})
 
 
 def bench_rows(

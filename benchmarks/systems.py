@@ -115,21 +115,15 @@ class TorchServeServer:
         properties = read_properties(config) | private_addresses()
         properties["models"] = json.dumps(entry(properties, setting))
         properties["number_of_gpu"] = "0" if device == "cpu" else "1"
-        # Inherited by the handler. No runtime: the one that it chooses.
-        self._environment = {"AUDIOCNN_THREADS": str(setting.threads), openvino_graph.VARIABLE: runtime}
+        # For the handler. No runtime: the one that it chooses.
+        environment = {"AUDIOCNN_THREADS": str(setting.threads), openvino_graph.VARIABLE: runtime}
         self._logs = tempfile.TemporaryDirectory(prefix="audiocnn-logs-", ignore_cleanup_errors=True)
-        self._server = TorchServe(properties, log_folder=Path(self._logs.name))
+        self._server = TorchServe(properties, log_folder=Path(self._logs.name), environment=environment)
         self.inference = self._server.inference
 
     def start(self) -> None:
         """Start them; returns at once."""
-        before = dict(os.environ)
-        os.environ.update(self._environment)
-        try:
-            self._server.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        self._server.start()
 
     def wait_ready(self) -> None:
         """Wait for all workers; raises `TimeoutError` or `RuntimeError` if they do not become ready."""

@@ -38,11 +38,6 @@ def is_installed() -> bool:
     return find_spec("openvino") is not None
 
 
-def version() -> str:
-    """The version of OpenVINO. Raises `ModelFileError` if it is not installed."""
-    return str(_openvino().__version__).partition("-")[0]
-
-
 class OpenVinoGraph:
     """An int8 `.onnx` file in OpenVINO; see `audiocnn.model.engine.Graph`. Threads may share it.
 

@@ -34,9 +34,8 @@ from audiocnn.torchserve.watchdog import HealthMonitor
 
 MODEL = "audiocnn"
 _FOLDER = "audiocnn-ts-"
-_MAX_TEMPORARY_PATH = (
-    70  # bytes: a socket's path has 107 at most, and /audiocnn-ts-12345678/.ts.sock.90000 follows
-)
+# In bytes: a socket's path has 107 at most, and /audiocnn-ts-12345678/.ts.sock.90000 follows.
+_MAX_TEMPORARY_PATH = 70
 
 # glibc's allocator, for TorchServe, its workers and the gateway. By default glibc raises both thresholds to
 # the size of the largest freed block, so resident memory grows. Lower thresholds cost time: with 256 kB each
@@ -70,13 +69,16 @@ class TorchServe:
         properties: Mapping[str, str],
         *,
         log_folder: Path,
+        environment: Mapping[str, str] | None = None,
         reread: Callable[[], Mapping[str, str]] | None = None,
         max_unhealthy_seconds: float = _WORKLESS_SECONDS,
     ) -> None:
-        """`reread` returns the current configuration. It is called before a restart, because a rollout may
-        have changed the served archive. A restart is needed after `max_unhealthy_seconds` without a worker.
+        """`environment` is added to this process's. `reread` returns the current configuration. It is called
+        before a restart, because a rollout may have changed the served archive. A restart is needed after
+        `max_unhealthy_seconds` without a worker.
         """
         self.properties = dict(properties)
+        self._added = dict(environment or {})
         self._reread, self._max_unhealthy_seconds = reread, max_unhealthy_seconds
         self.inference = self.properties.get("inference_address", "http://127.0.0.1:8080")
         self.management = self.properties.get("management_address", "http://127.0.0.1:8081")
@@ -159,7 +161,7 @@ class TorchServe:
 
     def _environment(self) -> dict[str, str]:
         """This process's environment, without variables that override the configuration or the archive."""
-        environment = MALLOC | dict(os.environ)
+        environment = MALLOC | dict(os.environ) | self._added
         for name in ("PYTHONPATH", "TS_CONFIG_FILE"):
             environment.pop(name, None)
         if not Path(environment.get("JAVA_HOME", ""), "bin", "java").is_file():

@@ -88,8 +88,7 @@ def running(properties: dict[str, str], setting: Setting, folder: Path) -> Itera
     for name in ("inference", "management", "metrics"):
         own[f"{name}_address"] = f"http://127.0.0.1:{free_port()}"
     own |= {f"grpc_{name}_port": str(free_port()) for name in ("inference", "management")}
-    os.environ["AUDIOCNN_THREADS"] = str(setting.threads)
-    server = TorchServe(own, log_folder=folder)
+    server = TorchServe(own, log_folder=folder, environment={"AUDIOCNN_THREADS": str(setting.threads)})
     try:
         server.start()
         server.wait_ready(120)

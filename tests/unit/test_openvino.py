@@ -11,13 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiocnn import audio
-from audiocnn.audio import synthetic, windows
-from audiocnn.audio.synthetic import SOUNDS
 from audiocnn.errors import ModelFileError
 from audiocnn.model import openvino_graph
 from audiocnn.model.engine import Engine, OnnxGraph
-from audiocnn.model.loading import RELEASED, TOLERANCE
+from audiocnn.model.loading import RELEASED, TOLERANCE, synthetic_windows
 from audiocnn.model.openvino_graph import VARIABLE, OpenVinoGraph
 
 INT8 = RELEASED / "audiocnn-int8.onnx"
@@ -39,9 +36,8 @@ def graph() -> OpenVinoGraph:
 
 @pytest.fixture(scope="module")
 def log_mels() -> np.ndarray:
-    log_mel = Engine(INT8, threads=1).log_mel
-    clips = [audio.decode(synthetic.wav(name), sample_rate=log_mel.config.sample_rate) for name in SOUNDS]
-    return np.stack([log_mel(windows.cut(clip.waveform, log_mel.config)[0]) for clip in clips])
+    engine = Engine(INT8, threads=1)
+    return np.stack([engine.prepare(window) for window in synthetic_windows(engine.config.frontend)])
 
 
 def test_it_is_the_same_file_as_in_onnx_runtime(graph: OpenVinoGraph, log_mels: np.ndarray) -> None:
