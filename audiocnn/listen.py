@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command("listen", epilog="Example: audiocnn listen clip.wav")
 def listen(
     file: Annotated[Path, typer.Argument(help="A sound file.")],
-    url: Annotated[str, typer.Option(help="The gateway's stream.")] = URL,
+    url: Annotated[str, typer.Option(help="The gateway, or its stream.")] = URL,
     api_key: Annotated[str | None, typer.Option(help="Key, if the gateway requires one.")] = None,
     hop_seconds: Annotated[float, typer.Option(help="Seconds between answers.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Classes per answer.")] = 3,

@@ -47,28 +47,41 @@ def start(address: str | None, workers: int | None, threads: int) -> int:
     Raises `ClusterError` if that cannot be done.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    on_terminate = signal.getsignal(signal.SIGTERM)
+    here = workers or max(1, len(os.sched_getaffinity(0)) // threads)
     try:
-        if address is None:
-            workers = workers or max(1, len(os.sched_getaffinity(0)) // threads)
-            ray.init(
-                address="local",  # never a cluster that already runs here
-                num_cpus=workers * threads,
-                num_gpus=0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE_BYTES,
-            )
-            return workers
-        is_reachable(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_signal_handlers():
+            _init(address, here * threads)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"reached at {address}" if address else "started"
         raise ClusterError(f"Ray cannot be {what}: {error}") from error
+    return _workers(address, workers, threads) if address else here
+
+
+def _init(address: str | None, num_cpus: int) -> None:
+    if address is not None:
+        is_reachable(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    ray.init(
+        address="local",  # never a cluster that already runs here
+        num_cpus=num_cpus,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Lets nobody replace the handlers of signals: Ray's exit with codes of their own."""
+    set_handler = signal.signal
+    signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts a handler of its own there
-    return _workers(address, workers, threads)
+        signal.signal = set_handler
 
 
 def _workers(address: str, workers: int | None, threads: int) -> int:

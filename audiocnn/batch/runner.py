@@ -14,8 +14,8 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -43,8 +43,31 @@ _RESUMABLE = "Finished files are kept; the same command resumes the run (without
 class Stopped(BaseException):
     """A signal was received."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+
+class StopSignals:
+    """Makes SIGINT and SIGTERM raise `Stopped`, and remembers which: libraries replace exceptions."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._is_deferred = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        is_first, self.received = self.received is None, number
+        if not (is_first and self._is_deferred):
+            raise Stopped
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A first signal raises at the end of the block only; a second one at once."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        if self.received is not None:
+            raise Stopped
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -118,22 +141,29 @@ def prepare(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) ->
     return settings
 
 
-def process(args: SimpleNamespace, manifest: Manifest, settings: JobSettings) -> dict[str, Any]:
+def process(
+    args: SimpleNamespace, manifest: Manifest, settings: JobSettings, signals: StopSignals
+) -> dict[str, Any]:
     """Process pending chunks; returns the summary. Raises `ClusterError` as `audiocnn.batch.cluster` does."""
     began = time.monotonic()
     chunks = {chunk.id: chunk for chunk in manifest.pending()}
-    outcome, seconds = _process(args, manifest, settings, chunks) if chunks else (Outcome(), 0.0)
+    outcome, seconds = _process(args, manifest, settings, chunks, signals) if chunks else (Outcome(), 0.0)
     return summary_of(manifest.total(), outcome, time.monotonic() - began, seconds)
 
 
 def _process(
-    args: SimpleNamespace, manifest: Manifest, settings: JobSettings, chunks: Mapping[int, Chunk]
+    args: SimpleNamespace,
+    manifest: Manifest,
+    settings: JobSettings,
+    chunks: Mapping[int, Chunk],
+    signals: StopSignals,
 ) -> tuple[Outcome, float]:
     """The sum of the chunks' outcomes, and the seconds from the start of the first to the end of the last."""
-    from audiocnn.batch import (  # late: Ray takes a second to import, and reads the environment then
-        cluster,
-        worker,
-    )
+    with signals.deferred():
+        from audiocnn.batch import (  # late: Ray takes a second to import, and reads the environment then
+            cluster,
+            worker,
+        )
 
     folders = tuple(os.path.abspath(text) for text in args.inputs if os.path.isdir(text))
     job = worker.Job(args.out, Path(os.path.abspath(args.model)), args.threads, settings, folders)
@@ -144,7 +174,8 @@ def _process(
         Meter(manifest.count(), manifest.total().files, todo, Console(file=stderr)) as meter,
     ):
         try:
-            workers = cluster.start(args.address, args.workers, args.threads)
+            with signals.deferred():  # interrupted here, Ray crashed at its end
+                workers = cluster.start(args.address, args.workers, args.threads)
             with closing(cluster.run(job, list(chunks.values()), workers)) as stream:
                 for done in stream:
                     outcome = Outcome(**json.loads(done.outcome))
@@ -158,40 +189,43 @@ def _process(
     return total, max(last - first, 0.0)
 
 
-def _stop(number: int, _: object) -> None:
-    raise Stopped(number)
+def _run(args: SimpleNamespace, signals: StopSignals) -> tuple[dict[str, Any], JobSettings]:
+    settings = settings_of(args)
+    inputs.check(args.inputs)
+    if args.fresh and (aside := archive_previous(args.out)):
+        say(f"earlier results are now in {aside}")
+    with Manifest(args.out) as manifest:
+        settings = prepare(args, manifest, settings)
+        summary = process(args, manifest, settings, signals)
+        write_summary(args.out, settings, summary)
+    return summary, settings
+
+
+def _exit_code_of(error: Exception, out: Path) -> int:
+    """Says what happened; raises the error again if it is none of those that a run may have."""
+    if isinstance(error, InputError | ModelFileError | ResumeError):
+        say(f"error: {error}")
+        return WRONG
+    if isinstance(error, RuntimeError | OSError | sqlite3.OperationalError):  # ClusterError is a RuntimeError
+        say(f"error: {error}", _RESUMABLE)
+        return FAILED
+    if isinstance(error, sqlite3.Error | json.JSONDecodeError):
+        say(f"error: {damaged(out, error)}")
+        return WRONG
+    raise error
 
 
 def run(args: SimpleNamespace) -> int:
     """See the exit codes in `--help`."""
     args.out = Path(os.path.abspath(args.out))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    signals = StopSignals()
     try:
-        settings = settings_of(args)
-        inputs.check(args.inputs)
-        if args.fresh and (aside := archive_previous(args.out)):
-            say(f"earlier results are now in {aside}")
-        with Manifest(args.out) as manifest:
-            settings = prepare(args, manifest, settings)
-            summary = process(args, manifest, settings)
-            write_summary(args.out, settings, summary)
-    except (InputError, ModelFileError, ResumeError) as error:
-        say(f"error: {error}")
-        return WRONG
-    except (
-        RuntimeError,
-        OSError,
-        sqlite3.OperationalError,
-    ) as error:  # also ClusterError, which is a RuntimeError
-        say(f"error: {error}", _RESUMABLE)
-        return FAILED
-    except (sqlite3.Error, json.JSONDecodeError) as error:
-        say(f"error: {damaged(args.out, error)}")
-        return WRONG
-    except Stopped as stopped:
+        summary, settings = _run(args, signals)
+    except (Stopped, Exception) as error:
+        if signals.received is None and isinstance(error, Exception):
+            return _exit_code_of(error, args.out)
         say(f"stopped. {_RESUMABLE}")
-        return 128 + stopped.number
+        return 128 + (signals.received or 0)
     print_summary(args.out, summary, settings)
     return 0
 

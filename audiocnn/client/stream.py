@@ -31,9 +31,9 @@ async def stream(
 ) -> None:
     """Send mono PCM in real time and call `on_reply` with each reply of the gateway.
 
-    `pcm` is little-endian float32 at `sample_rate` Hz. With `detections` there is a reply when an event
-    begins and when it is over. Raises `ServerError` if the gateway cannot be
-    reached or closes the stream early, `ImportError` without the package websockets.
+    `pcm` is little-endian float32 at `sample_rate` Hz. A `url` without a path means /ws/predict there. With
+    `detections` there is a reply when an event begins and when it is over. Raises `ServerError` if the
+    gateway cannot be reached or closes the stream early, `ImportError` without the package websockets.
     """
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed, WebSocketException
@@ -41,6 +41,7 @@ async def stream(
     start: dict[str, Any] = {"sample_rate": sample_rate, "hop_seconds": hop_seconds, "top_k": top_k}
     start |= {"detections": True} if detections else {}
     headers = {"X-API-Key": api_key} if api_key else {}
+    url = _stream_of(url)
     is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     proxy: Literal[True] | None = None if is_local else True
     try:
@@ -58,6 +59,14 @@ async def stream(
         raise ServerError(f"the gateway closed the stream: {error}") from error
     except (OSError, WebSocketException) as error:
         raise ServerError(f"no stream at {url}: {error}") from error
+
+
+def _stream_of(url: str) -> str:
+    """`http://host:8000` -> `ws://host:8000/ws/predict`."""
+    parts = urlsplit(url)
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    path = parts.path if parts.path.strip("/") else urlsplit(URL).path
+    return parts._replace(scheme=scheme, path=path).geturl()
 
 
 async def _send(socket: ClientConnection, pcm: bytes, sample_rate: int) -> None:

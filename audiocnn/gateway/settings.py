@@ -108,6 +108,16 @@ class Settings(BaseSettings):
             TypeAdapter(AnyHttpUrl).validate_python(url)
         return url.rstrip("/")
 
+    @field_validator("v2_token", "torchserve_key_file")
+    @classmethod
+    def _is_the_only_one(cls, key: object, info: ValidationInfo) -> object:
+        name = "v2_url" if info.field_name == "v2_token" else "torchserve_url"
+        if key and "@" in urlsplit(info.data.get(name, "")).netloc:
+            raise ValueError(
+                f"{name.upper()} has a user name, which cannot be sent beside a key: leave one out"
+            )
+        return key
+
     @field_validator("torchserve_ca_file")
     @classmethod
     def _is_certificate(cls, path: Path | None) -> Path | None:

@@ -59,6 +59,11 @@ class RingBuffer:
         self.received += len(samples)
         self._keep(self._resampled(np.clip(samples, -1.0, 1.0)))
 
+    def finish(self) -> None:
+        """Append what the resampler holds back (some milliseconds); no frame may come afterwards."""
+        if self._resampler is not None:
+            self._keep(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
     def _resampled(self, samples: FloatArray) -> FloatArray:
         if self.input_rate == self.sample_rate:
             return samples

@@ -113,6 +113,7 @@ class StreamSession:
         if read_json(text) != {"end": True}:
             raise RefusedError(BAD_START, "bad_frame", 'After the first frame comes sound, or {"end": true}.')
         self._is_ending = True
+        self._sound.finish()
         if self._events:
             self._events.end()
         if self._sound.seconds > self._hop * self._start.hop_seconds + 1e-9:

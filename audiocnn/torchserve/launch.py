@@ -141,7 +141,7 @@ def serve(
         code = run(server, child, timeout_seconds=timeout, grace_seconds=grace, restart=restart)
     except (ConfigError, ServerStartError, ArchiveError, ModelFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        code = 2 if isinstance(error, ConfigError) else 1
     finally:
         _flush_output()
     raise typer.Exit(code)

@@ -484,7 +484,7 @@ def listen(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_listen_plays_a_file_in_real_time(gateway: RunningGateway) -> None:
     began = time.monotonic()
-    result = listen("samples/clock_tick.wav", "--url", gateway.stream, "--json")
+    result = listen("samples/clock_tick.wav", "--url", gateway.url, "--json")
     assert time.monotonic() - began > 5
     assert result.returncode == 0, result.stderr
     _, *answers = map(json.loads, result.stdout.splitlines())

@@ -21,6 +21,7 @@ from audiocnn import inputs
 from audiocnn.audio import synthetic
 from audiocnn.batch.manifest import Manifest
 from audiocnn.batch.runner import settings_of
+from audiocnn.batch.state import FOLDER
 from audiocnn.model.loading import served_model_path
 from tests.helpers.batch import fill, fill_bad, score, start, table
 from tests.helpers.command_line import parse
@@ -123,6 +124,18 @@ def test_a_signal_stops_it_and_it_says_how_to_go_on(tmp_path: Path, folder: Path
     assert wait_until(lambda: not any(child.is_running() for child in children), 20)
     score(folder, "--out", out)
     assert_complete(folder, out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts(tmp_path: Path, folder: Path, number: int) -> None:
+    process = start(folder, "--out", tmp_path / "out")
+    log = tmp_path / "out" / FOLDER / "ray.log"  # opened just before
+    assert wait_until(lambda: log.exists() or process.poll() is not None, 120)
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate(timeout=600)
+    assert process.returncode == 128 + number, stderr
+    assert "the same command resumes the run" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_cluster_that_loses_a_node_completes(tmp_path: Path, folder: Path) -> None:

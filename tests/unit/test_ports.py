@@ -21,7 +21,7 @@ def test_a_wrong_base_is_named(base: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("address", ["8000", "127.0.0.1:", "127.0.0.1:99999", "localhost"])
 def test_a_wrong_address_of_the_gateway_is_named(address: str) -> None:
     done = run("serve", "--gateway", address)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"error: --gateway {address}: expected HOST:PORT" in done.stderr
 
 

@@ -39,6 +39,16 @@ def test_the_window_is_the_end_of_all_that_came(sizes: list[int]) -> None:
         np.testing.assert_array_equal(window.newest(), sound[max(0, place - 1000) : place])
 
 
+def test_the_end_of_the_stream_is_kept_whole() -> None:
+    window = RingBuffer(input_rate=16_000, sample_rate=RATE, window_seconds=2.0)
+    for frame in np.array_split(tone(1.0, sample_rate=16_000), 10):
+        window.push(frame.tobytes())
+    assert window.end < RATE
+    window.finish()
+    assert window.end == RATE
+    RingBuffer(input_rate=16_000, sample_rate=RATE, window_seconds=2.0).finish()  # nothing came
+
+
 def test_a_constant_offset_has_no_level() -> None:
     window = RingBuffer(input_rate=48_000, sample_rate=RATE, window_seconds=5.0)
     window.push(np.full(4800, 0.3, "<f4").tobytes())
