@@ -35,16 +35,15 @@ def _cancelling(waveform: FloatArray) -> bytes:
     return encode(channels, corpus.SAMPLE_RATE, format="WAV", subtype="PCM_16")
 
 
-def _tracks(container: str, *codecs: str) -> Callable[[FloatArray], bytes]:
+def _tracks(container: str, *codecs: str, layout: str = "mono") -> Callable[[FloatArray], bytes]:
     """A file that PyAV writes, with a track for each codec."""
 
     def encode(waveform: FloatArray) -> bytes:
-        file, samples = io.BytesIO(), np.ascontiguousarray(waveform[None])
+        file, samples = io.BytesIO(), np.repeat(waveform, av.AudioLayout(layout).nb_channels)[None]
         with av.open(file, "w", format=container) as output:
-            streams: list[Any] = [output.add_stream(codec, rate=_AV_RATE, layout="mono") for codec in codecs]
-            for codec, stream in zip(codecs, streams, strict=True):
-                sample_format = "flt" if codec == "libopus" else "fltp"
-                frame = av.AudioFrame.from_ndarray(samples, sample_format, "mono")
+            streams: list[Any] = [output.add_stream(codec, rate=_AV_RATE, layout=layout) for codec in codecs]
+            for stream in streams:
+                frame = av.AudioFrame.from_ndarray(samples, "flt", layout)
                 frame.sample_rate, frame.time_base, frame.pts = _AV_RATE, Fraction(1, _AV_RATE), 0
                 for packet in (*stream.encode(frame), *stream.encode(None)):
                     output.mux(packet)
@@ -67,6 +66,8 @@ ENCODERS: dict[str, Callable[[FloatArray], bytes]] = {
     "m4a": _tracks("mp4", "aac"),
     "aac": _tracks("adts", "aac"),
     "webm": _tracks("webm", "libopus"),
+    "m4a-7.1": _tracks("mp4", "aac", layout="7.1"),
+    "webm-7.1": _tracks("webm", "libopus", layout="7.1"),
     "unwritten": _without_lengths(bytes(4)),  # of a recorder that was killed
     "endless": _without_lengths(b"\xff" * 4),  # as `ffmpeg` writes it to a pipe
     "cancelling": _cancelling,

@@ -24,6 +24,7 @@ _BLOCK_FRAMES = 1 << 16
 _HEAD_BYTES = 1 << 16
 _MAX_NAMES = 20
 _MAX_ERRORS = 1_000  # packets in a row that cannot be decoded
+_MAX_PLANES = 8
 _MISSING_SECONDS = 0.25  # less than promised by so much is padding that encoders add, and no loss
 
 
@@ -64,7 +65,12 @@ class AvFile:
 
     def _open(self) -> Any:
         try:
-            return self._av.open(self._part.view(self._source), mode="r", format=self._part.demuxer)
+            return self._av.open(
+                self._part.view(self._source),
+                mode="r",
+                format=self._part.demuxer,
+                metadata_errors="replace",  # tags may be in Latin-1
+            )
         except (self._av.FFmpegError, ValueError) as error:
             self._source.check()
             raise UndecodableAudioError(
@@ -164,14 +170,27 @@ class AvFile:
             yield kind[0], np.concatenate(parts)
 
     def _frames(self) -> Iterator[tuple[int, FloatArray]]:
-        kind, to_float = None, self._av.AudioResampler(format="fltp")
+        kind, to_float = None, self._resampler(1)
         for frame in self._decoded():
             self._source.check()
             if (frame.sample_rate, frame.layout.name, frame.format.name) != kind:
                 kind = frame.sample_rate, frame.layout.name, frame.format.name
-                to_float = self._av.AudioResampler(format="fltp")
-            for planar in to_float.resample(frame):
-                yield frame.sample_rate, planar.to_ndarray().astype(np.float32, copy=False).T
+                to_float = self._resampler(frame.layout.nb_channels)
+            try:
+                converted = to_float.resample(frame)
+            except (self._av.FFmpegError, ValueError):  # a frame without a rate or a layout
+                kind = None
+                continue
+            for each in converted:
+                samples = each.to_ndarray().astype(np.float32, copy=False)
+                yield (
+                    frame.sample_rate,
+                    samples.T if each.format.is_planar else samples.reshape(each.samples, -1),
+                )
+
+    def _resampler(self, channels: int) -> Any:
+        """To float32; interleaved is slower, but PyAV 18 reads beyond the table of eight planes or more."""
+        return self._av.AudioResampler(format="fltp" if channels < _MAX_PLANES else "flt")
 
     def _decoded(self) -> Iterator[Any]:
         """Frames; a packet that cannot be decoded is left out."""

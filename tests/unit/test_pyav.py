@@ -39,6 +39,15 @@ def test_the_sound_comes_back(container: str, codec: str, channels: int) -> None
     assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
 
 
+@pytest.mark.parametrize(("container", "codec"), [*KINDS[:2], ("mov", "pcm_f32le")])
+def test_eight_channels(container: str, codec: str) -> None:
+    sound = tone(3.0, hz=440.0, sample_rate=48_000)
+    clip = decode(encoded(sound, container, codec, channels=8), sample_rate=SAMPLE_RATE)
+    middle = clip.waveform[SAMPLE_RATE : 2 * SAMPLE_RATE]
+    assert np.abs(np.fft.rfft(middle)).argmax() == 440
+    assert 0.85 < np.sqrt(2 * np.mean(middle**2)) / 0.5 < 1.05  # AAC and Opus cut the bass channel
+
+
 @pytest.mark.parametrize(("container", "codec"), KINDS[:2])
 def test_the_model_hears_the_same(classifier: Classifier, container: str, codec: str) -> None:
     data = (ROOT / "samples" / "siren.wav").read_bytes()

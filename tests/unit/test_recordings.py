@@ -280,6 +280,12 @@ def test_tags_without_a_sound(data: bytes) -> None:
         decode(data)
 
 
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("webm", "libopus")])
+def test_tags_in_latin_1(container: str, codec: str) -> None:
+    data = encoded(noise(0.5, 48_000), container, codec, title="Cafe, Wien")
+    assert decode(data.replace(b"Cafe", "Café".encode("latin-1"))).seconds == pytest.approx(0.5, abs=0.05)
+
+
 @CASES
 def test_damage_anywhere_is_an_error_of_ours(make: Make) -> None:
     data = make(0.5, 48_000) + make(0.5, 16_000)
