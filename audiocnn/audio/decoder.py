@@ -247,7 +247,7 @@ class _Source:
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
             return -1 if self._is_late else self._file.seek(offset, whence)
-        except (OSError, ValueError):
+        except (OSError, ValueError, OverflowError):
             return -1
 
     def tell(self) -> int:
@@ -262,5 +262,5 @@ class _Source:
 
     def between(self, start: int, end: int) -> bytes:
         """The bytes there, or as many as there are; the next `read` starts wherever."""
-        self.seek(max(0, start))
-        return self.read(end - max(0, start))
+        start = max(0, start)
+        return b"" if self.seek(start) < 0 else self.read(max(0, end - start))

@@ -20,6 +20,7 @@ from audiocnn.errors import EmptyAudioError, UndecodableAudioError, UnsupportedF
 
 _CODECS = frozenset({"aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus", "speex", "vorbis"})
 _PCM = re.compile(r"pcm_([sf](16|24|32)[lb]e|u8|s8|alaw|mulaw)")
+_DURATION = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)")  # hours, minutes, seconds
 _BLOCK_FRAMES = 1 << 16
 _HEAD_BYTES = 1 << 16
 _MAX_NAMES = 20
@@ -112,7 +113,7 @@ class AvFile:
             return None  # it says nothing; FFmpeg guesses from the bit rate
         if self._track.duration is not None:
             return float(self._track.duration * self._track.time_base)
-        if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", self._track.metadata.get("DURATION", "")):
+        if match := _DURATION.fullmatch(self._track.metadata.get("DURATION", "")):
             hours, minutes, seconds = map(float, match.groups())
             return 3600 * hours + 60 * minutes + seconds
         if self._container.duration is not None and len(self._container.streams) == 1:

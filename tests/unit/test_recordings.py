@@ -286,6 +286,23 @@ def test_tags_in_latin_1(container: str, codec: str) -> None:
     assert decode(data.replace(b"Cafe", "Café".encode("latin-1"))).seconds == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_chunk_beyond_the_largest_file() -> None:
+    data = bytearray(MAKERS["W64"](0.5, 48_000))
+    place = data.index(b"fmt ") + 16
+    data[place : place + 8] = (0x7FFFFFFFFFFFFFF0).to_bytes(8, "little")
+    with pytest.raises(UndecodableAudioError):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("duration", [b"00:00:00.4.00000000", b"99999:99:99.0000000"])
+def test_a_duration_that_is_none(duration: bytes) -> None:
+    data = encoded(noise(0.5, 48_000), "matroska", "flac")
+    name = data.rindex(b"DURATION")
+    place = data.index(b"00:00:00.", name)
+    clip = decode(data[:place] + duration[:18] + data[place + 18 :])
+    assert clip.seconds == pytest.approx(0.5, abs=0.05)
+
+
 @CASES
 def test_damage_anywhere_is_an_error_of_ours(make: Make) -> None:
     data = make(0.5, 48_000) + make(0.5, 16_000)
