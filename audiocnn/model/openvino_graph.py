@@ -61,10 +61,10 @@ class OpenVinoGraph:
             core = openvino.Core()
             model = core.read_model(path)
             self._compiled = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
+            stored = model.get_rt_info("framework").astype(dict) if model.has_rt_info("framework") else {}
+            self.metadata = {key: value.astype(str) for key, value in stored.items()}
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ModelFileError(f"{path} cannot be loaded by OpenVINO: {error}") from error
-        stored = model.get_rt_info("framework").astype(dict) if model.has_rt_info("framework") else {}
-        self.metadata = {key: value.astype(str) for key, value in stored.items()}
         ports = (*self._compiled.inputs, *self._compiled.outputs)
         self.shapes = {port.any_name: _shape(port) for port in ports}
         self.output_names = tuple(port.any_name for port in self._compiled.outputs)

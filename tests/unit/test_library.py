@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -28,6 +29,7 @@ from audiocnn.errors import (
     ModelOutputError,
     ServerFailedError,
 )
+from audiocnn.model.loading import RELEASED
 from audiocnn.options import Options
 from audiocnn.probabilities import probabilities
 from tests.helpers.command_line import run
@@ -151,6 +153,16 @@ def test_a_device_that_does_not_exist_or_a_damaged_store_is_named(tmp_path: Path
     (tmp_path / "parity.json").write_text("{")
     with pytest.raises(ModelFileError, match="damaged"):
         audiocnn.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"logits": "x"}', '{"logits": [[1], [2, 3]]}', '{"logits": [[NaN]]}']
+)
+def test_a_wrong_reference_beside_int8_is_named(tmp_path: Path, content: str) -> None:
+    file = Path(shutil.copy(RELEASED / "audiocnn-int8.onnx", tmp_path))
+    (tmp_path / "reference.json").write_text(content)
+    with pytest.raises(ModelFileError, match=r"reference\.json"):
+        Classifier.load(file)
 
 
 def test_the_error_of_a_clip_is_raised_alone_and_returned_in_a_batch(model: Classifier) -> None:

@@ -91,6 +91,13 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         Engine(damaged)
 
 
+def test_metadata_that_is_not_utf8_is_an_error_that_names_it(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged-int8.onnx"
+    damaged.write_bytes(INT8.read_bytes().replace(b'"class_names"', b'"class_name\xff"', 1))
+    with pytest.raises(ModelFileError, match=r"damaged-int8\.onnx cannot be loaded by OpenVINO"):
+        OpenVinoGraph(damaged, 1)
+
+
 def _classify(before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     code = _CLASSIFY.format(before=before, path=str(INT8))
     env = os.environ | environment
