@@ -264,6 +264,7 @@ class OnnxGraph:
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)}))
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # ONNX Runtime's own errors share no base class but this
             raise ModelFileError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
         if (
@@ -274,7 +275,6 @@ class OnnxGraph:
                 f"ONNX Runtime cannot use {device} and would silently run on the CPU: install "
                 "onnxruntime-gpu (`make setup` does where it sees a GPU) with matching CUDA libraries"
             )
-        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         both = (*self._session.get_inputs(), *self._session.get_outputs())
         # Of inputs and outputs; None where any size will do.

@@ -64,10 +64,12 @@ class TorchScriptGraph:
                 # torch.jit is deprecated since torch 2.10, and still what TorchScript users run.
                 warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
                 self._module = torch.jit.load(str(path), map_location=device, _extra_files=files)  # type: ignore[no-untyped-call]
+            texts = {
+                key: value.decode() if isinstance(value, bytes) else value for key, value in files.items()
+            }
+            self.output_names = tuple(json.loads(texts.pop("output_names") or "[]"))
         except (RuntimeError, ValueError) as error:
             raise ModelFileError(f"{path} cannot be loaded as TorchScript: {error}") from error
-        texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in files.items()}
-        self.output_names = tuple(json.loads(texts.pop("output_names") or "[]"))
         self.metadata = texts
         self._device = device
 
