@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from audiocnn.errors import DatasetError, ModelFileError
 
 FoldModel = tuple[Path, list[int]]  # a run, and folds that it was not trained on
 Run = Callable[[argparse.Namespace], int | None]
+N = TypeVar("N", int, float)
+ABOVE_ZERO = sys.float_info.min
 
 
 def new_parser(module: str, doc: str | None, *examples: str) -> argparse.ArgumentParser:
@@ -47,9 +51,33 @@ def entry_point(
     return decorate
 
 
+def number(kind: type[N], least: float, most: float = math.inf) -> Callable[[str], N]:
+    """A type for argparse: numbers from `least` to `most`; infinity and NaN are none."""
+
+    def parse(text: str) -> N:
+        value = kind(text)
+        if not (least <= value <= most and math.isfinite(value)):
+            low = "more than 0" if least == ABOVE_ZERO else f"{least:g} or more"
+            raise argparse.ArgumentTypeError(
+                f"{text} is not {low}" + f" and at most {most:g}" * (most < math.inf)
+            )
+        return value
+
+    parse.__name__ = kind.__name__  # argparse prints it: "invalid int value"
+    return parse
+
+
+count = number(int, 1)
+natural = number(int, 0)
+positive = number(float, ABOVE_ZERO)
+
+
 def parse_folds(text: str) -> list[int]:
     """`1,2,3` -> [1, 2, 3]; for argparse."""
-    return [int(fold) for fold in text.split(",")]
+    try:
+        return [int(fold) for fold in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of folds, as in 1,2,3") from None
 
 
 def parse_fold_model(text: str) -> FoldModel:

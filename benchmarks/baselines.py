@@ -217,13 +217,17 @@ def run_uvicorn(app: str, workers: int, port: int) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=list(PATHS), help="see above")
-    parser.add_argument("--port", type=int, required=True, help="on loopback")
-    parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--port", type=command.number(int, 1, 65_535), required=True, help="on loopback")
+    parser.add_argument("--workers", type=command.count, default=1, help="processes (%(default)s)")
     parser.add_argument("--model", default="", help="model file or checkpoint folder")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="of each worker; 0: all cores (%(default)s)")
-    parser.add_argument("--batch", type=int, default=1, help="clips in a batch (%(default)s)")
-    parser.add_argument("--delay", type=int, default=0, help="ms to wait for a full batch (%(default)s)")
+    parser.add_argument(
+        "--threads", type=command.natural, default=0, help="of each worker; 0: all cores (%(default)s)"
+    )
+    parser.add_argument("--batch", type=command.count, default=1, help="clips in a batch (%(default)s)")
+    parser.add_argument(
+        "--delay", type=command.natural, default=0, help="ms to wait for a full batch (%(default)s)"
+    )
     parser.add_argument("--ready-folder", required=True, help="ready workers create a file here")
 
 

@@ -186,8 +186,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--data", Path("data/ESC-50/audio"), "folder of sound files")
     add_path(parser, "--model", served_model_path(STORE), "model file")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, help="processes (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
+    parser.add_argument("--workers", type=command.count, default=cores, help="processes (%(default)s)")
+    parser.add_argument("--rounds", type=command.count, default=3, help="interleaved rounds (%(default)s)")
     parser.add_argument("--wav", action="store_true", help="the same clips as 16-bit WAV")
 
 

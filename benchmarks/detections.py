@@ -235,11 +235,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_pair_option(parser)
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="ESC-50 (%(default)s)")
     help_text = "temperature of the confidences (that of checkpoints/esc50)"
-    add("--temperature", type=float, metavar="T", help=help_text)
+    add("--temperature", type=command.positive, metavar="T", help=help_text)
     help_text = "scenes per fold and signal-to-noise ratio (%(default)s)"
-    add("--scenes", type=int, default=fold_scores.SCENES, metavar="N", help=help_text)
+    add("--scenes", type=command.count, default=fold_scores.SCENES, metavar="N", help=help_text)
     add("--cache", type=Path, metavar="DIR", help="folder that keeps what the models answered (none)")
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
+    add("--threads", type=command.count, default=1, metavar="N", help="CPU threads (%(default)s)")
     add("--sed-eval", type=Path, default=_SED_EVAL, metavar="PYTHON", help="with sed_eval (%(default)s)")
     parser.set_defaults(background=None)
 

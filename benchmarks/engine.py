@@ -179,10 +179,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     add_path(parser, "--checkpoint", CHECKPOINT, "checkpoint folder")
     add_path(parser, "--store", STORE, "folder of exported files")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="(1 2 4 8)")
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="(1 and all)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (%(default)s)")
+    parser.add_argument("--batches", type=command.count, nargs="+", default=[1, 2, 4, 8], help="(1 2 4 8)")
+    parser.add_argument(
+        "--threads", type=command.count, nargs="+", default=sorted({1, cores}), help="(1 and all)"
+    )
+    parser.add_argument("--seconds", type=command.positive, default=2.0, help="per measurement (%(default)s)")
+    parser.add_argument("--rounds", type=command.count, default=5, help="interleaved rounds (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0; int8 runs on CPUs only (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="batches 1 and 8, 3 rounds of half a second")
 

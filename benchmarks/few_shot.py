@@ -172,13 +172,13 @@ def print_table(results: Sequence[dict[str, Any]], console: Console) -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/ESC-50"), metavar="DIR", help="(%(default)s)")
-    add("--fold", type=int, default=3, help="fold to test on (%(default)s)")
+    add("--fold", type=command.count, default=3, help="fold to test on (%(default)s)")
     add("--checkpoint", type=Path, metavar="DIR", help="not trained on it (checkpoints/validation/foldN)")
     add("--backbone", choices=["aisfx", "checkpoint"], help="only this one (both)")
     add("--clips", default="5,10,20", metavar="N,...", help="clips a class (%(default)s)")
-    add("--classes", type=int, default=10, help="classes in a draw (%(default)s)")
-    add("--draws", type=int, default=10, help="(%(default)s)")
-    add("--seed", type=int, default=0, help="(%(default)s)")
+    add("--classes", type=command.count, default=10, help="classes in a draw (%(default)s)")
+    add("--draws", type=command.count, default=10, help="(%(default)s)")
+    add("--seed", type=command.natural, default=0, help="(%(default)s)")
     add("--cache", type=Path, default=cache_folder(), metavar="DIR", help="(%(default)s)")
 
 

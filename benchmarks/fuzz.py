@@ -171,9 +171,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="20,000 inputs and 2,000 over HTTP (else ten times)"
     )
-    parser.add_argument("--inputs", type=int, help="number through the classifier")
-    parser.add_argument("--http", type=int, help="number over HTTP")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (%(default)s)")
+    parser.add_argument("--inputs", type=command.count, help="number through the classifier")
+    parser.add_argument("--http", type=command.count, help="number over HTTP")
+    parser.add_argument("--seed", type=command.natural, default=0, help="of the inputs (%(default)s)")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="send a saved input again")
     add_path(parser, "--save", Path("fuzz-findings"), "folder for bad inputs")
     add_path(parser, "--store", STORE, "folder of exported files")

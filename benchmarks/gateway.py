@@ -201,8 +201,10 @@ def compare_backends(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=command.positive, default=5.0, help="of one measurement (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=command.count, default=3, help="interleaved rounds (%(default)s)")
     parser.add_argument(
         "--v2-server", action="append", metavar="MODEL=COMMAND", help="compare backends instead"
     )

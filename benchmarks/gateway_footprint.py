@@ -83,8 +83,12 @@ def size_mb(package: Distribution) -> float:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkout", type=Path, default=ROOT, help="folder of the checkout (this one)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of idle time to measure (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="starts; medians are printed (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=command.positive, default=10.0, help="of idle time to measure (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=command.count, default=3, help="starts; medians are printed (%(default)s)"
+    )
 
 
 @command.entry_point(_options, "--checkout ../other --rounds 5")

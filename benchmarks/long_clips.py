@@ -107,10 +107,12 @@ async def one_round(url: str, long: bytes, count: int) -> Round:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=3, help="for each gateway (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of a long clip (%(default)s)")
-    parser.add_argument("--long", type=int, default=8, help="long clips at once (%(default)s)")
-    parser.add_argument("--share", type=float, default=0.25, help="of a core for a worker (%(default)s)")
+    parser.add_argument("--rounds", type=command.count, default=3, help="for each gateway (%(default)s)")
+    parser.add_argument("--minutes", type=command.positive, default=10.0, help="of a long clip (%(default)s)")
+    parser.add_argument("--long", type=command.count, default=8, help="long clips at once (%(default)s)")
+    parser.add_argument(
+        "--share", type=command.positive, default=0.25, help="of a core for a worker (%(default)s)"
+    )
 
 
 @command.entry_point(_options, "--rounds 3 --minutes 10")

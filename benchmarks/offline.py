@@ -139,8 +139,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="dataset, CSV or folder of sound files")
     parser.add_argument("--providers", default="cuda,cpu", help="the first that works is used (%(default)s)")
     parser.add_argument("--folds", type=parse_folds, default=[], help="of a dataset, such as 4 or 1,2 (all)")
-    parser.add_argument("--limit", type=int, help="at most this many clips, evenly spaced")
-    parser.add_argument("--batch", type=int, default=8, help="files at a time (%(default)s)")
+    parser.add_argument("--limit", type=command.count, help="at most this many clips, evenly spaced")
+    parser.add_argument("--batch", type=command.count, default=8, help="files at a time (%(default)s)")
 
 
 @command.entry_point(_options, "--model model_store/audiocnn-int8.onnx --data data/ESC-50 --folds 4")

@@ -103,7 +103,9 @@ def rows(
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--command", default="perf_analyzer", help="that starts it (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of the closed loop (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=command.positive, default=5.0, help="of the closed loop (%(default)s)"
+    )
 
 
 @command.entry_point(_options, '--command "perf_analyzer"')

@@ -197,15 +197,17 @@ def generator_cost(trivial: HttpSystem) -> dict[str, float]:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores: a smaller grid")
-    parser.add_argument("--rounds", type=int, help="(5; 2 if quick)")
-    parser.add_argument("--seconds", type=float, help="of each closed loop (6; 2 if quick)")
-    parser.add_argument("--open-seconds", type=float, help="of each open loop (20; 4 if quick)")
-    parser.add_argument("--warm-up", type=float, help="seconds of load before, per server (15; 5 if quick)")
+    parser.add_argument("--rounds", type=command.count, help="(5; 2 if quick)")
+    parser.add_argument("--seconds", type=command.positive, help="of each closed loop (6; 2 if quick)")
+    parser.add_argument("--open-seconds", type=command.positive, help="of each open loop (20; 4 if quick)")
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[], help="more open loops, requests a second"
+        "--warm-up", type=command.positive, help="seconds of load before, per server (15; 5 if quick)"
+    )
+    parser.add_argument(
+        "--rates", type=command.positive, nargs="+", default=[], help="more open loops, requests a second"
     )
     parser.add_argument("--poisson", action="store_true", help="open loops at random times")
-    parser.add_argument("--clips", type=int, default=48, help="different bodies (%(default)s)")
+    parser.add_argument("--clips", type=command.count, default=48, help="different bodies (%(default)s)")
     parser.add_argument("--raw", type=Path, metavar="FILE", help="write each request as a line of JSON")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (%(default)s)")
     add_path(parser, "--store", STORE, "folder of exported files")

@@ -203,9 +203,12 @@ async def _advance(progress: Progress, task: TaskID, seconds: float) -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=20.0, help="of load (%(default)s)")
+    parser.add_argument("--minutes", type=command.positive, default=20.0, help="of load (%(default)s)")
     parser.add_argument(
-        "--measure", type=float, default=20.0, help="seconds of warm-up and of measuring (%(default)s)"
+        "--measure",
+        type=command.positive,
+        default=20.0,
+        help="seconds of warm-up and of measuring (%(default)s)",
     )
     add_path(parser, "--config", CONFIG, "configuration of TorchServe")
     add_path(parser, "--picture", Path("soak.png"), "file for the plot")

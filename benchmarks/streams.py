@@ -120,9 +120,13 @@ def summary(totals: StreamTotals) -> dict[str, float]:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--streams", type=int, default=20, help="number of streams (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of each stream (%(default)s)")
-    parser.add_argument("--hop-seconds", type=float, default=1.0, help="between two results (%(default)s)")
+    parser.add_argument("--streams", type=command.count, default=20, help="number of streams (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=command.positive, default=120.0, help="of each stream (%(default)s)"
+    )
+    parser.add_argument(
+        "--hop-seconds", type=command.positive, default=1.0, help="between two results (%(default)s)"
+    )
 
 
 @command.entry_point(_options, "--streams 50 --seconds 60")

@@ -134,7 +134,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     common.add_folders(parser, "checkpoint", "store")
     add = parser.add_argument
     add("--calibrate", type=Path, metavar="DATASET", help="measure the ranges first (those kept are used)")
-    add("--clips", type=int, default=CLIPS, metavar="N", help="clips to calibrate on (%(default)s)")
+    add("--clips", type=command.count, default=CLIPS, metavar="N", help="clips to calibrate on (%(default)s)")
     add("--method", choices=METHODS, default="minmax", help="method of calibration (%(default)s)")
 
 

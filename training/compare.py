@@ -25,8 +25,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="recipes of training.train (baseline strong)",
     )
     add = parser.add_argument
-    add("--epochs", type=int, default=100, metavar="N", help="epochs of every run (%(default)s)")
-    add("--width", type=int, default=64, metavar="N", help="channels of the first stage (%(default)s)")
+    add("--epochs", type=command.count, default=100, metavar="N", help="epochs of every run (%(default)s)")
+    add(
+        "--width",
+        type=command.count,
+        default=64,
+        metavar="N",
+        help="channels of the first stage (%(default)s)",
+    )
 
 
 @command.entry_point(_options, "--data data/ESC-50 --out runs/compare --folds 4 --recipes baseline strong")

@@ -120,10 +120,15 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
     add("--folds", type=parse_folds, default=[], help="test folds: 1,2 (all)")
     add("--seeds", type=parse_folds, default=[0], help="random seeds: 0,1,2 (0)")
-    add("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    add("--minutes", type=float, metavar="N", help="time limit; the same command resumes (no limit)")
+    add("--parallel", type=command.count, default=1, metavar="N", help="runs at a time (%(default)s)")
+    add(
+        "--minutes",
+        type=command.positive,
+        metavar="N",
+        help="time limit; the same command resumes (no limit)",
+    )
     help_text = "evaluate on the test fold every EPOCHS epochs (%(default)s)"
-    add("--watch-every", type=int, default=1, metavar="EPOCHS", help=help_text)
+    add("--watch-every", type=command.count, default=1, metavar="EPOCHS", help=help_text)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -167,9 +167,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--run", type=parse_fold_model, metavar="CHECKPOINT=FOLD", help=help_text)
     add("--folds", type=parse_folds, default=[], help="test folds (all)")
     add("--flags", default="--recipe strong", help="options of training.train (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="random seed (%(default)s)")
-    add("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    add("--minutes", type=float, metavar="N", help="time limit; the same command resumes (no limit)")
+    add("--seed", type=command.natural, default=0, metavar="N", help="random seed (%(default)s)")
+    add("--parallel", type=command.count, default=1, metavar="N", help="runs at a time (%(default)s)")
+    add(
+        "--minutes",
+        type=command.positive,
+        metavar="N",
+        help="time limit; the same command resumes (no limit)",
+    )
 
 
 @command.entry_point(

@@ -6,13 +6,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from audiocnn.command import ABOVE_ZERO
 from audiocnn.config import FrontendConfig, ModelConfig
 
 T = TypeVar("T")
 
 
-def _option(default: T, text: str, **arguments: Any) -> T:
-    """A field with its help text; `arguments` go to `argparse` too."""
+def _option(default: T, text: str, *bounds: float, **arguments: Any) -> T:
+    """A field with its help text, its bounds (0 and 1), and more arguments for `argparse`."""
+    if not isinstance(default, str):
+        arguments["bounds"] = bounds or (0, 1)
     value: T = field(default=default, metadata={"help": text, **arguments})
     return value
 
@@ -29,9 +32,9 @@ class Recipe:
     are always trained so, and served with the sigmoids (`Config.activation`).
     """
 
-    epochs: int = _option(150, "passes over the training clips")
-    batch_size: int = _option(32, "clips per step, over all processes")
-    max_lr: float = _option(2e-3, "peak learning rate of AdamW with OneCycle")
+    epochs: int = _option(150, "passes over the training clips", 1)
+    batch_size: int = _option(32, "clips per step, over all processes", 1)
+    max_lr: float = _option(2e-3, "peak learning rate of AdamW with OneCycle", ABOVE_ZERO, 1)
     warmup: float = _option(0.1, "fraction of the steps in which the learning rate rises")
     weight_decay: float = _option(0.05, "weight decay; none for biases and normalisation")
     label_smoothing: float = _option(0.1, "label smoothing")
@@ -42,20 +45,20 @@ class Recipe:
         choices=("ce", "bce"),
     )
     ema_decay: float = _option(0.995, "decay of the moving average of the weights; 0: no average")
-    grad_clip: float = _option(5.0, "largest norm of the gradient; 0: no limit")
+    grad_clip: float = _option(5.0, "largest norm of the gradient; 0: no limit", 0)
     # One mix per batch at most, drawn with these probabilities.
     between_class: float = _option(0.0, "probability of between-class mixing, per batch")
     time_mix: float = _option(0.0, "probability of joining two clips in time, per batch")
     freq_mix: float = _option(0.0, "probability of joining two clips in frequency, per batch")
     mixup: float = _option(0.0, "probability of mixup, per batch")
-    mixup_alpha: float = _option(0.4, "alpha of mixup's beta distribution")
+    mixup_alpha: float = _option(0.4, "alpha of mixup's beta distribution", ABOVE_ZERO)
     mix_off: float = _option(
         0.0, "fraction of the epochs, the last ones, without mixes, crops, coloured noise and clipping"
     )
     random_crop: float = _option(0.0, "probability of a random crop, per batch")
     shift: float = _option(1.0, "1: random circular shift")
     resample: float = _option(0.0, "probability of a speed from 0.8 to 1.25, per batch")
-    gain_db: float = _option(0.0, "largest random gain in dB, up or down")
+    gain_db: float = _option(0.0, "largest random gain in dB, up or down", 0, 60)
     polarity: float = _option(0.0, "1: random polarity")
     noise: float = _option(0.0, "probability of white noise, per clip")
     background_noise: float = _option(0.0, "probability of noise of no class in place of a clip")
@@ -65,15 +68,15 @@ class Recipe:
     band_limit: float = _option(0.0, "probability of a low-pass filter from 3.4 to 16 kHz, per clip")
     level: float = _option(0.0, "probability of a level lower by up to 40 dB, per clip")
     background: float = _option(0.0, "probability of a synthetic sound of no class in place of a clip")
-    freq_mask: int = _option(24, "widest of two frequency masks, in mel bands")
-    time_mask: int = _option(40, "widest of two time masks, in frames")
-    teacher_weight: float = _option(0.5, "weight of the teacher's loss")
-    teacher_temperature: float = _option(2.0, "temperature of the teacher's loss")
-    feature_weight: float = _option(0.0, "weight of the distance to an online teacher's features")
+    freq_mask: int = _option(24, "widest of two frequency masks, in mel bands", 0)
+    time_mask: int = _option(40, "widest of two time masks, in frames", 0)
+    teacher_weight: float = _option(0.5, "weight of the teacher's loss", 0)
+    teacher_temperature: float = _option(2.0, "temperature of the teacher's loss", ABOVE_ZERO)
+    feature_weight: float = _option(0.0, "weight of the distance to an online teacher's features", 0)
     # Progressive resizing
     resize_2x2: float = _option(0.0, "fraction of the epochs, the first ones, at half the bands and frames")
     resize_2x1: float = _option(0.0, "fraction of the epochs, after those, at half the bands")
-    seed: int = _option(0, "random seed")
+    seed: int = _option(0, "random seed", 0)
 
     def pooling(self, epoch: int) -> tuple[int, int]:
         """Bands and frames of the log-mel that are averaged into one in this epoch (counted from 0)."""

@@ -241,14 +241,19 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_data_option(parser)
     help_text = "write the thresholds into this checkpoint, and use its temperature (none: only print)"
     add("--checkpoint", type=Path, metavar="DIR", help=help_text)
-    add("--precision", type=float, default=0.9, help="wanted precision of a class (%(default)s)")
+    add(
+        "--precision",
+        type=command.number(float, 0, 1),
+        default=0.9,
+        help="wanted precision of a class (%(default)s)",
+    )
     help_text = "most false alarms of a class on background (%(default)s)"
-    add("--false-alarms-per-hour", type=float, default=0.5, metavar="N", help=help_text)
+    add("--false-alarms-per-hour", type=command.positive, default=0.5, metavar="N", help=help_text)
     add("--background", type=Path, metavar="DIR", help="your recordings without events (synthetic noise)")
     help_text = "scenes per fold and signal-to-noise ratio (%(default)s)"
-    add("--scenes", type=int, default=SCENES, metavar="N", help=help_text)
+    add("--scenes", type=command.count, default=SCENES, metavar="N", help=help_text)
     add("--cache", type=Path, metavar="DIR", help="folder that keeps what the models answered (none)")
-    add("--threads", type=int, metavar="N", help="CPU threads (all)")
+    add("--threads", type=command.count, metavar="N", help="CPU threads (all)")
     add("--json", type=Path, metavar="FILE", help="also write the numbers to this file (none)")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from audiocnn import command
-from audiocnn.command import parse_folds
+from audiocnn.command import count, natural, number, parse_folds, positive
 from audiocnn.config import Config, FrontendConfig, ModelConfig
 from audiocnn.datasets import read_dataset
 from training.data import add_data_option, without_classes
@@ -39,23 +39,32 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--train-folds", type=parse_folds, metavar="FOLDS", help="folds to train on, such as 1,2,3 (all)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run and its checkpoint")
     add("--recipe", type=parse_recipe, choices=RECIPES, default="strong", help=_RECIPE_HELP)
-    add("--width", type=int, help=f"channels of the first stage ({ModelConfig().width}; fewer for few clips)")
-    add("--drop-path", type=float, default=0.0, help="probability of skipping the last block (%(default)s)")
-    add("--f-max", type=float, metavar="HZ", help="highest frequency of the front end (that of --recipe)")
+    add(
+        "--width",
+        type=count,
+        help=f"channels of the first stage ({ModelConfig().width}; fewer for few clips)",
+    )
+    add(
+        "--drop-path",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="probability of skipping the last block (%(default)s)",
+    )
+    add("--f-max", type=positive, metavar="HZ", help="highest frequency of the front end (that of --recipe)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from these weights (none: random weights)")
     add("--teacher", dest="soft_labels", type=Path, metavar="FILE", help=_TEACHER_HELP)
     add("--online-teacher", action="store_true", help="a teacher labels every mix; needs a GPU (off)")
     add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
     add("--watch-folds", type=parse_folds, default=[], metavar="FOLDS", help="validation folds (none)")
     text = "evaluate on them every EPOCHS epochs (%(default)s)"
-    add("--watch-every", type=int, default=10, metavar="EPOCHS", help=text)
+    add("--watch-every", type=count, default=10, metavar="EPOCHS", help=text)
     text = (
         "stop after so many epochs without a gain on a validation split, a tenth of the training recordings "
         "(0: off)"
     )
-    add("--early-stopping", dest="patience", type=int, default=0, metavar="EPOCHS", help=text)
+    add("--early-stopping", dest="patience", type=natural, default=0, metavar="EPOCHS", help=text)
     add("--no-tensorboard", dest="tensorboard", action="store_false", help="write no event files")
-    add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
+    add("--threads", type=natural, default=0, help="CPU threads (0: PyTorch's choice)")
     add("--cache", type=Path, metavar="DIR", help="folder that keeps decoded clips between runs (none)")
     _add_recipe_options(parser, arguments)
     return parser.parse_args(arguments)
@@ -76,7 +85,9 @@ def _add_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[str
         metavar = {int: "N", float: "X"}.get(type(value))
         text = f"{setting.metadata['help']} ({value}{_FEWER * (setting.name in _SIZED)})"
         arguments_of = {"metavar": metavar, **setting.metadata, "help": text.replace("%", "%%")}
-        group.add_argument(*flags, dest=setting.name, type=type(value), **arguments_of)
+        if bounds := arguments_of.pop("bounds", None):
+            arguments_of["type"] = number(type(value), *bounds)
+        group.add_argument(*flags, dest=setting.name, **arguments_of)
 
 
 def settings(args: argparse.Namespace, num_clips: int) -> tuple[Recipe, FrontendConfig, ModelConfig]:

@@ -34,6 +34,7 @@ def check(dataset: Dataset, folds: Sequence[int]) -> None:
     else:
         leaks = shared
     problems = [
+        _listing("class, and a model needs two: add recordings of other sounds", _only_class(dataset)),
         _listing("missing: put these files there, or remove their rows", _missing(clips)),
         _listing("listed more than once: keep one row of each", _repeated(dataset.clips)),
         _listing(
@@ -69,6 +70,11 @@ def print_class_counts(clips: Iterable[LabelledClip]) -> None:
     rarest = sorted(counts, key=lambda label: (counts[label], label))[:_RAREST]
     named = ", ".join(f"{label} ({counts[label]})" for label in rarest if counts[label] < most)
     print(f"{len(counts)} classes, {least} to {most} clips each; rarest: {named}")
+
+
+def _only_class(dataset: Dataset) -> list[str]:
+    """The class of a dataset without another one; several labels a clip may be one class or none."""
+    return [] if dataset.has_several_labels or len(dataset.class_names) > 1 else list(dataset.class_names)
 
 
 def _missing(clips: Iterable[LabelledClip]) -> list[str]:

@@ -48,7 +48,9 @@ def test_the_example_in_the_help_can_be_read(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_help_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_has_a_help_text_and_every_number_bounds(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parsers: list[argparse.ArgumentParser] = []
 
     def remember(parser: argparse.ArgumentParser, *_: object) -> None:
@@ -60,3 +62,8 @@ def test_every_option_has_a_help_text(name: str, monkeypatch: pytest.MonkeyPatch
         importlib.import_module(name).main([])
     (parser,) = parsers
     assert [action.dest for action in parser._actions if not action.help] == []
+    for action in parser._actions:
+        if getattr(action.type, "__name__", "") in ("int", "float"):
+            for text in ("-1", "nan", "inf"):
+                with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+                    action.type(text)  # type: ignore[misc, operator]

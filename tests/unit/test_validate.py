@@ -38,7 +38,7 @@ def test_the_real_clips_pass(esc50: Dataset, capsys: pytest.CaptureFixture[str])
 
 
 def test_missing_files_are_listed_and_those_of_other_folds_are_not_needed(tmp_path: Path) -> None:
-    own = dataset(tmp_path, *(f"{number}.wav,{1 + number // 25},a" for number in range(30)), exist=False)
+    own = dataset(tmp_path, *(f"{n}.wav,{1 + n // 25},{'ab'[n % 2]}" for n in range(30)), exist=False)
     message = problem(own, 1)
     assert "25 missing" in message
     assert message.count(".wav") == 20
@@ -50,7 +50,7 @@ def test_missing_files_are_listed_and_those_of_other_folds_are_not_needed(tmp_pa
 
 
 def test_a_recording_in_two_folds_is_refused_wherever_it_is(tmp_path: Path) -> None:
-    rows = ["a1.wav,1,a,tape", "a2.wav,2,a,tape", "a3.wav,7,other,tape", "b.wav,1,a,", "c.wav,2,a,"]
+    rows = ["a1.wav,1,a,tape", "a2.wav,2,a,tape", "a3.wav,7,other,tape", "b.wav,1,b,", "c.wav,2,b,"]
     own = dataset(tmp_path, *rows, header="filename,fold,label,source")
     message = problem(own, 1)
     assert "tape in folds 1, 2, 7" in message
@@ -99,6 +99,11 @@ def test_a_class_without_training_clips_is_named(tmp_path: Path) -> None:
     )
     check(own, [1, 2])
     check(own, [2])
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    own = dataset(tmp_path, "a.wav,1,bell", "b.wav,2,bell")
+    assert "1 class, and a model needs two: add recordings of other sounds:\n  bell" in problem(own, 1)
 
 
 def test_all_problems_are_said_at_once(tmp_path: Path) -> None:

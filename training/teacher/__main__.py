@@ -233,14 +233,26 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--exclude", metavar="CLASS,...", help="leave these classes out (none)")
     views = f"views to fit on, of {', '.join(VIEWS)} ({','.join(DEFAULT_VIEWS)})"
     add("--views", type=parse_views, default=list(DEFAULT_VIEWS), metavar="NAME,...", help=views)
-    add("--l2", type=float, default=L2, metavar="X", help="L2 penalty of the head (%(default)s)")
-    add("--groups", type=int, default=GROUPS, metavar="N", help="groups for cross-fitting (%(default)s)")
+    add(
+        "--l2",
+        type=command.number(float, 0),
+        default=L2,
+        metavar="X",
+        help="L2 penalty of the head (%(default)s)",
+    )
+    add(
+        "--groups",
+        type=command.number(int, 2),
+        default=GROUPS,
+        metavar="N",
+        help="groups for cross-fitting (%(default)s)",
+    )
     help_text = "fine-tune the network for so many epochs; needs a GPU (0: frozen)"
-    add("--fine-tune", type=int, default=0, metavar="EPOCHS", help=help_text)
+    add("--fine-tune", type=command.natural, default=0, metavar="EPOCHS", help=help_text)
     default_cache = cache_folder()
     add("--cache", type=Path, default=default_cache, metavar="DIR", help="weights, features (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: PyTorch's choice)")
+    add("--threads", type=command.natural, default=0, metavar="N", help="CPU threads (0: PyTorch's choice)")
 
 
 @command.entry_point(
