@@ -106,8 +106,10 @@ def serve(
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a line of the configuration; repeatable."),
     ] = None,
     logs: Annotated[Path, typer.Option(help="Folder for logs.")] = Path("logs"),
-    timeout: Annotated[float, typer.Option(help="Seconds to become ready.")] = 120.0,
-    grace: Annotated[float, typer.Option(help="Seconds to wait for running requests at a stop.")] = 20.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to become ready.")] = 120.0,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for running requests at a stop.")
+    ] = 20.0,
     gateway: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Start the gateway too, on this address.")
     ] = None,

@@ -98,7 +98,7 @@ def _rollout_context(
 
 
 Store = Annotated[Path | None, typer.Option(help="Model store (as configured).")]
-DrainSeconds = Annotated[float, typer.Option(help="Seconds for the old version to become idle.")]
+DrainSeconds = Annotated[float, typer.Option(min=0, help="Seconds for the old version to become idle.")]
 
 
 @app.callback()
@@ -152,7 +152,7 @@ def _table(model: str, versions: list[Version]) -> Table:
 @app.command()
 def ready(
     context: typer.Context,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the prediction.")] = 10.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the prediction.")] = 10.0,
 ) -> None:
     """Exit with 0 if a prediction succeeds, else with 1: for health checks and probes."""
     server: ServerOptions = context.obj
@@ -229,7 +229,7 @@ def drain(
     context: typer.Context,
     version: Annotated[str | None, typer.Argument(help="All versions if not given.")] = None,
     unregister: Annotated[bool, typer.Option(help="Then unregister it (not the default).")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait.")] = 120.0,
 ) -> None:
     """Wait until no request is queued or running. Stop the traffic first."""
     server: ServerOptions = context.obj

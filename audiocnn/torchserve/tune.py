@@ -204,7 +204,7 @@ def tune(
     clients: Annotated[
         int | None, typer.Option(help="Concurrent clients (16 for throughput, 1 for latency).")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Seconds per setting and round.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per setting and round.")] = 5.0,
     rounds: Annotated[int, typer.Option(help="Rounds over all settings.")] = 2,
     config: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("config.properties"),
     handler_config: Annotated[Path, typer.Option(help="Handler configuration to write.")] = Path(
