@@ -6,7 +6,7 @@ In interleaved rounds, with one single-threaded process for each core:
     classifier   files to results by `audiocnn.classifier`, each process a share: the same work without Ray
     batch        the command `audiocnn batch`, from the start of the first chunk to the end of the last one
 
-Then all results of the command are compared with those of the classifier.
+Then the memory of the command is measured, and all its results are compared with those of the classifier.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.dataset as ds
 import soundfile
 from rich.console import Console
@@ -43,6 +45,7 @@ from benchmarks.corpus import sound_files
 
 _ENVIRONMENT = dict(os.environ)  # of the command
 KINDS = ("engine", "classifier", "batch")
+_MEMORY_SECONDS = 0.2  # between two looks at the memory
 
 
 def work(kind: str, model: Path, paths: Sequence[Path], barrier: threading.Barrier) -> tuple[float, float]:
@@ -82,13 +85,32 @@ def rate_without_ray(kind: str, model: Path, shares: Sequence[Sequence[Path]]) -
     return sum(map(len, shares)) / seconds
 
 
+def batch_command(args: argparse.Namespace, out: Path) -> list[str]:
+    """`audiocnn batch` of these options."""
+    words = [sys.executable, "-m", "audiocnn", "batch", str(args.data), "--out", str(out)]
+    return [*words, "--model", str(args.model), "--workers", str(args.workers)]
+
+
 def run_batch(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Run the command; returns the key `run` of its summary."""
-    command = [sys.executable, "-m", "audiocnn", "batch", str(args.data), "--out", str(out)]
-    command += ["--model", str(args.model), "--workers", str(args.workers)]
-    subprocess.run(command, env=_ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(batch_command(args, out), env=_ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
     run: dict[str, Any] = json.loads((out / "summary.json").read_text())["run"]
     return run
+
+
+def peak_memory(args: argparse.Namespace, out: Path) -> dict[str, int]:
+    """Largest proportional set size in a run of its own, in MB: of the driver and of a worker."""
+    process = psutil.Popen(batch_command(args, out), env=_ENVIRONMENT, stdout=subprocess.DEVNULL)
+    peaks = {"driver": 0, "worker": 0}
+    while process.poll() is None:
+        with suppress(psutil.Error):  # a process that has ended meanwhile
+            workers = [
+                each for each in process.children(recursive=True) if "MapWorker" in "".join(each.cmdline())
+            ]
+            for kind, each in [("driver", process), *(("worker", worker) for worker in workers)]:
+                peaks[kind] = max(peaks[kind], round(each.memory_full_info().pss / 1e6))
+        time.sleep(_MEMORY_SECONDS)
+    return peaks
 
 
 def stage_times(classifier: Classifier, paths: Sequence[Path]) -> dict[str, float]:
@@ -152,6 +174,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "model": args.model.name,
         "clips_per_second": {kind: statistics.median(values) for kind, values in rates.items()},
         "with_start_up": statistics.median(with_start_up),
+        "peak_memory_mb": peak_memory(args, folder / "memory"),
         "ms_a_clip": stage_times(classifier, paths[::4]),
         **ratios,
         "answers": compare(classifier, paths, out),
@@ -179,6 +202,8 @@ def print_table(summary: dict[str, Any]) -> None:
     total = sum(summary["ms_a_clip"].values())
     for name, ms in summary["ms_a_clip"].items():
         print(f"{name:8} {ms:5.2f} ms a clip and core, {ms / total:4.0%}")
+    memory = summary["peak_memory_mb"]
+    print(f"memory   {memory['driver']} MB (driver), {memory['worker']} MB (largest worker)")
     print("answers ", summary["answers"])
 
 
