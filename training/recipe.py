@@ -34,7 +34,7 @@ class Recipe:
 
     epochs: int = _option(150, "passes over the training clips", 1)
     batch_size: int = _option(32, "clips per step, over all processes", 1)
-    max_lr: float = _option(2e-3, "peak learning rate of AdamW with OneCycle", ABOVE_ZERO, 1)
+    max_lr: float = _option(2e-3, "peak learning rate of AdamW with OneCycle", 0, 1)
     warmup: float = _option(0.1, "fraction of the steps in which the learning rate rises")
     weight_decay: float = _option(0.05, "weight decay; none for biases and normalisation")
     label_smoothing: float = _option(0.1, "label smoothing")

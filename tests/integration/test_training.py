@@ -86,13 +86,14 @@ def test_a_run_starts_from_the_weights_of_another(tones: Path, tmp_path: Path) -
 def test_bad_data_is_named_before_training(tones: Path, tmp_path: Path) -> None:
     table = tmp_path / "tones.csv"
     table.write_text("filename,fold,label\ngone.wav,1,a\nbroken.wav,1,b\n")
-    (tmp_path / "broken.wav").write_text("no sound")
+    for name in ("broken.wav", "broken2.wav"):
+        (tmp_path / name).write_text("no sound")
     for name in ("gone.wav", "broken.wav"):  # what is missing is seen before anything is decoded
         run = train(tmp_path, tmp_path / "out")
         assert run.returncode == 2
         assert name in run.stderr
         assert "Traceback" not in run.stderr
-        table.write_text("filename,fold,label\nbroken.wav,1,b\n")
+        table.write_text("filename,fold,label\nbroken.wav,1,a\nbroken2.wav,1,b\n")
     missing = train(tones, tmp_path / "out", "--train-folds", "9")
     assert "no fold [9]" in missing.stderr
 
