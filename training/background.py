@@ -1,8 +1,8 @@
 """Synthetic sounds of no class, with equal targets for all classes.
 
-Noise, tones, clicks, chirps and shuffled grains are drawn for each batch. Speech (`espeak-ng`) and music
-(`fluidsynth` with a General MIDI sound font) are rendered once per run if these programs are installed, see
-`training.synthesisers`. Waveforms are float32 `(count, n)`; draws come from torch's global generator.
+Noise, tones, hums, clicks, chirps and shuffled grains are drawn for each batch. Speech (`espeak-ng`) and
+music (`fluidsynth` with a General MIDI sound font) are rendered once per run if these programs are installed,
+see `training.synthesisers`. Waveforms are float32 `(count, n)`; draws come from torch's global generator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from audiocnn.audio.generators import chirps, clicks, grains, noise, tones, uniform
+from audiocnn.audio.generators import chirps, clicks, grains, hums, noise, tones, uniform
 
 _HIGHEST_DB, _LOWEST_DB = 0.0, -40.0
 
@@ -34,7 +34,7 @@ class Background:
 
     def _draw(self, waveform: Tensor) -> Tensor:
         """One sound `(1, n)` of a random kind, its peak at -40 to 0 dB full scale."""
-        kinds: list[Callable[[Tensor, int], Tensor]] = [noise, tones, clicks, chirps, grains]
+        kinds: list[Callable[[Tensor, int], Tensor]] = [noise, tones, clicks, chirps, grains, hums, hums]
         if self.rendered is not None:
             kinds += [self._rendered] * 3  # speech and music are the most frequent sounds of no class
         kind = kinds[int(torch.randint(len(kinds), (1,)))]

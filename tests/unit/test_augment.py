@@ -290,7 +290,7 @@ def test_levels_down_to_minus_40_dB_are_quantised_to_16_bits() -> None:  # noqa:
 # --- sounds of no class ---
 
 
-@pytest.mark.parametrize("name", ["noise", "tones", "chirps", "clicks", "grains"])
+@pytest.mark.parametrize("name", ["noise", "tones", "hums", "chirps", "clicks", "grains"])
 def test_each_kind_of_background_is_a_sound_of_its_own_every_time(
     name: str, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
