@@ -233,8 +233,12 @@ def read_run(source: Source, start: int, read_header: ReadHeader, *, max_seconds
     run.ranges.append((begin, position))
     if promised and promise_end and run.frames > promised + 1 + _SLACK_FRAMES:
         _cut_at(run, *promise_end, frames=promised + 1, samples=first.samples)
-    elif promised and not run.lost_seconds:
-        run.missing_seconds = max(0, promised + 1 - run.frames) * first.samples / first.rate
+    elif promised:
+        missing = promised + 1 - run.frames
+        if not run.lost_seconds:
+            run.missing_seconds = max(0, missing) * first.samples / first.rate
+        elif missing > _SLACK_FRAMES:  # bytes are missing at the damaged spots
+            run.lost_seconds = max(run.lost_seconds, missing * first.samples / first.rate)
     run.end = run.ranges[-1][1]
     return run
 
