@@ -26,7 +26,7 @@ from audiocnn.command import parse_folds
 from audiocnn.datasets import read_dataset
 from training.data import add_data_option
 from training.evaluate import evaluate
-from training.job_runner import TrainingJob, run_all
+from training.job_runner import TrainingJob, add_limit_options, run_all
 
 
 def summarise(name: str, jobs: Sequence[TrainingJob], data: Path) -> dict[str, Any]:
@@ -120,13 +120,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for all runs")
     add("--folds", type=parse_folds, default=[], help="test folds: 1,2 (all)")
     add("--seeds", type=parse_folds, default=[0], help="random seeds: 0,1,2 (0)")
-    add("--parallel", type=command.count, default=1, metavar="N", help="runs at a time (%(default)s)")
-    add(
-        "--minutes",
-        type=command.positive,
-        metavar="N",
-        help="time limit; the same command resumes (no limit)",
-    )
+    add_limit_options(parser)
     help_text = "evaluate on the test fold every EPOCHS epochs (%(default)s)"
     add("--watch-every", type=command.count, default=1, metavar="EPOCHS", help=help_text)
 

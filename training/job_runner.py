@@ -6,6 +6,7 @@ the same command runs again.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,10 +17,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from audiocnn import command
 from audiocnn.errors import DatasetError
 from audiocnn.model import checkpoint
 
 _POLL_SECONDS = 1.0
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--parallel` and `--minutes`, the limits of `run_all`."""
+    add = parser.add_argument
+    add("--parallel", type=command.count, default=1, metavar="N", help="runs at a time (%(default)s)")
+    help_text = "time limit; the same command resumes (no limit)"
+    add("--minutes", type=command.positive, metavar="N", help=help_text)
 
 
 @dataclass(frozen=True)

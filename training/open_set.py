@@ -32,7 +32,7 @@ from audiocnn.model.engine import Engine
 from training import far_sounds
 from training.calibrate import REJECTED_SHARE, load_fold_model
 from training.data import add_data_option, load_waveforms
-from training.job_runner import TrainingJob, run_all
+from training.job_runner import TrainingJob, add_limit_options, run_all
 from training.scores import SCORES, NetworkOutputs, Reference
 
 ROTATIONS = 5
@@ -168,13 +168,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--folds", type=parse_folds, default=[], help="test folds (all)")
     add("--flags", default="--recipe strong", help="options of training.train (%(default)s)")
     add("--seed", type=command.natural, default=0, metavar="N", help="random seed (%(default)s)")
-    add("--parallel", type=command.count, default=1, metavar="N", help="runs at a time (%(default)s)")
-    add(
-        "--minutes",
-        type=command.positive,
-        metavar="N",
-        help="time limit; the same command resumes (no limit)",
-    )
+    add_limit_options(parser)
 
 
 @command.entry_point(

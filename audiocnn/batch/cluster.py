@@ -75,7 +75,7 @@ def _init(address: str | None, num_cpus: int) -> None:
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Lets nobody replace the handlers of signals: Ray's exit with codes of their own."""
+    """Keeps the handlers of signals as they are: Ray's exit with codes of their own."""
     set_handler = signal.signal
     signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
     try:

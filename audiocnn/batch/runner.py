@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from audiocnn import inputs
 from audiocnn.batch.aggregate import UNREADABLE
 from audiocnn.batch.manifest import Manifest, ResumeError, archive_previous, damaged
 from audiocnn.batch.progress import Meter, work
+from audiocnn.batch.signals import Stopped, StopSignals
 from audiocnn.batch.state import FOLDER, SUFFIXES, Chunk, JobSettings, Outcome, pairs, place
 from audiocnn.batch.summary import print_summary, summary_of, write_summary
 from audiocnn.batch.writers import FORMATS
@@ -38,36 +38,6 @@ from audiocnn.model.loading import find_model
 CHUNK_FILES = 64
 WRONG, FAILED = 2, 1  # exit codes; 128 + signal if stopped by one
 _RESUMABLE = "Finished files are kept; the same command resumes the run (without --fresh)."
-
-
-class Stopped(BaseException):
-    """A signal was received."""
-
-
-class StopSignals:
-    """Makes SIGINT and SIGTERM raise `Stopped`, and remembers which: libraries replace exceptions."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._is_deferred = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _: object) -> None:
-        is_first, self.received = self.received is None, number
-        if not (is_first and self._is_deferred):
-            raise Stopped
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """A first signal raises at the end of the block only; a second one at once."""
-        self._is_deferred = True
-        try:
-            yield
-        finally:
-            self._is_deferred = False
-        if self.received is not None:
-            raise Stopped
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -15,11 +15,10 @@ from audiocnn.errors import AudioError, AudioTooLongError, EmptyAudioError, Unde
 from tests.helpers.pyav_sounds import encoded
 from tests.helpers.sounds import SAMPLE_RATE, damaged, sound_file, tone
 
-RNG = np.random.default_rng(0)
-
 
 def noise(seconds: float, sample_rate: int) -> np.ndarray:
-    return RNG.normal(0, 0.1, round(seconds * sample_rate)).astype(np.float32)
+    """The same in every order of the tests."""
+    return np.random.default_rng(0).normal(0, 0.1, round(seconds * sample_rate)).astype(np.float32)
 
 
 def decode(data: bytes, **limits: float) -> audio.Clip:
@@ -169,7 +168,7 @@ def test_bytes_that_are_missing_in_the_middle(name: str) -> None:
     data = MAKERS[name](10.0, 48_000)
     clip = decode(data[: len(data) // 3] + data[len(data) // 2 :])
     assert clip.seconds == pytest.approx(10 * 5 / 6, abs=0.4)
-    assert any("damaged" in warning or "truncated" in warning for warning in clip.warnings)
+    assert any("damaged" in warning for warning in clip.warnings)
 
 
 @pytest.mark.parametrize("name", ["MP3", "FLAC", "Vorbis", "Opus", "WAV", "AIFF", "W64", "RF64"])
@@ -202,7 +201,11 @@ def test_an_mp3_that_gives_no_length_is_complete_and_never_refused_by_a_guess() 
     )
     data = without_info_frame(quiet) + without_info_frame(MAKERS["MP3"](4.0, 48_000))
     size = 3_000_000
-    cover = b"ID3\3\0\0" + bytes(size >> 7 * place & 0x7F for place in (3, 2, 1, 0)) + RNG.bytes(size)
+    cover = (
+        b"ID3\3\0\0"
+        + bytes(size >> 7 * place & 0x7F for place in (3, 2, 1, 0))
+        + np.random.default_rng(1).bytes(size)
+    )
     for each in (data, cover + data):
         clip = decode(each, max_seconds=6.0)
         assert clip.seconds == pytest.approx(5.0, abs=0.3)
@@ -267,7 +270,7 @@ def test_bw64(container: str, size: int | None) -> None:
 
 
 def test_data_behind_the_sound_is_told() -> None:
-    clip = decode(MAKERS["WAV"](1.0, 44_100) + RNG.bytes(50_000))
+    clip = decode(MAKERS["WAV"](1.0, 44_100) + np.random.default_rng(1).bytes(50_000))
     assert clip.seconds == 1.0
     assert any("50,000 bytes" in warning for warning in clip.warnings)
 
