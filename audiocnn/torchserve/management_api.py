@@ -30,6 +30,13 @@ class ApiDisabledError(ManagementError):
     """405: enable_model_api is false, so models cannot be registered or unregistered."""
 
 
+class ConflictError(ManagementError):
+    """409: the version is registered already."""
+
+
+_ERRORS = {405: ApiDisabledError, 409: ConflictError}
+
+
 @dataclass(frozen=True)
 class Version:
     """A registered version as TorchServe describes it."""
@@ -211,8 +218,8 @@ class Management:
         if reply.is_success:
             return content
         message = content.get("message", "") if isinstance(content, dict) else reply.text[:200]
-        cls = ApiDisabledError if reply.status_code == 405 else ManagementError
-        raise cls(f"{verb} {path}: {reply.status_code} {message}")
+        error = _ERRORS.get(reply.status_code, ManagementError)
+        raise error(f"{verb} {path}: {reply.status_code} {message}")
 
     def _send(
         self,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from audiocnn.errors import ServerError
 from audiocnn.torchserve.integrity import write_atomically
-from audiocnn.torchserve.management_api import ManagementError
+from audiocnn.torchserve.management_api import ConflictError, ManagementError, Version
 from audiocnn.torchserve.rollout_context import RolloutContext, RolloutError
 from audiocnn.torchserve.store import Pending, clear_pending, read_pending, remove_copies
 
 _PREVIOUS = "rollout.json"  # in the store: the version before the last rollout
+_REGISTRATION_SECONDS = 10.0  # time limit for the server to complete a killed command's registration
 
 
 def recover(context: RolloutContext) -> None:
@@ -24,9 +26,17 @@ def recover(context: RolloutContext) -> None:
             save_previous(context, pending.old, pending.old_archive)
             clear_pending(context.store)
         else:  # keeps the checksum: a user who can write the store could name any archive here
+            _wait_registered(context, pending.version)
             undo(context, pending)
     with suppress(OSError):  # a read-only store
         remove_copies(context.store)
+
+
+def _wait_registered(context: RolloutContext, version: str) -> None:
+    """Wait for a registration that the server may still be working on: it does not end with its client."""
+    deadline = time.monotonic() + _REGISTRATION_SECONDS
+    while not is_registered(context, version) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _is_default(context: RolloutContext, version: str) -> bool:
@@ -51,13 +61,30 @@ def undo(context: RolloutContext, pending: Pending) -> None:
 
 def _restore_default(context: RolloutContext, pending: Pending) -> None:
     management = context.management
-    if not any(float(version.name) == float(pending.version) for version in management.versions()):
+    if not is_registered(context, pending.version):
         return
     if not management.version(pending.old).is_default:
         management.set_default(pending.old)
         management.wait_idle(pending.version, timeout_seconds=context.drain_seconds)
     management.unregister(pending.version)
     context.log(f"version {pending.old} is the default, {pending.version} is unregistered")
+
+
+def register(
+    context: RolloutContext, archive: str, name: str, like: Version, *, workers: int | None = None
+) -> None:
+    """`Management.register`; replaces a registration by a killed command that completes only now."""
+    try:
+        context.management.register(archive, name, like, workers=workers)
+    except ConflictError:
+        context.log(f"version {name} was registered by an earlier command meanwhile: registering it again")
+        context.management.unregister(name)
+        context.management.register(archive, name, like, workers=workers)
+
+
+def is_registered(context: RolloutContext, version: str) -> bool:
+    """Whether the server has this version; versions are numbers: 1.0 is 1.00."""
+    return any(float(registered.name) == float(version) for registered in context.management.versions())
 
 
 def save_previous(context: RolloutContext, version: str, archive: str) -> None:

@@ -18,7 +18,7 @@ from audiocnn.torchserve import integrity
 from audiocnn.torchserve.acceptance import AcceptanceCriteria, make_default, validate
 from audiocnn.torchserve.archives import known_sha256, manifest_version, verify
 from audiocnn.torchserve.management_api import Version
-from audiocnn.torchserve.recovery import load_previous, save_previous, undo
+from audiocnn.torchserve.recovery import is_registered, load_previous, register, save_previous, undo
 from audiocnn.torchserve.rollout_context import RolloutContext, RolloutError
 from audiocnn.torchserve.store import Pending, clear_pending
 
@@ -38,7 +38,7 @@ def rollout(context: RolloutContext, archive: Path, criteria: AcceptanceCriteria
     try:
         _install(context, copy, place, pending, digest)
         context.log(f"registering version {version} ({place.name}) with the settings of {old.name}")
-        management.register(place.name, version, old)
+        register(context, place.name, version, old)
         validate(context, version, old.name, criteria)
         make_default(context, version)
     except BaseException as error:  # Ctrl-C as well
@@ -50,7 +50,7 @@ def rollout(context: RolloutContext, archive: Path, criteria: AcceptanceCriteria
 
 
 def _check_unregistered(context: RolloutContext, version: str) -> None:
-    if any(float(registered.name) == float(version) for registered in context.management.versions()):
+    if is_registered(context, version):
         raise RolloutError(
             f"version {version} is registered already: give the archive another version, or unregister that "
             f"one: `audiocnn manage drain {version} --unregister`"
@@ -77,10 +77,9 @@ def rollback(context: RolloutContext) -> str:
     """Make the version before the last rollout the default again; returns it. Raises as `rollout` does."""
     name, archive = load_previous(context)
     old = context.management.default()
-    registered = {float(version.name) for version in context.management.versions()}
     if float(name) == float(old.name):
         raise RolloutError(f"version {name} is the default already")
-    if float(name) in registered:
+    if is_registered(context, name):
         return _switch_back(context, name, old)
     if not archive.is_file():
         raise RolloutError(f"{archive} does not exist: use `rollout` with an archive of version {name}")

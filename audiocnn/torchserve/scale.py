@@ -15,7 +15,7 @@ from pathlib import Path
 from audiocnn.torchserve.acceptance import make_default
 from audiocnn.torchserve.archives import MANIFEST, known_sha256, verify
 from audiocnn.torchserve.management_api import ApiDisabledError, Version
-from audiocnn.torchserve.recovery import undo
+from audiocnn.torchserve.recovery import register, undo
 from audiocnn.torchserve.rollout_context import RolloutContext, RolloutError
 from audiocnn.torchserve.store import STANDBY, Pending
 
@@ -51,7 +51,7 @@ def _standby(context: RolloutContext, current: Version, workers: int) -> Iterato
     pending.save(context.store)
     try:
         copy_as(source, copy, name)
-        management.register(copy.name, name, current, workers=workers)
+        register(context, copy.name, name, current, workers=workers)
         make_default(context, name)
         if not management.wait_idle(current.name, timeout_seconds=context.drain_seconds):
             raise RolloutError(f"version {current.name} did not become idle: nothing was changed")

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import requests
 
 from audiocnn.audio import synthetic
+from audiocnn.client.client import Client
+from audiocnn.torchserve.management_api import Management
+from audiocnn.torchserve.recovery import register
+from audiocnn.torchserve.rollout_context import RolloutContext
+from audiocnn.torchserve.store import Pending
 from tests.helpers.rollouts import (
     CONCURRENCY,
     RAIN,
@@ -139,6 +146,35 @@ def test_a_rollout_that_is_killed_blocks_nothing(
         assert "version 1.0 serves" in manage(open_server, "rollback", "--store", store)
     assert (versions(open_server), answers(open_server)) == (["1.0"], True)
     assert not [path for path in store.iterdir() if path.suffix == ".part" or "pending" in path.name]
+
+
+def test_a_registration_that_completes_after_its_command_was_killed_is_undone(
+    open_server: Server, store: Path, tmp_path: Path
+) -> None:
+    archive = repack(store / "audiocnn-9.0.mar", "9.0")
+    Pending("9.0", archive.name, "1.0", "audiocnn.mar", is_ours=True).save(store)
+    late = threading.Timer(3, requests.post, [f"{open_server.management}/models?url={archive.name}"])
+    late.start()
+    assert "9.0 is unregistered" in manage(open_server, "scale", 2, "--store", store)
+    late.join()
+    assert (versions(open_server), archive.exists()) == (["1.0"], False)
+
+
+def test_a_version_that_was_registered_meanwhile_is_registered_again(
+    open_server: Server, store: Path
+) -> None:
+    archive = repack(store / "late.mar", "9.0")
+    requests.post(f"{open_server.management}/models?url={archive.name}", timeout=120).raise_for_status()
+    lines: list[str] = []
+    with closing(Management(open_server.management)) as management:
+        context = RolloutContext(
+            management=management, connect=lambda version: Client(), store=store, log=lines.append
+        )
+        register(context, archive.name, "9.0", management.default())
+        assert management.version("9.0").is_ready  # the other one had no workers
+        assert "registering it again" in lines[0]
+        management.unregister("9.0")
+    archive.unlink()
 
 
 def test_a_scale_that_is_killed_is_undone_by_the_next(open_server: Server, store: Path) -> None:
