@@ -78,7 +78,7 @@ class Result:
     """The answer to one clip.
 
     >>> audiocnn.load().predict("rain.wav")
-    Result(label='rain', confidence=0.956, seconds=5.0)
+    Result(label='rain', confidence=0.992, seconds=5.0)
     """
 
     config: Config

@@ -2,9 +2,10 @@
 
 Ten classes are drawn, and clips of each from all folds but one; a head is fitted as `audiocnn teach` does
 and tested on all clips of the fold that was left out: those of the ten classes are known sounds, all others
-unknown ones. The backbones: `aisfx`, which was not trained on ESC-50, and the embedding of a checkpoint.
-Those in `checkpoints/validation` did not see their fold. If a checkpoint lacks ten classes, as `without-ten`
-does, the draws are of these; the other checkpoints know the classes that are drawn.
+unknown ones, and so are the home noises of `training.far_sounds`. The backbones: `aisfx`, which was not
+trained on ESC-50, and the embedding of a checkpoint. Those in `checkpoints/validation` did not see their
+fold. If a checkpoint lacks ten classes, as `without-ten` does, the draws are of these; the other checkpoints
+know the classes that are drawn.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from audiocnn import command
 from audiocnn.arrays import FloatArray
 from audiocnn.backbone.backbone import Backbone
 from audiocnn.backbone.weights import cache_folder
-from audiocnn.config import Config
+from audiocnn.config import Config, FrontendConfig
 from audiocnn.datasets import Dataset, LabelledClip, read_dataset
 from audiocnn.errors import DatasetError
 from audiocnn.machine import cpu_name
@@ -37,6 +38,7 @@ from audiocnn.teach.background import COUNT, made_background
 from audiocnn.teach.features import FeatureTable, table_of_made, views_for
 from audiocnn.teach.fit import TaughtHead, fit
 from audiocnn.teach.views import VIEWS
+from training import far_sounds
 from training.data import load_waveforms
 from training.teacher.features import FeatureStore
 
@@ -45,18 +47,24 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Features:
-    """Features of clips in a view, each computed once, and of the background sounds that are made."""
+    """Features of clips in a view, each computed once, of the background that is made, and of home noise."""
 
     name: str
     of: Callable[[Sequence[LabelledClip], str], FloatArray]  # (num_clips, d)
     made: FloatArray  # (COUNT, d)
+    home: FloatArray  # (far_sounds.COUNT, d)
 
 
 def aisfx_features(cache: Path) -> Features:
     """Those of `aisfx`, kept on disk between runs."""
     store, backbone = FeatureStore(cache, cache=cache), Backbone("aisfx", cache=cache)
     made = backbone.features(made_background(backbone.frontend))
-    return Features("aisfx", lambda clips, view: store.features(clips, [view])[0], made)
+    home = backbone.features(_home_noise(backbone.frontend))
+    return Features("aisfx", lambda clips, view: store.features(clips, [view])[0], made, home)
+
+
+def _home_noise(config: FrontendConfig) -> FloatArray:
+    return far_sounds.make("home noise", config, far_sounds.COUNT)
 
 
 def checkpoint_features(folder: Path) -> Features:
@@ -76,7 +84,8 @@ def checkpoint_features(folder: Path) -> Features:
             known.update(((clip.path, view), row) for clip, row in zip(batch, rows, strict=True))
         return np.stack([known[clip.path, view] for clip in clips])
 
-    return Features(f"embedding of {folder}", of, embedding(made_background(frontend)))
+    made, home = embedding(made_background(frontend)), embedding(_home_noise(frontend))
+    return Features(f"embedding of {folder}", of, made, home)
 
 
 @dataclass(frozen=True)
@@ -127,17 +136,19 @@ def table_of(clips: Sequence[LabelledClip], features: Features) -> FeatureTable:
     return own.merged(table_of_made(features.made))
 
 
-def score(head: TaughtHead, test: Sequence[LabelledClip], features: FloatArray) -> dict[str, float]:
-    """Shares from 0 to 1 on the clips of the fold that was left out."""
+def score(head: TaughtHead, test: Sequence[LabelledClip], features: Features) -> dict[str, float]:
+    """Shares from 0 to 1 on the clips of the fold that was left out, and on home noise."""
     number = {name: index for index, name in enumerate(head.class_names)}
     target = np.array([number.get(clip.label, -1) for clip in test])
-    probs, is_known = head.probs(features), target >= 0
+    probs, is_known = head.probs(features.of(test, "clean")), target >= 0
     is_refused = probs.max(axis=1) < head.unknown_threshold
+    is_home_refused = head.probs(features.home).max(axis=1) < head.unknown_threshold
     return {
         "accuracy": float((probs[is_known].argmax(axis=1) == target[is_known]).mean()),
         "left_out_accuracy": head.held_out.accuracy,
         "known_refused": float(is_refused[is_known].mean()),
         "unknown_refused": float(is_refused[~is_known].mean()),
+        "home_noise_refused": float(is_home_refused.mean()),
     }
 
 
@@ -149,7 +160,7 @@ def measure(features: Features, draws: Sequence[Draw]) -> list[dict[str, float]]
         began = time.monotonic()
         head = fit(table)
         seconds = time.monotonic() - began
-        rows.append(score(head, one.test, features.of(one.test, "clean")) | {"fit_seconds": seconds})
+        rows.append(score(head, one.test, features) | {"fit_seconds": seconds})
     return rows
 
 
@@ -161,10 +172,11 @@ def summarise(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def print_table(results: Sequence[dict[str, Any]], console: Console) -> None:
     """One row for each backbone and number of clips."""
-    table = Table("backbone", "clips a class", "accuracy", "known refused", "unknown refused", "fit, seconds")
+    refused = ("known refused", "unknown refused", "home noise refused")
+    table = Table("backbone", "clips a class", "accuracy", *refused, "fit, seconds")
     for row in results:
         accuracy = f"{row['accuracy']:.1%} ± {row['accuracy_std']:.1%}"
-        shares = (f"{row['known_refused']:.1%}", f"{row['unknown_refused']:.1%}")
+        shares = [f"{row[name.replace(' ', '_')]:.1%}" for name in refused]
         table.add_row(row["backbone"], str(row["clips"]), accuracy, *shares, f"{row['fit_seconds']:.1f}")
     console.print(table)
 

@@ -47,7 +47,7 @@ def make(kind: str, config: FrontendConfig, count: int) -> FloatArray:
     """`count` different windows, float32 `(count, window_samples)` in [-1, 1]; deterministic."""
     rng = random.Random(f"far {kind}")  # noqa: S311  not for secrets
     if kind == "home noise":
-        return np.stack([_home_noise(rng, config) for _ in range(count)])
+        return np.stack([home_noise(rng, config.window_samples, config.sample_rate) for _ in range(count)])
     program = _speech if kind == "speech" else _music
     decoded = (audio.decode(program(rng), sample_rate=config.sample_rate).waveform for _ in range(count))
     return np.stack([windows.cut(waveform, config)[0] for waveform in decoded])
@@ -74,17 +74,19 @@ def _file(*command: str) -> bytes:
         return path.read_bytes()
 
 
-def _home_noise(rng: random.Random, config: FrontendConfig) -> FloatArray:
-    """Mains hum with harmonics, fan noise and up to three dull knocks; peak at -30 to 0 dB full scale."""
+def home_noise(rng: random.Random, length: int, sample_rate: int) -> FloatArray:
+    """Mains hum with harmonics, fan noise and up to three dull knocks: float32 `(length,)`.
+
+    Its peak is at -30 to 0 dB of full scale.
+    """
     generator = np.random.default_rng(rng.getrandbits(32))
-    length = config.window_samples
-    seconds = np.arange(length) / config.sample_rate
+    seconds = np.arange(length) / sample_rate
     mains = rng.choice((50, 60))
     hum = sum(
         rng.random() / n * np.sin(2 * np.pi * mains * n * seconds + 6.28 * rng.random()) for n in range(1, 9)
     )
     spectrum = np.fft.rfft(generator.standard_normal(length))
-    hertz = np.fft.rfftfreq(length, 1 / config.sample_rate)
+    hertz = np.fft.rfftfreq(length, 1 / sample_rate)
     fan = np.fft.irfft(spectrum / (1 + (hertz / rng.uniform(100, 800)) ** 2), n=length)
     sound = rng.random() * hum + rng.random() * fan / fan.std()
     for _ in range(rng.randrange(4)):

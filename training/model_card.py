@@ -226,7 +226,7 @@ def _background(provenance: dict[str, Any]) -> str:
         return "nothing"
     rendered = {"espeak-ng": "speech", "fluidsynth": "music"}
     programs = [name for stage in _stages(provenance) for name in stage.get("background_programs", [])]
-    names = ["noise", "tones", "clicks", "chirps", "shuffled pieces of clips"]
+    names = ["noise", "tones", "hums", "clicks", "chirps", "shuffled pieces of clips"]
     return "only synthetic " + ", ".join(names + [rendered[name] for name in dict.fromkeys(programs)])
 
 

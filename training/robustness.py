@@ -7,6 +7,7 @@ the waveform.
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,9 @@ import soxr
 from rich.console import Console
 from rich.table import Table
 
-from audiocnn.arrays import FloatArray
+from audiocnn.arrays import AnyFloatArray, FloatArray
 from audiocnn.audio.audio_input import encode
+from training.far_sounds import home_noise
 
 Condition = Callable[[FloatArray, int], bytes]
 
@@ -38,16 +40,29 @@ def gain(decibels: float) -> Condition:
     return lambda waveform, sample_rate: wav(waveform * factor, sample_rate)
 
 
-def noise(snr: float) -> Condition:
-    """White noise `snr` dB below the mean power of the whole clip, scaled down where it would clip."""
+def white(seed: int, length: int, sample_rate: int) -> AnyFloatArray:
+    """White noise: float64 `(length,)`."""
+    return np.random.default_rng(seed).standard_normal(length)
+
+
+def machine(seed: int, length: int, sample_rate: int) -> AnyFloatArray:
+    """A fan, mains hum and dull knocks: float32 `(length,)`."""
+    return home_noise(random.Random(seed), length, sample_rate)  # noqa: S311  not for secrets
+
+
+def noise(snr: float, sound: Callable[[int, int, int], AnyFloatArray] = white) -> Condition:
+    """A sound `snr` dB below the mean power of the whole clip, scaled down where their sum would clip."""
 
     def add(waveform: FloatArray, sample_rate: int) -> bytes:
-        rng = np.random.default_rng(zlib.crc32(waveform.tobytes()))
-        rms = np.sqrt(np.square(waveform, dtype=np.float64).mean()) * 10 ** (-snr / 20)
-        noisy = waveform + rms * rng.standard_normal(len(waveform))
+        added = sound(zlib.crc32(waveform.tobytes()), len(waveform), sample_rate)
+        noisy = waveform + _rms(waveform) * 10 ** (-snr / 20) * added / _rms(added)
         return wav((noisy / max(1.0, np.abs(noisy).max())).astype(np.float32), sample_rate)
 
     return add
+
+
+def _rms(waveform: AnyFloatArray) -> float:
+    return float(np.sqrt(np.square(waveform, dtype=np.float64).mean()))
 
 
 def codec(hertz: int, **options: Any) -> Condition:
@@ -87,6 +102,8 @@ CONDITIONS: dict[str, Condition] = {
     "white noise, 20 dB SNR": noise(20),
     "white noise, 10 dB SNR": noise(10),
     "white noise, 0 dB SNR": noise(0),
+    "fan and hum, 10 dB SNR": noise(10, machine),
+    "fan and hum, 0 dB SNR": noise(0, machine),
     "MP3, 64 kbit/s": codec(44_100, **_MP3),
     "Opus, 24 kbit/s": codec(48_000, **_OPUS),
     "16 kHz file": rate(16_000),

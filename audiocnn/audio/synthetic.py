@@ -29,23 +29,40 @@ def _finish(signal: AnyFloatArray, peak: float = 0.8) -> FloatArray:
     return np.asarray(signal / np.abs(signal).max() * peak, dtype=np.float32)
 
 
+def _in_place(signal: AnyFloatArray, seconds: float, noise_db: float = -30.0) -> AnyFloatArray:
+    """As recorded in a place with this reverberation time (T60), with pink noise at `noise_db` of its power.
+
+    A recording has both; a network hears a machine's tone where they are missing.
+    """
+    rng = np.random.default_rng(5)
+    n, size = len(signal), 2 * len(signal)
+    hz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
+    tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / (seconds * SAMPLE_RATE))
+    response = np.fft.rfft(tail, size) / (1 + (hz / 6000) ** 2)
+    echoes = np.fft.irfft(np.fft.rfft(signal, size) * response, size)[:n]
+    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(size)) / np.sqrt(np.maximum(hz, 20)), size)[:n]
+    parts = ((signal, 1.0), (echoes, 0.5), (noise, 10 ** (noise_db / 20)))
+    return np.asarray(sum(level * part / part.std() for part, level in parts))
+
+
 def church_bells() -> FloatArray:
-    """Two bells: inharmonic partials (hum, prime, tierce, quint, nominal, ...) that ring out."""
+    """Two bells: inharmonic partials (hum, prime, tierce, quint, nominal, ...) that beat and ring out."""
     t = _time()
     partials = [(0.5, 0.5, 4.0), (1.0, 0.7, 3.0), (1.2, 0.6, 2.2), (1.5, 0.4, 1.6), (2.0, 1.0, 1.5)]
     partials += [(2.67, 0.5, 0.8), (3.0, 0.4, 0.7), (4.1, 0.35, 0.5), (5.4, 0.25, 0.35), (6.8, 0.2, 0.25)]
     decays = [level * np.exp(-t / decay) for _, level, decay in partials]
     signal = np.zeros_like(t)
     for prime, starts in ((440.0, (0.1, 2.1, 4.1)), (370.0, (1.1, 3.1))):
-        tones = (np.sin(2 * np.pi * prime * ratio * t) for ratio, _, _ in partials)
+        pairs = ((prime * ratio, prime * ratio * 1.001) for ratio, _, _ in partials)  # no bell is quite round
+        tones = (np.sin(2 * np.pi * low * t) + np.sin(2 * np.pi * high * t) for low, high in pairs)
         bell = sum(tone * decay for tone, decay in zip(tones, decays, strict=True))
         for first in (round(start * SAMPLE_RATE) for start in starts):
             signal[first:] += bell[: len(t) - first]
-    return _finish(signal)
+    return _finish(_in_place(signal, 1.5, -20))
 
 
 def siren() -> FloatArray:
-    """A wailing siren: a rich tone that sweeps slowly between 600 and 1,400 Hz, over a faint hiss."""
+    """A wailing siren in a street: a rich tone that sweeps slowly between 600 and 1,400 Hz."""
     t = _time()
     pitch = 1000 + 400 * np.sin(2 * np.pi * 0.2 * t - np.pi / 2)
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
@@ -54,8 +71,7 @@ def siren() -> FloatArray:
     for harmonic in range(2, 9):  # sin(n x) = 2 cos(x) sin((n - 1) x) - sin((n - 2) x)
         before, tone = tone, twice_cosine * tone - before
         signal += tone / harmonic
-    hiss = np.random.default_rng(1).standard_normal(len(t))
-    return _finish(signal / np.abs(signal).max() + 0.02 * hiss, peak=0.6)
+    return _finish(_in_place(signal, 1.0), peak=0.6)
 
 
 def clock_alarm() -> FloatArray:
@@ -64,29 +80,31 @@ def clock_alarm() -> FloatArray:
     beep = np.sign(np.sin(2 * np.pi * 2048 * t)) * 0.5 + np.sin(2 * np.pi * 2048 * t)
     gate = ((t % 1.0) < 0.5) & ((t % 0.125) < 0.0625)
     smooth = np.convolve(gate.astype(float), np.ones(64) / 64, mode="same")
-    return _finish(beep * smooth, peak=0.7)
+    return _finish(_in_place(beep * smooth, 0.3), peak=0.7)
 
 
 def rain() -> FloatArray:
-    """Steady rain: shaped noise with many small random drops."""
+    """Steady rain: shaped noise with many drops of random sizes on different surfaces."""
     rng = np.random.default_rng(7)
-    noise = rng.standard_normal(len(_time()))
-    spectrum = np.fft.rfft(noise)
-    hz = np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE)
-    spectrum *= (hz / 1000 + 0.1) ** 0.1 / (1 + (hz / 9000) ** 2)
-    signal = np.fft.irfft(spectrum, len(noise))
-    drops = (rng.random(len(noise)) < 0.002) * rng.standard_normal(len(noise))
-    click = np.exp(-np.arange(200) / 25) * np.sin(2 * np.pi * 5000 * np.arange(200) / SAMPLE_RATE)
-    return _finish(signal / signal.std() + 2 * np.convolve(drops, click, mode="same"), peak=0.5)
+    n = len(_time())
+    hz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
+    shape = (hz / 1000 + 0.1) ** -0.25 / (1 + (hz / 9000) ** 2)
+    noise, age = np.fft.irfft(np.fft.rfft(rng.standard_normal(n)) * shape, n), np.arange(400)
+    drops = np.zeros(n)
+    for pitch in (1_800, 2_600, 3_500, 5_000, 7_000):
+        sizes = (rng.random(n) < 0.004) * rng.exponential(size=n)
+        drop = np.exp(-age / 40) * np.sin(2 * np.pi * pitch * age / SAMPLE_RATE)
+        drops += np.convolve(sizes, drop, mode="same")
+    return _finish(noise / noise.std() + 0.5 * drops / drops.std(), peak=0.5)
 
 
 def clock_tick() -> FloatArray:
-    """A wall clock in a room: four clicks a second, tick and tock, over a faint hiss.
+    """A wall clock in a furnished room: four clicks a second, tick and tock.
 
-    A click is three resonances that decay within 12 ms, and a room's noise that decays within 50 ms.
+    A click is three resonances that decay within 12 ms, and noise that decays within 50 ms.
     """
     rng = np.random.default_rng(3)
-    signal = rng.standard_normal(len(_time())) * 3e-3
+    signal = np.zeros_like(_time())
     age = np.arange(round(0.2 * SAMPLE_RATE)) / SAMPLE_RATE
     for number, start in enumerate(np.arange(0.1, 4.75, 0.25)):
         ratio, level = (0.75, 0.8) if number % 2 else (1.0, 1.0)
@@ -95,7 +113,7 @@ def clock_tick() -> FloatArray:
         click = np.exp(-age / 0.012) * click + 0.1 * np.exp(-age / 0.05) * rng.standard_normal(len(age))
         first = round(start * SAMPLE_RATE)
         signal[first : first + len(click)] += level * click
-    return _finish(signal, peak=0.5)
+    return _finish(_in_place(signal, 0.15, -25), peak=0.5)
 
 
 SOUNDS: dict[str, Callable[[], FloatArray]] = {

@@ -22,8 +22,8 @@ SECURITY_SCHEMES = {
 _BODIES = (InferRequest, ClassificationRequest)
 
 _PREDICTIONS = [
-    {"class": "church_bells", "confidence": 0.488897},
-    {"class": "siren", "confidence": 0.068067},
+    {"class": "church_bells", "confidence": 0.995536},
+    {"class": "cow", "confidence": 0.000617},
 ]
 _ANSWER: dict[str, Any] = {
     "predictions": _PREDICTIONS,
@@ -31,7 +31,7 @@ _ANSWER: dict[str, Any] = {
     "is_silent": False,
     "warnings": [],
     "duration": 5.0,
-    "model": {"name": "audiocnn", "version": "1.0", "sha256": "665a3fd4bee7"},
+    "model": {"name": "audiocnn", "version": "1.0", "sha256": "be3ad1894ea1"},
     "request_id": "0c5a1f7e-5d0c-4c0e-9a40-2f3cf0a1d7b5",
 }
 _UNSUPPORTED = {
@@ -58,8 +58,8 @@ ANSWERS: dict[str, Any] = {
         "model_name": "audiocnn",
         "model_version": "1.0",
         "outputs": [
-            {"name": "label", "datatype": "BYTES", "shape": [1, 2], "data": ["church_bells", "siren"]},
-            {"name": "score", "datatype": "FP32", "shape": [1, 2], "data": [0.488897, 0.068067]},
+            {"name": "label", "datatype": "BYTES", "shape": [1, 2], "data": ["church_bells", "cow"]},
+            {"name": "score", "datatype": "FP32", "shape": [1, 2], "data": [0.995536, 0.000617]},
         ],
     },
 }

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from audiocnn.arrays import FloatArray
-from audiocnn.audio.generators import chirps, clicks, noise, tones, uniform
+from audiocnn.audio.generators import chirps, clicks, hums, noise, tones, uniform
 from audiocnn.config import FrontendConfig
 
 COUNT, SILENCE = 40, "silence"
-_KINDS: tuple[Callable[[Tensor, int], Tensor], ...] = (noise, tones, clicks, chirps)
+_KINDS: tuple[Callable[[Tensor, int], Tensor], ...] = (noise, tones, hums, clicks, chirps)
 
 
 def kind_of(number: int) -> str:
@@ -22,7 +22,7 @@ def kind_of(number: int) -> str:
 
 
 def made_background(config: FrontendConfig, count: int = COUNT) -> FloatArray:
-    """Silence, noise, tones, clicks and chirps: float32 `(count, window_samples)`, always the same.
+    """Silence, noise, tones, hums, clicks and chirps: float32 `(count, window_samples)`, always the same.
 
     Their peaks are at -40 to 0 dB of full scale.
     """

@@ -121,7 +121,7 @@ def model_card(config: Config, summary: dict[str, Any]) -> str:
     refused = summary["background_refused"]
     window = f"{config.frontend.clip_seconds:g} s at {config.frontend.sample_rate:,} Hz"
     background = (
-        "made sounds (noise, tones, clicks, chirps)"
+        "made sounds (noise, tones, hums, clicks, chirps)"
         if refused is None
         else f"the user's own recordings, {refused:.0%} of them refused when left out"
     )

@@ -54,10 +54,13 @@ def test_louder_is_clipped_and_does_not_wrap_around(name: str, clipped: float) -
     assert (np.sign(waveform) == np.sign(CLIP))[np.abs(CLIP) > 0.01].all()
 
 
-@pytest.mark.parametrize("snr", [20, 10, 0])
-def test_noise_has_the_power_it_says(snr: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "snr"),
+    [("white noise, 20 dB SNR", 20), ("white noise, 0 dB SNR", 0), ("fan and hum, 10 dB SNR", 10)],
+)
+def test_noise_has_the_power_it_says(name: str, snr: float) -> None:
     for waveform in (CLIP, CLIP * 1.9):  # the second is scaled down to fit
-        noisy = heard(CONDITIONS[f"white noise, {snr} dB SNR"], waveform).astype(np.float64)
+        noisy = heard(CONDITIONS[name], waveform).astype(np.float64)
         clean = waveform * (noisy @ waveform) / np.square(waveform, dtype=np.float64).sum()
         assert 20 * np.log10(rms(clean) / rms(noisy - clean)) == pytest.approx(snr, abs=0.1)
 

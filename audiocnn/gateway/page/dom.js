@@ -14,10 +14,11 @@ export function element(tag, attributes = {}, ...children) {
 
 export const spoken = (name) => name.replaceAll("_", " ");
 
-/** Whole percents, with one decimal below ten. */
+/** Whole percents, with one decimal below 10 and above 99. */
 export function percent(p) {
-  if (p >= 0.0995) return `${Math.round(100 * p)} %`;
-  return p >= 0.0005 ? `${(100 * p).toFixed(1)} %` : "< 0.1 %";
+  if (p >= 0.9995) return "> 99.9 %";
+  if (p < 0.0005) return "< 0.1 %";
+  return `${(100 * p).toFixed(p < 0.0995 || p >= 0.99 ? 1 : 0)} %`;
 }
 
 /** Minutes and seconds: 1:05. */
