@@ -202,7 +202,8 @@ def _from_scratch(scratch: dict[str, Any] | None) -> str:
         return ""
     return (
         f"\nThe same network from scratch, without a teacher, {scratch['epochs']} epochs, on folds "
-        f"{_join(scratch['folds'])}: accuracy {scratch['accuracy']:.2%}."
+        f"{_join(scratch['folds'])}: accuracy {scratch['accuracy']:.2%}.\n"
+        "The repository's `docs/training.md` compares it with the teacher, its fine-tuning, and ensembles."
     )
 
 

@@ -29,10 +29,10 @@ def _finish(signal: AnyFloatArray, peak: float = 0.8) -> FloatArray:
     return np.asarray(signal / np.abs(signal).max() * peak, dtype=np.float32)
 
 
-def _in_place(signal: AnyFloatArray, seconds: float, noise_db: float = -30.0) -> AnyFloatArray:
-    """As recorded in a place with this reverberation time (T60), with pink noise at `noise_db` of its power.
+def _as_recorded(signal: AnyFloatArray, seconds: float, noise_db: float = -30.0) -> AnyFloatArray:
+    """As recorded in a place with this reverberation time (T60), with pink noise at `noise_db` of the signal.
 
-    A recording has both; a network hears a machine's tone where they are missing.
+    The network was trained on recordings, which have both: bare tones are unknown to it.
     """
     rng = np.random.default_rng(5)
     n, size = len(signal), 2 * len(signal)
@@ -58,7 +58,7 @@ def church_bells() -> FloatArray:
         bell = sum(tone * decay for tone, decay in zip(tones, decays, strict=True))
         for first in (round(start * SAMPLE_RATE) for start in starts):
             signal[first:] += bell[: len(t) - first]
-    return _finish(_in_place(signal, 1.5, -20))
+    return _finish(_as_recorded(signal, 1.5, -20))
 
 
 def siren() -> FloatArray:
@@ -71,7 +71,7 @@ def siren() -> FloatArray:
     for harmonic in range(2, 9):  # sin(n x) = 2 cos(x) sin((n - 1) x) - sin((n - 2) x)
         before, tone = tone, twice_cosine * tone - before
         signal += tone / harmonic
-    return _finish(_in_place(signal, 1.0), peak=0.6)
+    return _finish(_as_recorded(signal, 1.0), peak=0.6)
 
 
 def clock_alarm() -> FloatArray:
@@ -80,7 +80,7 @@ def clock_alarm() -> FloatArray:
     beep = np.sign(np.sin(2 * np.pi * 2048 * t)) * 0.5 + np.sin(2 * np.pi * 2048 * t)
     gate = ((t % 1.0) < 0.5) & ((t % 0.125) < 0.0625)
     smooth = np.convolve(gate.astype(float), np.ones(64) / 64, mode="same")
-    return _finish(_in_place(beep * smooth, 0.3), peak=0.7)
+    return _finish(_as_recorded(beep * smooth, 0.3), peak=0.7)
 
 
 def rain() -> FloatArray:
@@ -113,7 +113,7 @@ def clock_tick() -> FloatArray:
         click = np.exp(-age / 0.012) * click + 0.1 * np.exp(-age / 0.05) * rng.standard_normal(len(age))
         first = round(start * SAMPLE_RATE)
         signal[first : first + len(click)] += level * click
-    return _finish(_in_place(signal, 0.15, -25), peak=0.5)
+    return _finish(_as_recorded(signal, 0.15, -25), peak=0.5)
 
 
 SOUNDS: dict[str, Callable[[], FloatArray]] = {
