@@ -140,5 +140,5 @@ def synthetic_logits(engine: Engine, *, only: int | None = None) -> FloatArray:
 
 def synthetic_windows(config: FrontendConfig) -> list[FloatArray]:
     """The first window `(window_samples,)` of each synthetic sound."""
-    clips = [audio.decode(synthetic.wav(name), sample_rate=config.sample_rate) for name in synthetic.SOUNDS]
+    clips = [audio.decode(data, sample_rate=config.sample_rate) for data in synthetic.reference_wavs()]
     return [windows.cut(clip.waveform, config)[0] for clip in clips]

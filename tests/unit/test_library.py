@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import audiocnn
+from audiocnn import audio
 from audiocnn.audio import synthetic
 from audiocnn.classifier import Classifier
 from audiocnn.errors import (
@@ -163,6 +164,15 @@ def test_a_wrong_reference_beside_int8_is_named(tmp_path: Path, content: str) ->
     (tmp_path / "reference.json").write_text(content)
     with pytest.raises(ModelFileError, match=r"reference\.json"):
         Classifier.load(file)
+
+
+def test_the_sounds_of_reference_json_are_those_of_earlier_releases() -> None:
+    clips = [audio.decode(data, sample_rate=44_100) for data in synthetic.reference_wavs()]
+    found = [clip.waveform for clip in clips]
+    levels = [float(np.sqrt(np.square(sound, dtype=float).mean())) for sound in found]
+    assert levels == pytest.approx([0.1595, 0.2925, 0.2737, 0.0859, 0.0320], abs=1e-4)
+    crossings = [int((np.diff(np.sign(sound)) != 0).sum()) for sound in found]
+    assert crossings == pytest.approx([6243, 13192, 5257, 66027, 103401], rel=1e-3)
 
 
 def test_the_error_of_a_clip_is_raised_alone_and_returned_in_a_batch(model: Classifier) -> None:
