@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audiocnn.audio import windows
-from audiocnn.audio.generators import uniform
+from audiocnn.audio.generators import draw, uniform
 from audiocnn.config import FrontendConfig
 from training.augment import energetic_moment
 
@@ -36,8 +36,8 @@ def tiled_crop(
     """
 
     def tile(clip: Tensor, moment: int) -> Tensor:
-        kept = min(round(config.sample_rate * _draw(shortest, longest)), len(clip))
-        first = min(max(0, moment - int(_draw(0, kept))), len(clip) - kept)
+        kept = min(round(config.sample_rate * draw(shortest, longest)), len(clip))
+        first = min(max(0, moment - int(draw(0, kept))), len(clip) - kept)
         positions = windows.cut(np.arange(kept, dtype=np.float32), config)[0]  # exact: fewer than 2^24
         index = first + torch.from_numpy(positions).to(clip.device).long()
         return clip.gather(0, index)
@@ -103,7 +103,3 @@ def level(waveform: Tensor, probability: float, lowest_db: float = -40.0) -> Ten
 
 def _rms(waveform: Tensor) -> Tensor:
     return waveform.square().mean(dim=1, keepdim=True).sqrt()
-
-
-def _draw(low: float, high: float) -> float:
-    return float(torch.empty(1).uniform_(low, high))

@@ -45,8 +45,8 @@ def tones(like: Tensor, sample_rate: int) -> Tensor:
     hertz = torch.exp(torch.empty(count, 1, device=like.device).uniform_(math.log(60), math.log(12_000)))
     strength = torch.rand(count, 1, device=like.device) + 0.1
     sound = (strength * torch.sin(2 * math.pi * hertz * seconds)).sum(dim=0, keepdim=True)
-    period = _draw(0.1, 3.0)
-    is_on = (seconds / period) % 1 < _draw(0.2, 2.0)
+    period = draw(0.1, 3.0)
+    is_on = (seconds / period) % 1 < draw(0.2, 2.0)
     return sound * is_on
 
 
@@ -55,24 +55,24 @@ def hums(like: Tensor, sample_rate: int) -> Tensor:
     seconds = _seconds(like, sample_rate)
     number = torch.arange(1, 13, device=like.device)[:, None]
     hertz = _log_uniform(20, 400)
-    strength = torch.rand(12, 1, device=like.device) / number ** _draw(0.0, 2.0)
+    strength = torch.rand(12, 1, device=like.device) / number ** draw(0.0, 2.0)
     phase = 2 * math.pi * torch.rand(12, 1, device=like.device)
     hum = (strength * torch.sin(2 * math.pi * hertz * number * seconds + phase)).sum(dim=0, keepdim=True)
     spectrum = torch.fft.rfft(torch.randn_like(like[:1]))
     frequency = torch.fft.rfftfreq(like.shape[1], 1 / sample_rate, device=like.device)
-    low_pass = 1 / (1 + (frequency / _log_uniform(60, 3_000)) ** _draw(1.0, 4.0))
+    low_pass = 1 / (1 + (frequency / _log_uniform(60, 3_000)) ** draw(1.0, 4.0))
     air = torch.fft.irfft(spectrum * low_pass, n=like.shape[1])
-    share = _draw(0.0, 1.0)
+    share = draw(0.0, 1.0)
     sound: Tensor = share * hum / hum.std().clamp_min(1e-6) + (1 - share) * air / air.std().clamp_min(1e-6)
-    return sound * (1 + _draw(0.0, 0.5) * torch.sin(2 * math.pi * seconds / _draw(0.2, 10.0)))
+    return sound * (1 + draw(0.0, 0.5) * torch.sin(2 * math.pi * seconds / draw(0.2, 10.0)))
 
 
 def chirps(like: Tensor, sample_rate: int) -> Tensor:
     """A sine that sweeps over up to five octaves periodically."""
     seconds = _seconds(like, sample_rate)
     low = _log_uniform(100, 3_000)
-    octaves = _draw(-2.0, 5.0)
-    period = _draw(0.05, 5.0)
+    octaves = draw(-2.0, 5.0)
+    period = draw(0.05, 5.0)
     hertz = (low * torch.exp2(octaves * ((seconds / period) % 1))).clamp_max(0.45 * sample_rate)
     return torch.sin(2 * math.pi * torch.cumsum(hertz.double(), dim=1) / sample_rate).float()
 
@@ -81,7 +81,7 @@ def clicks(like: Tensor, sample_rate: int) -> Tensor:
     """Bursts of up to 3 ms at random moments, 0.5 to 50 a second."""
     rate = _log_uniform(0.5, 50)
     impulses = (torch.rand_like(like[:1]) < rate / sample_rate) * torch.rand_like(like[:1])
-    decay = _draw(0.0001, 0.001)
+    decay = draw(0.0001, 0.001)
     length = round(0.003 * sample_rate)
     fade = torch.exp(-torch.arange(length, device=like.device) / (decay * sample_rate))
     burst = torch.randn(1, length, device=like.device) * fade
@@ -93,7 +93,7 @@ def clicks(like: Tensor, sample_rate: int) -> Tensor:
 def grains(waveform: Tensor, sample_rate: int) -> Tensor:
     """Pieces of 20 to 120 ms from all clips of the batch in random order."""
     batch, length = waveform.shape
-    size = min(length, round(sample_rate * _draw(0.02, 0.12)))
+    size = min(length, round(sample_rate * draw(0.02, 0.12)))
     count = math.ceil(length / size)
     clip = torch.randint(batch, (count, 1), device=waveform.device)
     first = torch.randint(length - size + 1, (count, 1), device=waveform.device)
@@ -103,12 +103,13 @@ def grains(waveform: Tensor, sample_rate: int) -> Tensor:
     return (pieces * fade).flatten()[None, :length]
 
 
-def _draw(low: float, high: float) -> float:
+def draw(low: float, high: float) -> float:
+    """A uniform random number."""
     return float(torch.empty(1).uniform_(low, high))
 
 
 def _log_uniform(low: float, high: float) -> float:
-    return math.exp(_draw(math.log(low), math.log(high)))
+    return math.exp(draw(math.log(low), math.log(high)))
 
 
 def _seconds(like: Tensor, sample_rate: int) -> Tensor:

@@ -13,12 +13,12 @@ from audiocnn.audio.generators import chirps, clicks, hums, noise, tones, unifor
 from audiocnn.config import FrontendConfig
 
 COUNT, SILENCE = 40, "silence"
-_KINDS: tuple[Callable[[Tensor, int], Tensor], ...] = (noise, tones, hums, clicks, chirps)
+KINDS: tuple[Callable[[Tensor, int], Tensor], ...] = (noise, tones, hums, clicks, chirps)
 
 
 def kind_of(number: int) -> str:
     """The kind of the made sound with this number."""
-    return _KINDS[(number - 1) % len(_KINDS)].__name__ if number else SILENCE
+    return KINDS[(number - 1) % len(KINDS)].__name__ if number else SILENCE
 
 
 def made_background(config: FrontendConfig, count: int = COUNT) -> FloatArray:
@@ -29,7 +29,7 @@ def made_background(config: FrontendConfig, count: int = COUNT) -> FloatArray:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         like = torch.zeros(1, config.window_samples)
-        sounds = [like] + [_draw(_KINDS[n % len(_KINDS)], like, config.sample_rate) for n in range(count - 1)]
+        sounds = [like] + [_draw(KINDS[n % len(KINDS)], like, config.sample_rate) for n in range(count - 1)]
     stacked: FloatArray = np.asarray(torch.cat(sounds).numpy())
     return stacked
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from audiocnn.config import Config
 from audiocnn.model.card import front_matter
 from audiocnn.printing import print_text
+from audiocnn.teach.background import KINDS
 from audiocnn.teach.features import FeatureTable
 from audiocnn.teach.fit import FEW_CLIPS, REJECTED_SHARE, TaughtHead
 
@@ -121,7 +122,7 @@ def model_card(config: Config, summary: dict[str, Any]) -> str:
     refused = summary["background_refused"]
     window = f"{config.frontend.clip_seconds:g} s at {config.frontend.sample_rate:,} Hz"
     background = (
-        "made sounds (noise, tones, hums, clicks, chirps)"
+        f"made sounds ({', '.join(kind.__name__ for kind in KINDS)})"
         if refused is None
         else f"the user's own recordings, {refused:.0%} of them refused when left out"
     )

@@ -108,6 +108,10 @@ class Management:
         found = [Version.read(each, default=default) for each in self._call("GET", "/all")]
         return sorted(found, key=lambda version: float(version.name))
 
+    def is_registered(self, name: str) -> bool:
+        """Whether the server has this version; versions are numbers: 1.0 is 1.00."""
+        return any(float(version.name) == float(name) for version in self.versions())
+
     def version(self, name: str) -> Version:
         """One registered version."""
         for version in self.versions():

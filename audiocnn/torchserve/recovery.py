@@ -35,7 +35,7 @@ def recover(context: RolloutContext) -> None:
 def _wait_registered(context: RolloutContext, version: str) -> None:
     """Wait for a registration that the server may still be working on: it does not end with its client."""
     deadline = time.monotonic() + _REGISTRATION_SECONDS
-    while not is_registered(context, version) and time.monotonic() < deadline:
+    while not context.management.is_registered(version) and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
@@ -61,7 +61,7 @@ def undo(context: RolloutContext, pending: Pending) -> None:
 
 def _restore_default(context: RolloutContext, pending: Pending) -> None:
     management = context.management
-    if not is_registered(context, pending.version):
+    if not management.is_registered(pending.version):
         return
     if not management.version(pending.old).is_default:
         management.set_default(pending.old)
@@ -80,11 +80,6 @@ def register(
         context.log(f"version {name} was registered by an earlier command meanwhile: registering it again")
         context.management.unregister(name)
         context.management.register(archive, name, like, workers=workers)
-
-
-def is_registered(context: RolloutContext, version: str) -> bool:
-    """Whether the server has this version; versions are numbers: 1.0 is 1.00."""
-    return any(float(registered.name) == float(version) for registered in context.management.versions())
 
 
 def save_previous(context: RolloutContext, version: str, archive: str) -> None:

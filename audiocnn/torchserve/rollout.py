@@ -18,7 +18,7 @@ from audiocnn.torchserve import integrity
 from audiocnn.torchserve.acceptance import AcceptanceCriteria, make_default, validate
 from audiocnn.torchserve.archives import known_sha256, manifest_version, verify
 from audiocnn.torchserve.management_api import Version
-from audiocnn.torchserve.recovery import is_registered, load_previous, register, save_previous, undo
+from audiocnn.torchserve.recovery import load_previous, register, save_previous, undo
 from audiocnn.torchserve.rollout_context import RolloutContext, RolloutError
 from audiocnn.torchserve.store import Pending, clear_pending
 
@@ -50,7 +50,7 @@ def rollout(context: RolloutContext, archive: Path, criteria: AcceptanceCriteria
 
 
 def _check_unregistered(context: RolloutContext, version: str) -> None:
-    if is_registered(context, version):
+    if context.management.is_registered(version):
         raise RolloutError(
             f"version {version} is registered already: give the archive another version, or unregister that "
             f"one: `audiocnn manage drain {version} --unregister`"
@@ -79,7 +79,7 @@ def rollback(context: RolloutContext) -> str:
     old = context.management.default()
     if float(name) == float(old.name):
         raise RolloutError(f"version {name} is the default already")
-    if is_registered(context, name):
+    if context.management.is_registered(name):
         return _switch_back(context, name, old)
     if not archive.is_file():
         raise RolloutError(f"{archive} does not exist: use `rollout` with an archive of version {name}")

@@ -20,7 +20,7 @@ CLIP = tone(5.0)
 NOISE = (0.1 * np.random.default_rng(0).standard_normal(5 * SAMPLE_RATE)).astype(np.float32)
 
 
-def heard(condition: Condition, waveform: np.ndarray) -> np.ndarray:
+def decoded(condition: Condition, waveform: np.ndarray) -> np.ndarray:
     """What the server decodes of the condition's file: float32 at `SAMPLE_RATE`."""
     return audio.decode(condition(waveform, SAMPLE_RATE), sample_rate=SAMPLE_RATE).waveform
 
@@ -31,24 +31,26 @@ def rms(waveform: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_a_condition_is_deterministic_and_keeps_the_pitch(name: str) -> None:
-    waveform = heard(CONDITIONS[name], CLIP)
-    np.testing.assert_array_equal(waveform, heard(CONDITIONS[name], CLIP.copy()))
+    waveform = decoded(CONDITIONS[name], CLIP)
+    np.testing.assert_array_equal(waveform, decoded(CONDITIONS[name], CLIP.copy()))
     spectrum = np.abs(np.fft.rfft(waveform))
     hz = spectrum.argmax() * SAMPLE_RATE / len(waveform)
     assert hz == pytest.approx(1000, abs=2)
-    assert np.abs(heard(CONDITIONS[name], np.zeros_like(CLIP))).max() < 1e-3
+    assert np.abs(decoded(CONDITIONS[name], np.zeros_like(CLIP))).max() < 1e-3
 
 
 @pytest.mark.parametrize(("name", "decibels"), [("gain -30 dB", -30), ("gain -15 dB", -15)])
 def test_quieter(name: str, decibels: float) -> None:
-    assert 20 * np.log10(rms(heard(CONDITIONS[name], CLIP)) / rms(CLIP)) == pytest.approx(decibels, abs=0.02)
+    assert 20 * np.log10(rms(decoded(CONDITIONS[name], CLIP)) / rms(CLIP)) == pytest.approx(
+        decibels, abs=0.02
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "clipped"), [("gain +10 dB", 0.564), ("hard clipping (gain +20 dB)", 0.872)]
 )
 def test_louder_is_clipped_and_does_not_wrap_around(name: str, clipped: float) -> None:
-    waveform = heard(CONDITIONS[name], CLIP)
+    waveform = decoded(CONDITIONS[name], CLIP)
     # A sine of amplitude a > 1 is above full scale for 1 - 2/pi * asin(1/a) of the time.
     assert (np.abs(waveform) > 0.999).mean() == pytest.approx(clipped, abs=0.02)
     assert (np.sign(waveform) == np.sign(CLIP))[np.abs(CLIP) > 0.01].all()
@@ -56,18 +58,19 @@ def test_louder_is_clipped_and_does_not_wrap_around(name: str, clipped: float) -
 
 @pytest.mark.parametrize(
     ("name", "snr"),
-    [("white noise, 20 dB SNR", 20), ("white noise, 0 dB SNR", 0), ("fan and hum, 10 dB SNR", 10)],
+    [(f"white noise, {snr} dB SNR", snr) for snr in (20, 10, 0)]
+    + [(f"fan and hum, {snr} dB SNR", snr) for snr in (10, 0)],
 )
 def test_noise_has_the_power_it_says(name: str, snr: float) -> None:
     for waveform in (CLIP, CLIP * 1.9):  # the second is scaled down to fit
-        noisy = heard(CONDITIONS[name], waveform).astype(np.float64)
+        noisy = decoded(CONDITIONS[name], waveform).astype(np.float64)
         clean = waveform * (noisy @ waveform) / np.square(waveform, dtype=np.float64).sum()
         assert 20 * np.log10(rms(clean) / rms(noisy - clean)) == pytest.approx(snr, abs=0.1)
 
 
 def test_every_clip_has_noise_of_its_own() -> None:
     add = robustness.noise(0)
-    one, two = heard(add, CLIP * 0.2) - CLIP * 0.2, heard(add, -CLIP * 0.2) + CLIP * 0.2
+    one, two = decoded(add, CLIP * 0.2) - CLIP * 0.2, decoded(add, -CLIP * 0.2) + CLIP * 0.2
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.02
 
 
@@ -96,7 +99,7 @@ def test_codecs_spend_as_much_on_real_clips(fold4: list[LabelledClip]) -> None:
 def test_a_lower_rate_loses_the_top(name: str, rate: int) -> None:
     data = CONDITIONS[name](NOISE, SAMPLE_RATE)
     assert soundfile.info(io.BytesIO(data)).samplerate == rate
-    spectrum = np.square(np.abs(np.fft.rfft(heard(CONDITIONS[name], NOISE))))
+    spectrum = np.square(np.abs(np.fft.rfft(decoded(CONDITIONS[name], NOISE))))
     edge = round(rate / 2 * 1.02 * len(NOISE) / SAMPLE_RATE)
     assert spectrum[edge:].sum() < 1e-3 * spectrum[:edge].sum()
 
@@ -105,13 +108,13 @@ def test_an_excerpt_is_the_loudest_second() -> None:
     clip = NOISE * 0.1
     loud = np.sign(CLIP[:SAMPLE_RATE] + 0.01) * 0.5  # as loud in every sample: one second is the loudest
     clip[2 * SAMPLE_RATE : 3 * SAMPLE_RATE] = loud
-    waveform = heard(CONDITIONS["1 s excerpt (the loudest)"], clip)
+    waveform = decoded(CONDITIONS["1 s excerpt (the loudest)"], clip)
     np.testing.assert_allclose(waveform, loud, atol=1e-4)
-    assert len(heard(robustness.excerpt(1.0), CLIP[:1000])) == 1000
+    assert len(decoded(robustness.excerpt(1.0), CLIP[:1000])) == 1000
 
 
 def test_a_shift_loses_nothing() -> None:
-    np.testing.assert_array_equal(heard(robustness.shift(0.4), NOISE), np.roll(NOISE, 2 * SAMPLE_RATE))
+    np.testing.assert_array_equal(decoded(robustness.shift(0.4), NOISE), np.roll(NOISE, 2 * SAMPLE_RATE))
 
 
 def test_the_table_names_the_worst(capsys: pytest.CaptureFixture[str]) -> None:
